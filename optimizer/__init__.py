@@ -1,0 +1,1 @@
+"""Compile a PyTorch or ONNX model into a smaller, faster, verified one."""

@@ -1,0 +1,91 @@
+"""What a backend hands back: something that can be run, timed and stored.
+
+`TensorSpec` describes one input or output, `KernelTime` one row of a profile, `Executable` the contract between a backend and
+`optimizer.compiled.CompiledModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy.typing as npt
+
+__all__ = ["Array", "Executable", "KernelTime", "Part", "TensorSpec"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Part: TypeAlias = Path | bytes | Array
+"""One file inside a saved model: a file on disk, its bytes, or an array whose buffer is written as it lies in memory."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and shape of one input or output.
+
+    Attributes:
+        name: The name in the graph.
+        dtype: A numpy name (`"float32"`), an `ml_dtypes` name (`"bfloat16"`, `"int4"`), or `"string"`. A value that is not a tensor
+            has the ONNX type string instead (`"seq(tensor(float))"`, `"optional(tensor(float))"`) and is passed on as it is: a
+            list of arrays, or `None`.
+        shape: One entry an axis: an `int`, the name of a symbolic dimension, or `None` when nothing is known of that axis. The
+            whole is `None` when not even the rank is known.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+    def __str__(self) -> str:
+        dims = "..." if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.name}: {self.dtype}[{dims}]"
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """Where the time of a run went: one kernel.
+
+    Attributes:
+        name: The kernel's name.
+        nodes: Names of the graph's nodes that it computes, when known.
+        seconds: Time of all its calls in one run.
+        calls: How often it is called in one run.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    seconds: float
+    calls: int
+
+
+class Executable(Protocol):
+    """A compiled graph.
+
+    Attributes:
+        inputs: What `run` takes, in order.
+        outputs: What `run` gives, in order.
+        backend: The name of the backend that made it.
+        notes: Lines for the report, such as the fallback partitions and their reasons.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    backend: str
+    notes: list[str]
+
+    def run(self, inputs: Sequence[Array], num_threads: int) -> list[Array]:
+        """Compute the outputs. The inputs are C-contiguous, of the declared types, and are not changed."""
+        ...
+
+    def profile(self, inputs: Sequence[Array], num_threads: int, repeats: int) -> list[KernelTime]:
+        """Run `repeats` times and give the median time of each kernel."""
+        ...
+
+    def parts(self) -> dict[str, Part]:
+        """What `save` writes: file name inside the artifact -> content."""
+        ...
+
+    def manifest(self) -> dict[str, object]:
+        """What `load` of the same backend needs besides the parts; JSON types only."""
+        ...
