@@ -1,0 +1,40 @@
+"""The encoder of Whisper (Radford et al. 2022), random weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from models.case import ModelCase
+from models.seeding import seeded
+
+
+class AudioEncoder(nn.Module):
+    """A log-mel spectrogram `[B, M, 2S] float32` to hidden states `[B, S, D] float32`."""
+
+    def __init__(self, encoder: WhisperEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_features: torch.Tensor) -> torch.Tensor:
+        """The last layer's hidden states."""
+        hidden: torch.Tensor = self.encoder(input_features).last_hidden_state
+        return hidden
+
+
+def build(config: WhisperConfig, name: str, seed: int = 0) -> ModelCase:
+    """An encoder of any size."""
+    with seeded(seed):
+        module = AudioEncoder(WhisperEncoder(config)).eval()
+        features = torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions)
+    return ModelCase(name, module, (features,))
+
+
+def tiny_encoder() -> ModelCase:
+    """The encoder of Whisper tiny: 4 layers of 384, 30 seconds of sound."""
+    return build(
+        WhisperConfig(encoder_layers=4, d_model=384, encoder_attention_heads=6, encoder_ffn_dim=1536),
+        "whisper-tiny-encoder",
+    )
