@@ -1,0 +1,357 @@
+"""Walk the nodes of an ONNX graph and build a Relax function.
+
+Shape letters are those of the operator specifications. A value is looked up in the form that its consumer works in:
+
+* `ctx.x(value)`: a Relax expression with ONNX's own axis order;
+* `ctx.channels_last(value)`: the same with the channels moved to the end (converted once, then remembered);
+* `ctx.constant(value)`: a numpy array, if the value is a small constant; `ctx.is_weight(value)` tells a large one;
+* `ctx.weight(value, transform, shape, ...)`: a constant as an argument of the compiled function, laid out for a kernel;
+* `ctx.ints(value)`: the elements of a small integer tensor, as expressions over the symbolic sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import tvm
+from tvm import relax, te, tirx
+
+from backends.relax.registry import emitters
+from backends.relax.values import ChannelsLast, Packed, Refused, Result, Slot, SymbolicInts, prim, static_int
+
+_MAX_INTS = 64
+"""Integer tensors of at most so many elements are followed symbolically."""
+
+
+class Emitter:
+    """Emits one segment of a graph into one Relax function.
+
+    Args:
+        builder: the builder of the module that the function becomes part of; a function scope must be open while nodes are emitted.
+        constants: the values of small initializers, by name.
+        weights: the names of all initializers, small and large; their shapes and dtypes stand on the values.
+        sizes: the symbolic sizes by name, shared by all segments of a model.
+        weight_tuple: the function's parameter that holds all packed weights; grown through `packed`.
+    """
+
+    def __init__(
+        self,
+        builder: relax.BlockBuilder,
+        constants: Mapping[str, np.ndarray],
+        weights: set[str],
+        sizes: dict[str, tirx.Var],
+    ) -> None:
+        self.builder = builder
+        self.constants = constants
+        self.weights = weights
+        self.sizes = sizes
+        self.packed: dict[Packed, relax.Var] = {}
+        self._slots: dict[ir.Value, Slot] = {}
+
+    # -- values in
+
+    def bind(self, value: ir.Value, result: Result) -> None:
+        """Make a result known as `value`."""
+        slot = self._slots.setdefault(value, Slot(value))
+        if isinstance(result, SymbolicInts):
+            slot.ints = result
+        elif isinstance(result, ChannelsLast):
+            slot.channels_last = self.emit(result.expr, value.name or "")
+        else:
+            slot.plain = self.emit(result, value.name or "")
+
+    def x(self, value: ir.Value | None) -> relax.Var:
+        """The value in ONNX's axis order."""
+        slot = self._slot(value)
+        if slot.plain is None:
+            slot.plain = self._materialise(slot)
+        return slot.plain
+
+    def channels_last(self, value: ir.Value | None) -> relax.Var:
+        """The value as [N, spatial..., C]."""
+        slot = self._slot(value)
+        if slot.channels_last is None:
+            plain = self.x(value)
+            rank = self.rank(value)
+            slot.channels_last = self.emit(relax.op.permute_dims(plain, [0, *range(2, rank), 1])) if rank > 2 else plain
+        return slot.channels_last
+
+    def prefers_channels_last(self, value: ir.Value | None) -> bool:
+        """Whether the value is known with its channels last, and not in ONNX's order."""
+        slot = self._slot(value)
+        return slot.channels_last is not None and slot.plain is None
+
+    def constant(self, value: ir.Value | None) -> np.ndarray | None:
+        """The value as an array, if it is a small constant."""
+        if value is None:
+            return None
+        slot = self._slot(value)
+        if slot.constant is None and slot.ints is not None:
+            known = [static_int(e) for e in slot.ints.elements]
+            if all(k is not None for k in known):
+                slot.constant = np.array(known, slot.ints.dtype).reshape(slot.ints.shape)
+        return slot.constant
+
+    def is_weight(self, value: ir.Value | None) -> bool:
+        """Whether the value is an initializer, large or small."""
+        return value is not None and value.name in self.weights
+
+    def weight(
+        self, value: ir.Value, transform: str = "identity", shape: Sequence[int] | None = None, dtype: str | None = None, **options: object
+    ) -> relax.Var:
+        """An initializer as an argument of the function, laid out by `backends.relax.packing`'s function `transform`.
+
+        Args:
+            shape: the packed shape; the initializer's own by default.
+            dtype: the packed dtype; the initializer's own by default.
+            options: keyword arguments of the transform (hashable, JSON types).
+        """
+        own_shape, own_dtype = self._initializer_type(value)
+        packed = Packed(
+            value.name or "", transform, tuple(sorted(options.items())), tuple(shape if shape is not None else own_shape), dtype or own_dtype
+        )
+        if packed not in self.packed:
+            self.packed[packed] = relax.Var(f"w{len(self.packed)}", relax.TensorType(packed.shape, packed.dtype))
+        return self.packed[packed]
+
+    def ints(self, value: ir.Value | None) -> list[tirx.Expr] | None:
+        """The elements of a small integer tensor (row-major) if they are known, as int64 expressions."""
+        if value is None:
+            return None
+        slot = self._slot(value)
+        if slot.ints is None and slot.constant is not None and slot.constant.dtype.kind in "iu" and slot.constant.size <= _MAX_INTS:
+            slot.ints = SymbolicInts(
+                tuple(prim(int(v)) for v in slot.constant.reshape(-1)), slot.constant.shape, str(slot.constant.dtype)
+            )
+        return None if slot.ints is None else list(slot.ints.elements)
+
+    def static_ints(self, value: ir.Value | None, what: str) -> list[int] | None:
+        """The elements of an optional integer input that must be known at compile time; `None` if it is absent.
+
+        Raises:
+            Refused: the input is present, but computed at run time.
+        """
+        if value is None:
+            return None
+        elements = self.ints(value)
+        known = None if elements is None else [static_int(e) for e in elements]
+        if known is None or any(k is None for k in known):
+            raise Refused(f"{what} is computed at run time")
+        return [int(k) for k in known if k is not None]
+
+    def required_constant(self, value: ir.Value | None, what: str) -> np.ndarray:
+        """A small constant that must be known at compile time.
+
+        Raises:
+            Refused: it is computed at run time.
+        """
+        array = self.constant(value)
+        if array is None:
+            raise Refused(f"{what} is computed at run time")
+        return array
+
+    # -- types
+
+    def shape(self, value: ir.Value | None) -> list[tirx.Expr]:
+        """The sizes of the value's axes, in ONNX's order."""
+        slot = self._slot(value)
+        if slot.constant is not None:
+            return [prim(d) for d in slot.constant.shape]
+        if slot.ints is not None:
+            return [prim(d) for d in slot.ints.shape]
+        if slot.plain is None and slot.channels_last is not None:
+            n, *spatial, c = _sizes(slot.channels_last)
+            return [n, c, *spatial]
+        return _sizes(self.x(value))
+
+    def rank(self, value: ir.Value | None) -> int:
+        """The number of axes."""
+        return len(self.shape(value))
+
+    def static_shape(self, value: ir.Value | None, what: str = "a shape") -> list[int]:
+        """The sizes of the axes where all must be known at compile time.
+
+        Raises:
+            Refused: one of them is symbolic.
+        """
+        sizes = [static_int(d) for d in self.shape(value)]
+        if any(d is None for d in sizes):
+            raise Refused(f"{what} depends on a symbolic size")
+        return [int(d) for d in sizes if d is not None]
+
+    def dtype(self, value: ir.Value | None) -> str:
+        """The element type, as a numpy or ml_dtypes name."""
+        slot = self._slot(value)
+        if slot.constant is not None:
+            return str(slot.constant.dtype)
+        if slot.ints is not None:
+            return slot.ints.dtype
+        expr = slot.plain if slot.plain is not None else slot.channels_last
+        return str((expr if expr is not None else self.x(value)).ty.dtype)
+
+    def axis(self, axis: int, rank: int) -> int:
+        """An axis counted from the front.
+
+        Raises:
+            Refused: there is no such axis.
+        """
+        if not -rank <= axis < max(rank, 1):
+            raise Refused(f"axis {axis} of a tensor of rank {rank}")
+        return axis % max(rank, 1)
+
+    # -- building
+
+    def emit(self, expr: relax.Expr, name: str = "") -> relax.Var:
+        """Bind an expression to a variable (and infer its type)."""
+        if isinstance(expr, relax.Var):
+            return expr
+        return self.builder.emit(expr)
+
+    def te(self, function: Callable[..., te.Tensor], *args: object, **kwargs: object) -> relax.Var:
+        """Emit a kernel described by a tensor expression over the arguments."""
+        return self.builder.emit(self.builder.call_te(function, *args, **kwargs))
+
+    def kernel(self, name: str, function: tirx.PrimFunc, args: Sequence[relax.Expr], out: relax.Type | list[relax.Type]) -> relax.Var:
+        """Emit a call of a finished kernel: inputs first, then outputs.
+
+        The function may carry the attribute `op_pattern` (TVM's `OpPatternKind`) to take part in fusion.
+        """
+        var = self.builder.add_func(function, name)
+        return self.builder.emit(relax.call_tir(var, list(args), out))
+
+    def elementwise(self, values: Sequence[ir.Value | None], function: Callable[..., relax.Expr]) -> Result:
+        """Apply an element-wise function, with ONNX's broadcasting, in the axis order in which the operands lie."""
+        operands = [v for v in values if v is not None]
+        if any(self.prefers_channels_last(v) for v in operands):
+            rank = max(self.rank(v) for v in operands)
+            aligned = [self._aligned_channels_last(v, rank) for v in operands]
+            if all(a is not None for a in aligned):
+                return ChannelsLast(function(*aligned))
+        return function(*(self.operand(v) for v in operands))
+
+    def operand(self, value: ir.Value) -> relax.Expr:
+        """The value in ONNX's order; a constant of one element becomes an immediate in the kernel, with its shape kept if not a scalar."""
+        slot = self._slot(value)
+        if slot.constant is not None and slot.constant.ndim == 0:
+            return relax.const(slot.constant, str(slot.constant.dtype))
+        return self.x(value)
+
+    def size(self, name: str) -> tirx.Var:
+        """The symbolic size of that name."""
+        return self.sizes.setdefault(name, tirx.Var(name, "int64"))
+
+    def run(self, nodes: Sequence[ir.Node], on_refused: Callable[[ir.Node, str], None]) -> None:
+        """Emit the nodes in order; a refused one is reported and its outputs become unknown."""
+        table = emitters()
+        for node in nodes:
+            try:
+                self._emit_node(node, table)
+            except Refused as refusal:
+                on_refused(node, refusal.reason)
+
+    # -- internals
+
+    def _emit_node(self, node: ir.Node, table: Mapping[tuple[str, str], Callable[..., object]]) -> None:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        function = table.get((domain, node.op_type))
+        if function is None:
+            raise Refused(f"there is no emitter for {domain or 'ai.onnx'}::{node.op_type}")
+        try:
+            results = function(self, node)
+        except (tvm.error.InternalError, ValueError, TypeError) as error:
+            raise Refused(f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}") from error
+        results = list(results) if isinstance(results, (list, tuple)) else [results]
+        for value, result in zip(node.outputs, results, strict=False):
+            if result is not None and value.name:
+                self.bind(value, result)
+                self._check(value)
+
+    def _check(self, value: ir.Value) -> None:
+        if value.dtype is not None and self.dtype(value) != dtype_name(value.dtype):
+            declared, found = dtype_name(value.dtype), self.dtype(value)
+            del self._slots[value]
+            raise Refused(f"emitted {found} where the model declares {declared}")
+
+    def _slot(self, value: ir.Value | None) -> Slot:
+        if value is None:
+            raise Refused("a required input is missing")
+        slot = self._slots.get(value)
+        if slot is None:
+            if value.name not in self.weights:
+                raise Refused(f"its input {value.name!r} is not available here")
+            slot = self._slots[value] = Slot(value, constant=self.constants.get(value.name or ""))
+        return slot
+
+    def _materialise(self, slot: Slot) -> relax.Expr:
+        if slot.channels_last is not None:
+            rank = len(_sizes(slot.channels_last))
+            order = [0, rank - 1, *range(1, rank - 1)]
+            return self.emit(relax.op.permute_dims(slot.channels_last, order)) if rank > 2 else slot.channels_last
+        if slot.constant is not None and slot.constant.size <= 1:
+            return self.emit(relax.const(slot.constant, str(slot.constant.dtype)))
+        if slot.value.name in self.weights:
+            return self.weight(slot.value)
+        if slot.ints is not None:
+            return self._tensor_of_ints(slot.ints)
+        raise Refused(f"its input {slot.value.name!r} is not available here")
+
+    def _tensor_of_ints(self, ints: SymbolicInts) -> relax.Var:
+        elements = [tirx.Cast(ints.dtype, e) if ints.dtype != "int64" else e for e in ints.elements]
+
+        def build() -> te.Tensor:
+            def element(*index: tirx.Expr) -> tirx.Expr:
+                position = prim(0)
+                for i, d in zip(index, ints.shape, strict=True):
+                    position = position * d + i
+                chosen = elements[-1]
+                for k in range(len(elements) - 2, -1, -1):
+                    chosen = tirx.Select(position == k, elements[k], chosen)
+                return chosen
+
+            return te.compute(ints.shape, element, name="sizes")
+
+        if not elements:
+            return self.emit(relax.const(np.zeros(ints.shape, ints.dtype)))
+        return self.te(build)
+
+    def _aligned_channels_last(self, value: ir.Value, rank: int) -> relax.Expr | None:
+        """An operand of an element-wise operation with its channels last, or `None` where its axes do not line up."""
+        own = self.rank(value)
+        slot = self._slot(value)
+        if own == 0 or (slot.constant is not None and slot.constant.size == 1):
+            return self.operand(value) if own == 0 else relax.const(slot.constant.reshape(()), str(slot.constant.dtype))
+        if own == rank:
+            if slot.plain is not None and slot.channels_last is None and not self.is_weight(value):
+                spatial = [static_int(d) for d in self.shape(value)[2:]]
+                if all(d == 1 for d in spatial):
+                    shape = self.shape(value)
+                    slot.channels_last = self.emit(relax.op.reshape(slot.plain, relax.ShapeExpr([shape[0], *shape[2:], shape[1]])))
+            return self.channels_last(value)
+        sizes = self.shape(value)
+        missing = rank - own
+        padded = [prim(1)] * missing + sizes
+        expr = self.emit(relax.op.reshape(self.x(value), relax.ShapeExpr(padded)))
+        if own <= rank - 2 and static_int(padded[1]) == 1 and all(static_int(d) == 1 for d in padded[2:]):
+            return self.emit(relax.op.reshape(expr, relax.ShapeExpr([padded[0], *padded[2:], padded[1]])))
+        return self.emit(relax.op.permute_dims(expr, [0, *range(2, rank), 1]))
+
+    def _initializer_type(self, value: ir.Value) -> tuple[tuple[int, ...], str]:
+        if value.shape is None or value.dtype is None:
+            raise Refused(f"the initializer {value.name!r} has no type")
+        return tuple(int(d) for d in value.shape), dtype_name(value.dtype)
+
+
+def dtype_name(dtype: ir.DataType) -> str:
+    """The numpy or ml_dtypes name of an ONNX element type."""
+    if dtype == ir.DataType.STRING:
+        return "string"
+    return str(np.dtype(dtype.numpy()))
+
+
+def _sizes(expr: relax.Expr) -> list[tirx.Expr]:
+    shape = expr.ty.shape if isinstance(expr.ty, relax.TensorType) else None
+    if shape is None or not isinstance(shape, relax.ShapeExpr):
+        raise Refused("a shape that is known only at run time")
+    return [prim(d) for d in shape.values]

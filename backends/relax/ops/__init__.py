@@ -1,0 +1,1 @@
+"""Emitters from ONNX to Relax, one file an operator family."""

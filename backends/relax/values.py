@@ -1,0 +1,92 @@
+"""What the emitter knows of an ONNX value while it walks the graph.
+
+A value can be known in several forms at once: as a Relax expression in ONNX's own axis order, as one with the channels last, as a
+list of symbolic integers (shape arithmetic), or as a constant. Emitters ask for the form they work in; conversions are emitted once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax, tirx
+
+
+class Refused(Exception):
+    """An emitter cannot express this node. The reason ends up in the report, and the node in the fallback partition."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ChannelsLast:
+    """The result of an emitter that works on [N, spatial..., C] where ONNX says [N, C, spatial...]."""
+
+    expr: relax.Expr
+
+
+@dataclass(frozen=True)
+class SymbolicInts:
+    """A small integer tensor whose elements are known as expressions over the symbolic sizes.
+
+    Attributes:
+        elements: the elements in row-major order, as `tirx` integer expressions (int64).
+        shape: the tensor's own (static) shape; `()` for a scalar.
+        dtype: "int64" or "int32".
+    """
+
+    elements: tuple[tirx.Expr, ...]
+    shape: tuple[int, ...]
+    dtype: str = "int64"
+
+
+Result = relax.Expr | ChannelsLast | SymbolicInts
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight argument of the compiled function: an initializer of the model and how it is laid out for the kernel.
+
+    Attributes:
+        source: the name of the initializer.
+        transform: a function of `backends.relax.packing`, by name.
+        options: its keyword arguments, as a sorted tuple of pairs.
+        shape: the packed shape.
+        dtype: the packed dtype.
+    """
+
+    source: str
+    transform: str
+    options: tuple[tuple[str, object], ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass
+class Slot:
+    """Every form in which one ONNX value is known."""
+
+    value: ir.Value
+    plain: relax.Expr | None = None
+    channels_last: relax.Expr | None = None
+    ints: SymbolicInts | None = None
+    constant: np.ndarray | None = None
+    weight: bool = False
+    params: dict[Packed, relax.Expr] = field(default_factory=dict)
+
+
+def prim(x: int | tirx.Expr) -> tirx.Expr:
+    """An int64 expression from a Python integer or an expression of any integer dtype."""
+    if isinstance(x, (int, np.integer)):
+        return tirx.const(int(x), "int64")
+    return x if str(x.dtype) == "int64" else tirx.Cast("int64", x)
+
+
+def static_int(x: int | tirx.Expr) -> int | None:
+    """The value of an expression that is a constant, else None."""
+    if isinstance(x, (int, np.integer)):
+        return int(x)
+    return int(x.value) if isinstance(x, tirx.IntImm) else None
