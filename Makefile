@@ -5,7 +5,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --retries 10
+PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --retries 10
 CODE   := optimizer passes backends models
 JOBS   ?= 2
 

@@ -1,0 +1,1 @@
+"""Measurements beside ONNX Runtime: the harness and the suite of models."""
