@@ -1,0 +1,48 @@
+"""Every graph and every node of a model: the main graph, the bodies of functions, and the subgraphs of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+__all__ = ["all_graphs", "all_nodes", "nested_graphs", "subgraphs", "top_graphs"]
+
+
+def top_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph, then the body of each function."""
+    yield model.graph
+    for function in model.functions.values():
+        yield function.graph
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that are attributes of the node itself."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def nested_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """The graph itself, then the graphs inside its nodes, outer before inner."""
+    yield graph
+    for node in graph:
+        if node.attributes:
+            for subgraph in subgraphs(node):
+                yield from nested_graphs(subgraph)
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Every graph of the model, outer before inner."""
+    for graph in top_graphs(model):
+        yield from nested_graphs(graph)
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of the model."""
+    for graph in all_graphs(model):
+        yield from graph
