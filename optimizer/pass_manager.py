@@ -91,8 +91,7 @@ class Fixpoint(Pass):
     def run_with(self, run: Callable[[Pass], bool]) -> bool:
         """Run the group through `run`, which runs one pass and says whether it changed the model.
 
-        A pass that has seen the model as it is now is not run on it again, so the last round costs as little as it
-        can.
+        The group ends as soon as every pass has seen the model as it is, so the last round may be a part of one.
         """
         modified = False
         settled = 0

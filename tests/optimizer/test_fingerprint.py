@@ -139,7 +139,7 @@ def test_content_is_compared_by_bits() -> None:
 
 
 def test_strings_do_not_run_into_each_other() -> None:
-    first, second = ir.StringTensor([b"ab", b"c"]), ir.StringTensor([b"a", b"bc"])
+    first, second = (ir.StringTensor([a, b], shape=ir.Shape([2])) for a, b in [(b"ab", b"c"), (b"a", b"bc")])
     assert content_hash(first) != content_hash(second)
 
 
