@@ -82,7 +82,7 @@ def prim(x: int | tirx.Expr) -> tirx.Expr:
     """An int64 expression from a Python integer or an expression of any integer dtype."""
     if isinstance(x, (int, np.integer)):
         return tirx.const(int(x), "int64")
-    return x if str(x.dtype) == "int64" else tirx.Cast("int64", x)
+    return x if str(x.expr_ty()) == "int64" else tirx.Cast("int64", x)
 
 
 def static_int(x: int | tirx.Expr) -> int | None:
