@@ -1,10 +1,35 @@
-"""Scalar expressions inside a kernel: casts that cost nothing when there is nothing to cast, and the types in which sums are kept."""
+"""Scalar expressions inside a kernel: their types, casts that vanish where there is nothing to cast, neutral elements."""
 
 from __future__ import annotations
 
 from tvm import tirx
 
 _WIDER = {"float16": "float32", "bfloat16": "float32"}
+
+
+def scalar_type(value: tirx.Expr) -> str:
+    """The element type, as a numpy or ml_dtypes name."""
+    return str(value.expr_ty())
+
+
+def is_float(value: tirx.Expr) -> bool:
+    """Whether the value is of a floating point type."""
+    return "float" in scalar_type(value)
+
+
+def is_unsigned(value: tirx.Expr) -> bool:
+    """Whether the value is of an unsigned integer type, or a bool."""
+    return scalar_type(value).startswith(("uint", "bool"))
+
+
+def zero_like(value: tirx.Expr) -> tirx.Expr:
+    """0 of the value's type."""
+    return tirx.const(0, scalar_type(value))
+
+
+def one_like(value: tirx.Expr) -> tirx.Expr:
+    """1 of the value's type."""
+    return tirx.const(1, scalar_type(value))
 
 
 def wider(dtype: str) -> str:
@@ -14,7 +39,7 @@ def wider(dtype: str) -> str:
 
 def cast(value: tirx.Expr, dtype: str) -> tirx.Expr:
     """The value as `dtype`."""
-    return value if str(value.expr_ty()) == dtype else tirx.Cast(dtype, value)
+    return value if scalar_type(value) == dtype else tirx.Cast(dtype, value)
 
 
 def lowest(dtype: str) -> tirx.Expr:
