@@ -47,3 +47,28 @@ def lowest(dtype: str) -> tirx.Expr:
     if "float" in dtype:
         return tirx.const(float("-inf"), dtype)
     return tirx.min_value(dtype)
+
+
+def scalar_type(x: tirx.Expr) -> str:
+    """The name of the type of an expression."""
+    return str(x.expr_ty())
+
+
+def is_float(x: tirx.Expr) -> bool:
+    """Whether the expression is a floating-point number."""
+    return "float" in scalar_type(x)
+
+
+def is_unsigned(x: tirx.Expr) -> bool:
+    """Whether the expression is an integer without a sign."""
+    return scalar_type(x).startswith("uint")
+
+
+def zero_like(x: tirx.Expr) -> tirx.Expr:
+    """0 in the type of x."""
+    return tirx.const(0, scalar_type(x))
+
+
+def one_like(x: tirx.Expr) -> tirx.Expr:
+    """1 in the type of x."""
+    return tirx.const(1, scalar_type(x))

@@ -91,7 +91,7 @@ class Window:
         )
 
     def taps_at(self, position: Sequence[tirx.Expr], *, count_padding: bool) -> tirx.Expr:
-        """How many taps of the window at an output position lie in the input, or in the input and its stated padding."""
+        """How many taps of the window at an output position lie in the input, or in it and its stated padding."""
         count = prim(1)
         for i, axis in enumerate(position):
             start = axis * self.strides[i] - self.before[i]

@@ -1,6 +1,6 @@
 """Pools: MaxPool, AveragePool, LpPool, their global forms, MaxUnpool.
 
-Shape letters: N batch, C channels, S spatial sizes (one to three of them), O output sizes. A pool of an image works on [N, S, C]: the
+Shape letters: N batch, C channels, S spatial sizes (one to three of them). A pool of an image works on [N, S, C]: the
 channels are contiguous, so that a window is read as rows of vectors.
 """
 
