@@ -1,35 +1,10 @@
-"""Scalar expressions inside a kernel: their types, casts that vanish where there is nothing to cast, neutral elements."""
+"""Scalar expressions inside a kernel: their types, casts, neutral elements."""
 
 from __future__ import annotations
 
 from tvm import tirx
 
 _WIDER = {"float16": "float32", "bfloat16": "float32"}
-
-
-def scalar_type(value: tirx.Expr) -> str:
-    """The element type, as a numpy or ml_dtypes name."""
-    return str(value.expr_ty())
-
-
-def is_float(value: tirx.Expr) -> bool:
-    """Whether the value is of a floating point type."""
-    return "float" in scalar_type(value)
-
-
-def is_unsigned(value: tirx.Expr) -> bool:
-    """Whether the value is of an unsigned integer type, or a bool."""
-    return scalar_type(value).startswith(("uint", "bool"))
-
-
-def zero_like(value: tirx.Expr) -> tirx.Expr:
-    """0 of the value's type."""
-    return tirx.const(0, scalar_type(value))
-
-
-def one_like(value: tirx.Expr) -> tirx.Expr:
-    """1 of the value's type."""
-    return tirx.const(1, scalar_type(value))
 
 
 def wider(dtype: str) -> str:

@@ -1,7 +1,7 @@
 """Stages of a kernel over the rows of a tensor.
 
-A kernel such as Softmax is a chain of stages with the same leading axes: reduce a row, transform it, reduce it again. The backend
-runs such a chain row by row, so that a row stays in the cache from the first stage to the last.
+A kernel such as Softmax is a chain of stages with the same leading axes: reduce a row, transform it, reduce it again.
+The backend runs such a chain row by row, so that a row stays in the cache from the first stage to the last.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Normalizations: by the statistics of a row, of a channel, of a group of channels, or given ones.
 
-Shape letters: N batch, C channels, G groups, S spatial sizes. Variances are taken of centred values (two passes over a row), as a
-difference of squares loses all its digits where the mean is large.
+Shape letters: N batch, C channels, G groups, S spatial sizes. Variances are taken of centred values (two passes over a
+row), as a difference of squares loses all its digits where the mean is large.
 """
 
 from __future__ import annotations
