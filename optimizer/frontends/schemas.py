@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx import defs
 
 from optimizer.errors import ModelError, UnsupportedError
+from optimizer.ort_session import runtime_operators
 
 __all__ = ["check_node"]
 
@@ -46,7 +47,7 @@ def check_node(node: ir.Node, version: int | None) -> None:
 
 def _find(node: ir.Node, version: int | None) -> defs.OpSchema | None:
     if node.domain not in _onnx_domains():
-        if node.op_type not in _runtime_operators().get(node.domain, ()):
+        if node.op_type not in runtime_operators().get(node.domain, ()):
             raise UnsupportedError(
                 f"operator {node.op_type!r} of domain {node.domain!r} is unknown: "
                 "define it as a function in the model, or replace it by standard operators",
@@ -83,17 +84,6 @@ def _onnx_domains() -> frozenset[str]:
 @functools.cache
 def _operators(domain: str) -> list[str]:
     return [schema.name for schema in defs.get_all_schemas() if schema.domain == domain]
-
-
-@functools.cache
-def _runtime_operators() -> dict[str, set[str]]:
-    """Operators of other domains that ONNX Runtime knows."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
-
-    known: dict[str, set[str]] = {}
-    for schema in get_all_operator_schema():
-        known.setdefault(schema.domain, set()).add(schema.name)
-    return known
 
 
 def _label(node: ir.Node) -> str:

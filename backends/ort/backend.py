@@ -1,0 +1,135 @@
+"""ONNX Runtime behind the contract of a backend."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backends.base import BackendInfo, Progress
+from optimizer.errors import ArtifactError
+from optimizer.executable import Array, Executable, KernelTime, Part, TensorSpec
+from optimizer.ort_session import OrtSession, runtime_operators
+from optimizer.target import Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["OrtBackend", "OrtExecutable"]
+
+_MODEL = "model.onnx"
+
+
+class OrtExecutable:
+    """A graph in ONNX Runtime."""
+
+    backend = "onnx"
+
+    def __init__(
+        self,
+        session: OrtSession,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        parts: Mapping[str, Part],
+    ) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.notes: list[str] = []
+        self._session = session
+        self._parts = dict(parts)
+
+    def run(self, inputs: Sequence[Array], num_threads: int) -> list[Array]:
+        """Compute the outputs."""
+        return self._session.run(inputs, num_threads)
+
+    def profile(self, inputs: Sequence[Array], num_threads: int, repeats: int) -> list[KernelTime]:
+        """Time of each node, from ONNX Runtime's own profiler, on average over `repeats` runs."""
+        with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
+            trace = self._session.profile(inputs, num_threads, repeats, Path(folder))
+            events = json.loads(trace.read_text(encoding="utf-8"))
+        return _kernel_times(events, repeats)
+
+    def parts(self) -> dict[str, Part]:
+        """The model and its weights."""
+        return dict(self._parts)
+
+    def manifest(self) -> dict[str, object]:
+        """The signature."""
+        return {"inputs": [asdict(spec) for spec in self.inputs], "outputs": [asdict(spec) for spec in self.outputs]}
+
+
+class OrtBackend:
+    """Hands the optimized graph to ONNX Runtime."""
+
+    name = "onnx"
+
+    def prewarm(self) -> None:
+        """Nothing takes time to start."""
+
+    def compile(
+        self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None
+    ) -> Executable:
+        """Load the graph; its weights are shared, not serialized. Nothing falls back: all of it is ONNX Runtime's.
+
+        Raises:
+            UnsupportedError: ONNX Runtime cannot load the graph.
+        """
+        from optimizer.ir.specs import specs_of
+        from optimizer.ir.weights import detach_weights
+
+        del target, fallback
+        if progress is not None:
+            progress("loading the graph into ONNX Runtime")
+        data, files = detach_weights(model)
+        session = OrtSession(data, files)
+        parts: dict[str, Part] = {_MODEL: data, **files}
+        return OrtExecutable(session, specs_of(model.graph.inputs), specs_of(model.graph.outputs), parts)
+
+    def load(self, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
+        """Load a saved graph from disk, where ONNX Runtime maps its weights.
+
+        Raises:
+            ArtifactError: The manifest or the parts are not those of this backend.
+        """
+        if _MODEL not in parts:
+            raise ArtifactError(f"the saved model lacks its part {_MODEL!r}")
+        specs = [_specs(manifest.get(key)) for key in ("inputs", "outputs")]
+        return OrtExecutable(OrtSession(parts[_MODEL]), specs[0], specs[1], parts)
+
+    def describe(self) -> BackendInfo:
+        """What the backend needs and can do."""
+        return BackendInfo(
+            name=self.name,
+            summary="optimized ONNX only, run by ONNX Runtime",
+            needs="onnxruntime",
+            operators=len(runtime_operators().get("", ())),
+            precisions=("float32",),
+            proof="ONNX Runtime without its graph optimizations, on seeded inputs",
+        )
+
+
+def _specs(data: object) -> list[TensorSpec]:
+    if not isinstance(data, list):
+        raise ArtifactError("the saved model's manifest lacks its signature")
+    try:
+        return [
+            TensorSpec(str(d["name"]), str(d["dtype"]), None if d["shape"] is None else tuple(d["shape"])) for d in data
+        ]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"the saved model's manifest has a damaged signature: {error}") from error
+
+
+def _kernel_times(events: Sequence[Mapping[str, Any]], repeats: int) -> list[KernelTime]:
+    """Sum the profiler's `..._kernel_time` events (microseconds) by node."""
+    seconds: dict[str, float] = {}
+    calls: dict[str, int] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            node = name.removesuffix("_kernel_time")
+            seconds[node] = seconds.get(node, 0.0) + float(event["dur"]) / 1e6
+            calls[node] = calls.get(node, 0) + 1
+    return [KernelTime(node, (node,), total / repeats, calls[node] // repeats) for node, total in seconds.items()]

@@ -1,0 +1,48 @@
+"""A model apart from its weights: so that it can be serialized, stored or handed to a runtime without copying them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from optimizer.executable import Array
+
+__all__ = ["detach_weights", "tensor_bytes"]
+
+DETACH_FROM_BYTES = 1024
+
+
+def detach_weights(model: ir.Model, prefix: str = "weight") -> tuple[bytes, Mapping[str, Array]]:
+    """Serialize a model without the initializers of its main graph that have 1 KiB or more.
+
+    Args:
+        model: Not changed.
+        prefix: The detached weights become external data in files called `prefix` and a number.
+
+    Returns:
+        The serialized model, and for each of these files its content as a vector of bytes, a view wherever possible.
+    """
+    slim = model.clone()
+    files: dict[str, Array] = {}
+    locations: dict[int, str] = {}
+    for value in slim.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < DETACH_FROM_BYTES or tensor.dtype == ir.DataType.STRING:
+            continue
+        if id(tensor) not in locations:
+            locations[id(tensor)] = f"{prefix}{len(files):05d}"
+            files[locations[id(tensor)]] = tensor_bytes(tensor)
+        shape = ir.Shape(list(tensor.shape))
+        value.const_value = ir.ExternalTensor(
+            locations[id(tensor)], 0, tensor.nbytes, tensor.dtype, shape=shape, name=value.name or ""
+        )
+    return ir.to_proto(slim).SerializeToString(deterministic=True), files
+
+
+def tensor_bytes(tensor: ir.TensorProtocol) -> Array:
+    """The tensor as ONNX stores it: little-endian, elements below one byte packed."""
+    if tensor.dtype.bitwidth < 8:
+        return np.frombuffer(tensor.tobytes(), dtype=np.uint8)
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)

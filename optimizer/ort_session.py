@@ -1,0 +1,196 @@
+"""A graph in ONNX Runtime: for the oracle, for fallback partitions and for the "onnx" target."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optimizer.errors import CompileError, UnsupportedError
+from optimizer.executable import Array
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["OrtSession", "runtime_errors", "runtime_operators"]
+
+_BITS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
+
+
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises when it cannot load or run a model."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        state.EPFail,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NoModel,
+        state.NoSuchFile,
+        state.NotImplemented,
+        state.RuntimeException,
+        RuntimeError,
+        ValueError,
+    )
+
+
+@functools.cache
+def runtime_operators() -> Mapping[str, frozenset[str]]:
+    """The names of the operators that ONNX Runtime knows, by domain."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    known: dict[str, set[str]] = {}
+    for schema in get_all_operator_schema():
+        known.setdefault(schema.domain, set()).add(schema.name)
+    return {domain: frozenset(names) for domain, names in known.items()}
+
+
+class OrtSession:
+    """A model that ONNX Runtime has loaded.
+
+    The number of threads is fixed when a session is made; a run with another number makes a new one. Safe to use from
+    several threads.
+
+    Args:
+        model: A serialized `ModelProto`, or the path of one with its external data beside it.
+        files: External data by location, for a serialized model; kept as long as the session.
+        optimize: Whether ONNX Runtime may rewrite the graph. The oracle says no.
+        num_threads: For the first session.
+        spinning: Whether idle threads wait actively. A fallback partition says no: they would slow the compiled code.
+
+    Raises:
+        UnsupportedError: ONNX Runtime cannot load the model.
+    """
+
+    def __init__(
+        self,
+        model: bytes | Path,
+        files: Mapping[str, Array] | None = None,
+        *,
+        optimize: bool = True,
+        num_threads: int = 1,
+        spinning: bool = True,
+    ) -> None:
+        self._model = model
+        self._files = dict(files or {})
+        self._optimize = optimize
+        self._spinning = spinning
+        self._lock = threading.Lock()
+        self._num_threads = num_threads
+        self._session = self._load(num_threads)
+        self.input_names = [value.name for value in self._session.get_inputs()]
+        self.output_names = [value.name for value in self._session.get_outputs()]
+        self._by_value = any(_is_exotic(v.type) for v in (*self._session.get_inputs(), *self._session.get_outputs()))
+
+    @classmethod
+    def from_model(
+        cls, model: ir.Model, *, optimize: bool = True, num_threads: int = 1, spinning: bool = True
+    ) -> OrtSession:
+        """Load a model from memory; its weights are not serialized."""
+        from optimizer.ir.weights import detach_weights
+
+        data, files = detach_weights(model)
+        return cls(data, files, optimize=optimize, num_threads=num_threads, spinning=spinning)
+
+    def run(self, inputs: Sequence[Any], num_threads: int | None = None) -> list[Any]:
+        """Compute all outputs.
+
+        Args:
+            inputs: One for each of `input_names`: an array, a list of arrays for a sequence, `None` for an absent
+                optional.
+            num_threads: As many as before when not given.
+
+        Raises:
+            CompileError: ONNX Runtime failed while it ran.
+        """
+        session = self._session_for(num_threads)
+        feeds = dict(zip(self.input_names, inputs, strict=True))
+        try:
+            if self._by_value:
+                return self._run_by_value(session, feeds)
+            return list(session.run(None, feeds))
+        except runtime_errors() as error:
+            raise CompileError(f"ONNX Runtime failed while running: {_first_line(error)}") from error
+
+    def profile(self, inputs: Sequence[Any], num_threads: int, repeats: int, folder: Path) -> Path:
+        """Run in a session of its own with ONNX Runtime's profiler on; the trace is written into `folder`."""
+        session = self._load(num_threads, profile=folder)
+        feeds = dict(zip(self.input_names, inputs, strict=True))
+        for _ in range(repeats):
+            session.run(None, feeds)
+        return Path(session.end_profiling())
+
+    def _session_for(self, num_threads: int | None) -> Any:
+        with self._lock:
+            if num_threads is not None and num_threads != self._num_threads:
+                self._session = self._load(num_threads)
+                self._num_threads = num_threads
+            return self._session
+
+    def _load(self, num_threads: int, profile: Path | None = None) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = num_threads
+        if not self._optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if not self._spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile / "trace")
+        if self._files:
+            buffers = [memoryview(data) for data in self._files.values()]
+            sizes = [data.nbytes for data in self._files.values()]
+            options.add_external_initializers_from_files_in_memory(list(self._files), buffers, sizes)
+        source = str(self._model) if isinstance(self._model, Path) else self._model
+        try:
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except runtime_errors() as error:
+            raise UnsupportedError(f"ONNX Runtime cannot load this graph: {_first_line(error)}") from error
+
+    def _run_by_value(self, session: Any, feeds: Mapping[str, Any]) -> list[Any]:
+        values = {name: _to_value(array) for name, array in feeds.items()}
+        return [_from_value(value) for value in session.run_with_ort_values(None, values)]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:400]
+
+
+def _is_exotic(type_: str) -> bool:
+    """Whether values of the type cannot be given to ONNX Runtime as numpy arrays."""
+    return type_.startswith(("tensor(bfloat16", "tensor(float8", "tensor(int4", "tensor(uint4", "tensor(float4"))
+
+
+def _to_value(array: Any) -> Any:
+    import onnx_ir as ir
+    from onnxruntime import OrtValue
+
+    element_type = ir.DataType.from_numpy(array.dtype)
+    if array.dtype.kind != "V" and array.dtype.isbuiltin == 1:
+        return OrtValue.ortvalue_from_numpy(array)
+    bits = _BITS[array.dtype.itemsize]
+    return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(bits), int(element_type))
+
+
+def _from_value(value: Any) -> Any:
+    import onnx_ir as ir
+
+    if not value.is_tensor() or not _is_exotic(value.data_type()):
+        return value.numpy()
+    dtype = ir.DataType(value.element_type()).numpy()
+    size = value.tensor_size_in_bytes()
+    raw = (ctypes.c_uint8 * size).from_address(value.data_ptr())
+    return np.frombuffer(bytes(raw), dtype=dtype).reshape(value.shape()).copy()
+
+
