@@ -149,7 +149,7 @@ class OrtSession:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile / "trace")
         if self._files:
-            buffers = [memoryview(data) for data in self._files.values()]
+            buffers = list(self._files.values())
             sizes = [data.nbytes for data in self._files.values()]
             options.add_external_initializers_from_files_in_memory(list(self._files), buffers, sizes)
         source = str(self._model) if isinstance(self._model, Path) else self._model

@@ -37,10 +37,9 @@ def load_model(model: object, *, example_inputs: object = None, dynamic_shapes: 
         ModelError: The model is damaged.
         UnsupportedError: It is sound, but of an opset or with an operator that cannot be read.
     """
-    is_torch = is_torch_model(model)
-    if dynamic_shapes is not None and not is_torch:
+    if dynamic_shapes is not None and not is_torch_model(model):
         raise InputError("dynamic_shapes applies to PyTorch models only; an ONNX model says itself what is dynamic")
-    if is_torch:
+    if is_torch_model(model):
         loaded = from_torch(model, example_inputs, dynamic_shapes)
     elif isinstance(model, (str, os.PathLike)):
         loaded = from_path(model)

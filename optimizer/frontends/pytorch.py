@@ -10,7 +10,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +27,7 @@ _NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 _KEPT_METADATA = "namespace"
 
 
-def is_torch_model(model: object) -> bool:
+def is_torch_model(model: object) -> TypeGuard[torch.nn.Module | torch.export.ExportedProgram]:
     """Whether `model` is a module or an exported program of PyTorch; never imports it."""
     torch = sys.modules.get("torch")
     if torch is None:

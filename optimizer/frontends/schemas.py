@@ -112,9 +112,10 @@ def _check_attributes(node: ir.Node, schema: defs.OpSchema) -> None:
         formal = schema.attributes.get(attr.name)
         if formal is None:
             raise ModelError(f"{_label(node)} has an attribute {attr.name!r}, which the operator does not know")
-        if attr.type.name != formal.type.name:
+        expected = str(formal.type).rpartition(".")[2]
+        if attr.type.name != expected:
             raise ModelError(
-                f"{_label(node)}: attribute {attr.name!r} is of type {attr.type.name}, it must be {formal.type.name}"
+                f"{_label(node)}: attribute {attr.name!r} is of type {attr.type.name}, it must be {expected}"
             )
         if attr.name in _POSITIVE and not attr.is_ref():
             values = attr.as_ints() if attr.type == ir.AttributeType.INTS else [attr.as_int()]

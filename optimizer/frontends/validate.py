@@ -110,9 +110,9 @@ def _check_values(graph: ir.Graph, outer: Sequence[set[ir.Value]]) -> None:
             raise ModelError(f"the weight {value.name!r} has no data")
     scopes = [*outer, known]
     for node in graph:
-        for value in node.inputs:
-            if value is not None and not any(value in scope for scope in scopes):
-                raise ModelError(f"node {node.name!r} ({node.op_type}) reads {value.name!r}, which nothing produces")
+        for read in node.inputs:
+            if read is not None and not any(read in scope for scope in scopes):
+                raise ModelError(f"node {node.name!r} ({node.op_type}) reads {read.name!r}, which nothing produces")
         for inner in subgraphs(node):
             _check_values(inner, scopes)
         known.update(node.outputs)

@@ -18,9 +18,11 @@ from typing import TypeAlias
 __all__ = [
     "Dim",
     "Expr",
+    "at_least_zero",
     "exact_div",
     "floor_div",
     "is_at_least",
+    "is_limited",
     "maximum",
     "minimum",
     "modulo",
@@ -165,6 +167,24 @@ def is_at_least(value: Dim, bound: int) -> bool:
     if isinstance(value, int):
         return value >= bound
     return value.terms.get((), 0) >= bound and all(c >= 0 for monomial, c in value.terms.items() if monomial)
+
+
+def at_least_zero(value: Dim) -> Dim:
+    """The value, or 0 where it is negative; a symbol of its own when that cannot be told."""
+    if isinstance(value, int):
+        return max(value, 0)
+    return value if is_at_least(value, 0) else _compound(f"Max(0, {value})")
+
+
+def is_limited(part: Dim, whole: Dim) -> bool:
+    """Whether `part` is `minimum(whole, limit)` for some limit above 1, so that one is 1 only if both are."""
+    text = str(part)
+    if not text.startswith("Min("):
+        return False
+    words = text[4:-1].split(", ")
+    return any(
+        limit.isdigit() and int(limit) > 1 and part == minimum(whole, int(limit)) for limit in (words[0], words[-1])
+    )
 
 
 @functools.lru_cache(maxsize=4096)

@@ -34,7 +34,7 @@ def detach_weights(model: ir.Model, prefix: str = "weight") -> tuple[bytes, Mapp
         if id(tensor) not in locations:
             locations[id(tensor)] = f"{prefix}{len(files):05d}"
             files[locations[id(tensor)]] = tensor_bytes(tensor)
-        shape = ir.Shape(list(tensor.shape))
+        shape = ir.Shape(tensor.shape.numpy())
         value.const_value = ir.ExternalTensor(
             locations[id(tensor)], 0, tensor.nbytes, tensor.dtype, shape=shape, name=value.name or ""
         )
