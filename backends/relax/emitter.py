@@ -12,6 +12,7 @@ Shape letters are those of the operator specifications. A value is looked up in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,14 @@ _MAX_INTS = 64
 """Integer tensors of at most so many elements are followed symbolically."""
 
 
+class PanelChoice(Protocol):
+    """What an emitter must know of the target's schedules."""
+
+    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
+        """Columns in a panel of a packed matrix [depth, columns] that `rows` rows are multiplied with."""
+        ...
+
+
 class Emitter:
     """Emits one segment of a graph into one Relax function.
 
@@ -33,7 +42,10 @@ class Emitter:
         constants: the values of small initializers, by name.
         weights: the names of all initializers, small and large; their shapes and dtypes stand on the values.
         sizes: the symbolic sizes by name, shared by all segments of a model.
-        weight_tuple: the function's parameter that holds all packed weights; grown through `packed`.
+        tiles: how wide the target wants the panels of packed weights.
+
+    Attributes:
+        packed: the weights that the emitted nodes take, in the order in which they were first asked for.
     """
 
     def __init__(
@@ -42,11 +54,13 @@ class Emitter:
         constants: Mapping[str, np.ndarray],
         weights: set[str],
         sizes: dict[str, tirx.Var],
+        tiles: PanelChoice,
     ) -> None:
         self.builder = builder
         self.constants = constants
         self.weights = weights
         self.sizes = sizes
+        self.tiles = tiles
         self.packed: dict[Packed, relax.Var] = {}
         self._slots: dict[ir.Value, Slot] = {}
 
@@ -57,6 +71,8 @@ class Emitter:
         slot = self._slots.setdefault(value, Slot(value))
         if isinstance(result, SymbolicInts):
             slot.ints = result
+        elif isinstance(result, np.ndarray):
+            slot.constant = result
         elif isinstance(result, ChannelsLast):
             slot.channels_last = self.emit(result.expr, value.name or "")
         else:
@@ -295,6 +311,8 @@ class Emitter:
             return self.weight(slot.value)
         if slot.ints is not None:
             return self._tensor_of_ints(slot.ints)
+        if slot.constant is not None:
+            return self.emit(relax.const(slot.constant, str(slot.constant.dtype)))
         raise Refused(f"its input {slot.value.name!r} is not available here")
 
     def _tensor_of_ints(self, ints: SymbolicInts) -> relax.Var:

@@ -43,7 +43,8 @@ class SymbolicInts:
     dtype: str = "int64"
 
 
-Result = relax.Expr | ChannelsLast | SymbolicInts
+Result = relax.Expr | ChannelsLast | SymbolicInts | np.ndarray
+"""What an emitter returns; an array is a constant."""
 
 
 @dataclass(frozen=True)

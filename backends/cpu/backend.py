@@ -1,0 +1,86 @@
+"""The CPU backend: ONNX through Relax to a native module, with weights packed beside it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from backends.base import BackendInfo, Progress
+from backends.relax.client import PROCESS, compile_graph
+from backends.relax.executable import RelaxExecutable, load_executable
+from backends.relax.packing import TRANSFORMS, aligned_empty, offsets
+from backends.relax.plan import ONNXRUNTIME, RELAX, Plan
+from optimizer.errors import CompileError, TargetError
+from optimizer.executable import Executable
+from optimizer.target import Target
+
+
+class CpuBackend:
+    """Compiles for x86 and Arm CPUs through TVM."""
+
+    name = "cpu"
+
+    def prewarm(self) -> None:
+        """Start the compile process."""
+        PROCESS.start()
+
+    def compile(self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None) -> Executable:
+        """See `backends.base.Backend.compile`."""
+        if target.cpu is None:
+            raise TargetError(f"target {target} has no processor; use 'cpu' or 'cpu:NAME'")
+        say = progress or (lambda _: None)
+        folder = tempfile.TemporaryDirectory(prefix="tersor-")
+        library = Path(folder.name) / "kernels.so"
+        say("compiling")
+        plan = compile_graph(model, target.cpu, library, allow_fallback=fallback == "onnxruntime")
+        say("packing weights")
+        weights = pack(plan, model.graph)
+        partitions = {s.entry: _partition(model, s) for s in plan.steps if s.engine == ONNXRUNTIME}
+        return RelaxExecutable(self.name, library if library.exists() else None, plan, weights, partitions, folder)
+
+    def load(self, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
+        """See `backends.base.Backend.load`."""
+        return load_executable(self.name, parts, manifest)
+
+    def describe(self) -> BackendInfo:
+        """See `backends.base.Backend.describe`."""
+        from backends.relax.registry import emitters
+
+        return BackendInfo(
+            name=self.name,
+            summary="native code for x86-64 and Arm CPUs, compiled through TVM with analytic schedules",
+            needs="apache-tvm, a C compiler to link with",
+            operators=len(emitters()),
+            precisions=("float32",),
+            proof="run here and compared with ONNX Runtime",
+        )
+
+
+def pack(plan: Plan, graph: ir.Graph) -> np.ndarray[Any, Any]:
+    """Lay all weights out in one buffer; their offsets are entered in the plan."""
+    sizes = [int(np.prod(w.shape, dtype=np.int64)) * np.dtype(w.dtype).itemsize for w in plan.weights]
+    starts, plan.weight_bytes = offsets(sizes)
+    buffer = aligned_empty(plan.weight_bytes)
+    for spec, start, size in zip(plan.weights, starts, sizes, strict=True):
+        spec.offset = start
+        tensor = graph.initializers[spec.source].const_value
+        if tensor is None:
+            raise CompileError(f"the initializer {spec.source!r} has no data")
+        packed = TRANSFORMS[spec.transform](tensor.numpy(), **spec.options)
+        view = buffer[start : start + size].view(spec.dtype).reshape(spec.shape)
+        np.copyto(view, packed, casting="same_kind")
+    return buffer
+
+
+def _partition(model: ir.Model, step: Any) -> bytes:
+    from backends.relax.fallback import partition_model
+
+    return partition_model(model, step)
+
+
+__all__ = ["RELAX", "CpuBackend", "Sequence", "pack"]

@@ -1,0 +1,62 @@
+"""What follows a heavy operator element by element, so that it can be done on the register tile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backends.cpu.kernel import Kernel, Stage
+from backends.cpu.loops import BufferStore, Expr, Stmt, TensorLoad, i64, known, loads_of, simplify, substitute
+from backends.cpu.polynomials import expand
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """The element-wise tail of a heavy stage.
+
+    Attributes:
+        heavy: the heavy stage.
+        tail: the stage that reads its result element by element, or `None`.
+        rest: stages that cannot be done on the tile and follow afterwards.
+    """
+
+    heavy: Stage
+    tail: Stage | None
+    rest: tuple[Stage, ...]
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> Epilogue:
+        """Split a kernel whose first stage is heavy."""
+        heavy, *others = kernel.stages
+        if len(others) == 1 and _reads_in_place(others[0], heavy) and not kernel.is_output(heavy.buffer):
+            tail = others[0]
+            return cls(heavy, Stage(tail.name, tail.axes, tail.buffer, None, expand(tail.value)), ())
+        return cls(heavy, None, tuple(others))
+
+    @property
+    def trivial(self) -> bool:
+        """Whether the result is stored as it is."""
+        return self.tail is None
+
+    def store(self, indices: list[Expr], value: Expr) -> Stmt:
+        """Finish one element of the heavy operator and store it."""
+        if self.tail is None:
+            return BufferStore(self.heavy.buffer, value, indices)
+
+        def load(node: TensorLoad) -> Expr | None:
+            return value if node.source.same_as(self.heavy.buffer) else None
+
+        point = {a.var: i64(i) for a, i in zip(self.tail.spatial, indices, strict=True)}
+        return BufferStore(self.tail.buffer, substitute(self.tail.value, point, load), indices)
+
+
+def _reads_in_place(tail: Stage, heavy: Stage) -> bool:
+    if tail.reduction or len(tail.spatial) != len(heavy.spatial):
+        return False
+    if any(known(simplify(a.extent - b.extent)) != 0 for a, b in zip(tail.spatial, heavy.spatial, strict=True)):
+        return False
+    for load in loads_of(tail.value):
+        if load.source.same_as(heavy.buffer):
+            for index, axis in zip(load.indices, tail.spatial, strict=True):
+                if not (index.same_as(axis.var) or (known(index) == 0 and known(axis.extent) == 1)):
+                    return False
+    return True

@@ -1,0 +1,353 @@
+"""The rule for everything that is not a heavy operator: element-wise chains, reductions, normalisations, softmax, data movement.
+
+Stages that share their leading axes run row by row, with the intermediate results of a row in small buffers of the thread. Each stage is
+vectorised along the axis that its loads follow contiguously: the last spatial axis, or, for a reduction over a contiguous axis, the
+reduction itself, with a vector of partial results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import tirx
+
+from backends.cpu.kernel import Axis, Kernel, Stage
+from backends.cpu.loops import (
+    BufferLoad,
+    BufferStore,
+    Expr,
+    Stmt,
+    TensorLoad,
+    Var,
+    allocate,
+    i64,
+    known,
+    loads_of,
+    local,
+    loop,
+    over_vectors,
+    parallel,
+    product,
+    sequence,
+    simplify,
+    substitute,
+    unflatten,
+    uses,
+    vectorized,
+)
+from backends.cpu.polynomials import expand
+from optimizer.target import Cpu
+
+_PARALLEL_WORK = 16384
+"""Scalar operations below which starting the threads costs more than it saves."""
+
+_PARTIALS = 4
+"""Vectors of partial results in a reduction, to hide the latency of an addition."""
+
+
+def lower(kernel: Kernel, cpu: Cpu) -> Stmt:
+    """The loop nests of a kernel without heavy operators."""
+    shared = _shared_rows(kernel)
+    if shared == 0:
+        buffers = [s.buffer for s in kernel.stages if not kernel.is_output(s.buffer)]
+        return allocate(buffers, sequence([_alone(s, cpu) for s in kernel.stages]))
+    return _row_by_row(kernel, shared, cpu)
+
+
+def _alone(stage: Stage, cpu: Cpu) -> Stmt:
+    """One stage as a nest of its own: parallel over all but the last spatial axes."""
+    spatial = stage.spatial
+    inner = _inner_axes(stage, cpu)
+    outer = spatial[: len(spatial) - inner]
+    rows = product([a.extent for a in outer])
+
+    def row(index: Expr) -> Stmt:
+        point = dict(zip((a.var for a in outer), unflatten(index, [a.extent for a in outer]), strict=True)) if outer else {}
+        return stage_nest(stage, spatial[len(outer) :], point, cpu, store_all(stage))
+
+    if not outer:
+        return row(i64(0))
+    return sequence([parallel(rows, row, worthwhile=_worthwhile([stage]))])
+
+
+def _inner_axes(stage: Stage, cpu: Cpu) -> int:
+    """How many of the last spatial axes one task computes: one, or none where the vector runs along the reduction."""
+    spatial = stage.spatial
+    if not spatial or _along_reduction(stage) is not None:
+        return 0
+    last = known(spatial[-1].extent)
+    wide = 2 if len(spatial) > 2 and last is not None and last < 4 * cpu.lanes else 1
+    return min(wide, len(spatial))
+
+
+def _row_by_row(kernel: Kernel, shared: int, cpu: Cpu) -> Stmt:
+    lead = kernel.stages[0].spatial[:shared]
+    extents = [a.extent for a in lead]
+
+    def row(index: Expr) -> Stmt:
+        coordinates = unflatten(index, extents)
+        small: dict[Var, Var] = {}
+        for stage in kernel.stages:
+            if not kernel.is_output(stage.buffer):
+                rest = [a.extent for a in stage.spatial[shared:]] or [i64(1)]
+                small[stage.buffer] = local(rest, str(stage.buffer.dtype), stage.buffer.name, "global")
+        statements = [_row_stage(stage, shared, coordinates, small, cpu) for stage in kernel.stages]
+        return allocate(list(small.values()), sequence(statements))
+
+    return sequence([parallel(product(extents), row, worthwhile=_worthwhile(kernel.stages))])
+
+
+def _row_stage(stage: Stage, shared: int, coordinates: list[Expr], small: dict[Var, Var], cpu: Cpu) -> Stmt:
+    point = {a.var: c for a, c in zip(stage.spatial[:shared], coordinates, strict=True)}
+
+    def redirect(node: TensorLoad) -> Expr | None:
+        target = small.get(node.source)
+        return None if target is None else BufferLoad(target, list(node.indices[shared:]) or [i64(0)])
+
+    def store(indices: list[Expr], value: Expr) -> Stmt:
+        target = small.get(stage.buffer)
+        if target is None:
+            return BufferStore(stage.buffer, value, indices)
+        return BufferStore(target, value, indices[shared:] or [i64(0)])
+
+    moved = Stage(stage.name, stage.axes, stage.buffer, stage.init, substitute(stage.value, {}, redirect), stage.annotations)
+    return stage_nest(moved, stage.spatial[shared:], point, cpu, store, accumulator=small.get(stage.buffer))
+
+
+Store = Callable[[list[Expr], Expr], Stmt]
+
+
+def store_all(stage: Stage) -> Store:
+    """Store to the stage's own buffer."""
+    return lambda indices, value: BufferStore(stage.buffer, value, indices)
+
+
+def stage_nest(
+    stage: Stage, inner: list[Axis], point: dict[Var, Expr], cpu: Cpu, store: Store, accumulator: Var | None = None
+) -> Stmt:
+    """Compute a stage over its `inner` spatial axes; the others are fixed by `point`."""
+    along = _along_reduction(stage)
+    lanes = cpu.lanes
+
+    def nest(axes: list[Axis], point: dict[Var, Expr]) -> Stmt:
+        if axes and (len(axes) > 1 or along is not None):
+            return sequence([loop(axes[0].extent, lambda i: nest(axes[1:], {**point, axes[0].var: i}), name=axes[0].var.name)])
+        if not axes:
+            return _point(stage, point, store, lanes, along, accumulator)
+        vector = axes[0]
+        return over_vectors(vector.extent, lanes, lambda first, n: _vector(stage, vector, first, n, point, store, accumulator))
+
+    return nest(inner, point)
+
+
+def _vector(
+    stage: Stage, axis: Axis, first: Expr, lanes: int, point: dict[Var, Expr], store: Store, accumulator: Var | None
+) -> Stmt:
+    """`lanes` neighbouring elements along the last spatial axis."""
+
+    def index(lane: Expr) -> dict[Var, Expr]:
+        return {**point, axis.var: first + lane}
+
+    def indices(lane: Expr) -> list[Expr]:
+        values = index(lane)
+        return [values[a.var] for a in stage.spatial]
+
+    if not stage.reduction:
+        value = expand(stage.value)
+        return sequence([vectorized(lanes, lambda lane: store(indices(lane), substitute(value, index(lane))))])
+    partial = local([lanes], str(stage.buffer.dtype), "partial")
+    value = expand(_replace_accumulator(stage, accumulator))
+
+    def accumulate(fixed: dict[Var, Expr]) -> Stmt:
+        def one(lane: Expr) -> Stmt:
+            own = lambda node: BufferLoad(partial, [lane]) if node.source.same_as(stage.buffer) else None  # noqa: E731
+            return BufferStore(partial, substitute(value, {**index(lane), **fixed}, own), [lane])
+
+        return sequence([vectorized(lanes, one)])
+
+    body = sequence(
+        [
+            vectorized(lanes, lambda lane: BufferStore(partial, stage.init, [lane])),
+            _loops(stage.reduction, {}, accumulate),
+            vectorized(lanes, lambda lane: store(indices(lane), BufferLoad(partial, [lane]))),
+        ]
+    )
+    return allocate([partial], body)
+
+
+def _replace_accumulator(stage: Stage, accumulator: Var | None) -> Expr:
+    """Loads of the stage's own result (possibly moved to a row buffer) named as the stage's buffer again."""
+    if accumulator is None:
+        return stage.value
+
+    def own(node: TensorLoad) -> Expr | None:
+        if not node.source.same_as(accumulator):
+            return None
+        return BufferLoad(stage.buffer, [a.var for a in stage.spatial])
+
+    return substitute(stage.value, {}, own)
+
+
+def _loops(axes: list[Axis], fixed: dict[Var, Expr], body: Callable[[dict[Var, Expr]], Stmt]) -> Stmt:
+    if not axes:
+        return body(fixed)
+    return sequence([loop(axes[0].extent, lambda i: _loops(axes[1:], {**fixed, axes[0].var: i}, body), name=axes[0].var.name)])
+
+
+def _point(
+    stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along: Axis | None, accumulator: Var | None
+) -> Stmt:
+    """One element: a value, or a reduction with vectors of partial results."""
+    indices = [point[a.var] for a in stage.spatial]
+    if not stage.reduction:
+        return store(indices, substitute(expand(stage.value), point))
+    value = expand(_replace_accumulator(stage, accumulator))
+    combine = _combiner(stage, value)
+    extent = None if along is None else known(along.extent)
+    if along is None or combine is None or (extent is not None and extent < lanes):
+        return _serial_reduction(stage, value, point, store)
+    dtype = str(stage.buffer.dtype)
+    width = lanes * (_PARTIALS if extent is None or extent >= 2 * lanes * _PARTIALS else 1)
+    partial = local([width], dtype, "partial")
+    others = [a for a in stage.reduction if a is not along]
+
+    def step(fixed: dict[Var, Expr], first: Expr, offset: int, n: int) -> Stmt:
+        def one(lane: Expr) -> Stmt:
+            place = [lane + offset]
+            own = lambda node: BufferLoad(partial, place) if node.source.same_as(stage.buffer) else None  # noqa: E731
+            return BufferStore(partial, substitute(value, {**point, **fixed, along.var: first + lane}, own), place)
+
+        return sequence([vectorized(n, one)])
+
+    def row(fixed: dict[Var, Expr]) -> Stmt:
+        blocks = tirx.floordiv(along.extent, width)
+        done = blocks * width
+
+        def block(b: Expr) -> Stmt:
+            return sequence([step(fixed, b * width + o, o, lanes) for o in range(0, width, lanes)])
+
+        rest = simplify(along.extent - done)
+        vectors = tirx.floordiv(rest, lanes)
+        return sequence(
+            [
+                loop(simplify(blocks), block, name="block"),
+                loop(simplify(vectors), lambda v: step(fixed, done + v * lanes, 0, lanes), name="vector"),
+                loop(simplify(rest - vectors * lanes), lambda r: step(fixed, done + vectors * lanes + r, 0, 1), name="rest"),
+            ]
+        )
+
+    folds = []
+    size = width
+    while size > 1:
+        size //= 2
+        folds.append(_fold(partial, size, combine))
+    body = sequence(
+        [
+            *(
+                vectorized(lanes, lambda lane, o=o: BufferStore(partial, stage.init, [lane + o]))  # type: ignore[misc]
+                for o in range(0, width, lanes)
+            ),
+            _loops(others, {}, row),
+            *folds,
+            store(indices, BufferLoad(partial, [i64(0)])),
+        ]
+    )
+    return allocate([partial], body)
+
+
+def _fold(partial: Var, size: int, combine: Callable[[Expr, Expr], Expr]) -> Stmt | None:
+    return vectorized(
+        size,
+        lambda lane: BufferStore(partial, combine(BufferLoad(partial, [lane]), BufferLoad(partial, [lane + size])), [lane]),
+    )
+
+
+def _serial_reduction(stage: Stage, value: Expr, point: dict[Var, Expr], store: Store) -> Stmt:
+    total = local([1], str(stage.buffer.dtype), "total")
+    own = lambda node: BufferLoad(total, [i64(0)]) if node.source.same_as(stage.buffer) else None  # noqa: E731
+
+    def accumulate(fixed: dict[Var, Expr]) -> Stmt:
+        return BufferStore(total, substitute(value, {**point, **fixed}, own), [i64(0)])
+
+    body = sequence(
+        [
+            BufferStore(total, stage.init, [i64(0)]),
+            _loops(stage.reduction, {}, accumulate),
+            store([point[a.var] for a in stage.spatial], BufferLoad(total, [i64(0)])),
+        ]
+    )
+    return allocate([total], body)
+
+
+def _combiner(stage: Stage, value: Expr) -> Callable[[Expr, Expr], Expr] | None:
+    """How partial results of the reduction are combined; `None` if it is not one of the associative operators."""
+    for kind in (tirx.Add, tirx.Max, tirx.Min, tirx.Mul):
+        if isinstance(value, kind) and any(
+            isinstance(side, TensorLoad) and side.source.same_as(stage.buffer) for side in (value.a, value.b)
+        ):
+            return kind
+    return None
+
+
+def _along_reduction(stage: Stage) -> Axis | None:
+    """The reduction axis that the loads follow contiguously, if the last spatial axis is not better."""
+    if not stage.reduction or _combiner(stage, stage.value) is None:
+        return None
+    loads = [ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer)]
+    last = stage.spatial[-1] if stage.spatial else None
+    if last is not None and known(last.extent) != 1 and all(_stride(ld, last.var) in (0, 1) for ld in loads):
+        return None
+    for axis in reversed(stage.reduction):
+        strides = [_stride(ld, axis.var) for ld in loads]
+        if loads and all(s in (0, 1) for s in strides) and 1 in strides:
+            return axis
+    return None
+
+
+def _stride(load: TensorLoad, var: Var) -> int | None:
+    """How far apart two neighbours along `var` lie, in elements; `None` if that is not a small constant."""
+    if not any(uses(i, var) for i in load.indices):
+        return 0
+    if any(uses(i, var) for i in load.indices[:-1]):
+        shape = list(load.source.shape)
+        if any(known(d) != 1 for d in shape[len(shape) - 1 :]) or len(shape) < 2:
+            return None
+    step = simplify(substitute(load.indices[-1], {var: var + 1}) - load.indices[-1])
+    return known(step)
+
+
+def _shared_rows(kernel: Kernel) -> int:
+    """How many leading axes all stages have in common, read and written at the same place; 0 if there is one stage, or none shared."""
+    if len(kernel.stages) < 2:
+        return 0
+    first = kernel.stages[0].spatial
+    shared = min(len(s.spatial) for s in kernel.stages)
+    shared = min(shared, max(len(s.spatial) for s in kernel.stages) - 1) or shared
+    own = {s.buffer for s in kernel.stages}
+    while shared > 0:
+        if all(_same_rows(stage, first, shared, own) for stage in kernel.stages):
+            return shared
+        shared -= 1
+    return 0
+
+
+def _same_rows(stage: Stage, first: list[Axis], shared: int, own: set[Var]) -> bool:
+    lead = stage.spatial[:shared]
+    if any(str(simplify(a.extent - b.extent)) not in ("T.int64(0)", "0") for a, b in zip(lead, first, strict=False)):
+        return False
+    for load in loads_of(stage.value):
+        if load.source in own:
+            for index, axis in zip(load.indices[:shared], lead, strict=False):
+                if not (index.same_as(axis.var) or (known(index) == 0 and known(axis.extent) == 1)):
+                    return False
+    return True
+
+
+def _worthwhile(stages: tuple[Stage, ...] | list[Stage]) -> bool:
+    work = 0
+    for stage in stages:
+        size = known(product([a.extent for a in stage.axes])) if stage.axes else 1
+        if size is None:
+            return True
+        work += size * 4
+    return work >= _PARALLEL_WORK

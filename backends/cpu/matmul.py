@@ -1,0 +1,278 @@
+"""The rule for matrix products: register tiles of rows x vectors over panels of columns.
+
+Letters: R rows that share one B, N columns, K the reduced axis, P panels of W columns. One task computes some rows of one panel: the
+panel (K x W) stays in the second-level cache while the rows pass by. Rows and columns that do not fill a tile get tiles of their own size,
+so that nothing is computed twice and no inner loop tests a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from backends.cpu import generic
+from backends.cpu.epilogue import Epilogue
+from backends.cpu.kernel import Axis, Kernel, Stage
+from backends.cpu.loops import (
+    BufferLoad,
+    BufferStore,
+    Expr,
+    IfThenElse,
+    Stmt,
+    TensorLoad,
+    Var,
+    allocate,
+    i64,
+    known,
+    local,
+    loop,
+    over_vectors,
+    parallel,
+    product,
+    sequence,
+    simplify,
+    substitute,
+    unflatten,
+    uses,
+    vectorized,
+)
+from backends.cpu.tiles import Tiles
+from optimizer.target import Cpu
+
+_PARALLEL_FLOPS = 400_000
+"""Below this, waking the other threads costs more than they save (a parallel region takes 1-2 microseconds)."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product taken apart.
+
+    Attributes:
+        batch: leading axes on which B depends.
+        rows: the axes that are swept as rows of one matrix.
+        column: the last spatial axis.
+        depth: the reduced axis.
+        left: an element of A, in the stage's axis variables.
+        right: the load of B.
+        width: the panel width, or `None` for a B that lies as [..., K, N].
+    """
+
+    batch: list[Axis]
+    rows: list[Axis]
+    column: Axis
+    depth: Axis
+    left: Expr
+    right: TensorLoad
+    width: int | None
+
+
+def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
+    """See `backends.cpu.schedule.Rule`."""
+    parts = _take_apart(kernel.stages[0])
+    if parts is None:
+        return None
+    epilogue = Epilogue.of(kernel)
+    nest = _Nest(parts, epilogue, Tiles(cpu)).build()
+    if not epilogue.rest:
+        return nest
+    following = generic.lower(Kernel(kernel.function, epilogue.rest), cpu)
+    return allocate([epilogue.heavy.buffer], sequence([nest, following]))
+
+
+def _take_apart(stage: Stage) -> Product | None:
+    if stage.kind != "matmul" or not isinstance(stage.value, tirx.Add) or not isinstance(stage.value.b, tirx.Mul):
+        return None
+    left, right = stage.value.b.a, stage.value.b.b
+    if not isinstance(right, TensorLoad) or len(stage.reduction) != 1:
+        return None
+    *lead, column = stage.spatial
+    used = [any(uses(i, a.var) for i in right.indices) for a in lead]
+    split = max((k + 1 for k, u in enumerate(used) if u), default=0)
+    width = int(stage.annotations.get("tersor.width", 0)) or None  # type: ignore[call-overload]
+    return Product(lead[:split], lead[split:], column, stage.reduction[0], left, right, width)
+
+
+class _Nest:
+    """Builds the loop nest of one product."""
+
+    def __init__(self, parts: Product, epilogue: Epilogue, tiles: Tiles) -> None:
+        self.parts = parts
+        self.epilogue = epilogue
+        self.tiles = tiles
+        self.dtype = str(epilogue.heavy.buffer.dtype)
+        self.lanes = tiles.lanes(self.dtype)
+        self.row_extents = [a.extent for a in parts.rows]
+        self.total_rows = product(self.row_extents)
+        self.columns = known(parts.column.extent)
+        self.width = parts.width or self._plain_width()
+
+    def build(self) -> Stmt:
+        batch_extents = [a.extent for a in self.parts.batch]
+        batches = product(batch_extents)
+        panels = simplify(tirx.floordiv(self.parts.column.extent + (self.width - 1), self.width))
+        chunks = self._chunks(batches, panels)
+
+        def task(index: Expr) -> Stmt:
+            chunk = tirx.floormod(index, chunks) if chunks > 1 else i64(0)
+            rest = tirx.floordiv(index, chunks) if chunks > 1 else index
+            panel = tirx.floormod(rest, panels)
+            batch = unflatten(tirx.floordiv(rest, panels), batch_extents)
+            point = {a.var: b for a, b in zip(self.parts.batch, batch, strict=True)}
+            return self._panel(point, panel, chunk, chunks)
+
+        return sequence([parallel(simplify(batches * panels * chunks), task, worthwhile=self._worthwhile(batches))])
+
+    def _plain_width(self) -> int:
+        if self.columns is None:
+            return 2 * self.lanes
+        return self.tiles.panel_width(known(self.total_rows), self.columns, known(self.parts.depth.extent) or 512, self.dtype)
+
+    def _worthwhile(self, batches: Expr) -> bool:
+        sizes = [known(batches), known(self.total_rows), self.columns, known(self.parts.depth.extent)]
+        flops = 2
+        for size in sizes:
+            if size is None:
+                return True
+            flops *= size
+        return flops >= _PARALLEL_FLOPS
+
+    def _chunks(self, batches: Expr, panels: Expr) -> int:
+        """Into how many parts the rows are cut, so that the threads get equal shares."""
+        cores = self.tiles.cpu.cores
+        tasks = known(simplify(batches * panels))
+        rows = known(self.total_rows)
+        if tasks is not None and (tasks % cores == 0 or tasks >= 8 * cores):
+            return 1
+        most = 4 * cores if rows is None else max(1, rows // 8)
+        return min(2 * cores, most)
+
+    def _panel(self, point: dict[Var, Expr], panel: Expr, chunk: Expr, chunks: int) -> Stmt:
+        """Some rows of one panel."""
+        first = panel * self.width
+        if self.columns is None:
+            rest = self.parts.column.extent - first
+            full = self._sweep(point, panel, first, self.width // self.lanes, i64(self.width), chunk, chunks)
+            part = self._narrow_columns(point, panel, first, rest, chunk, chunks)
+            return IfThenElse(rest >= self.width, full, part)
+        full_panels, rest_columns = divmod(self.columns, self.width)
+        whole = self._sweep(point, panel, first, self.width // self.lanes, i64(self.width), chunk, chunks) if full_panels else None
+        if not rest_columns:
+            return sequence([whole])
+        last = self._last_panel(point, panel, first, rest_columns, chunk, chunks)
+        return last if whole is None else IfThenElse(panel < full_panels, whole, last)
+
+    def _last_panel(self, point: dict[Var, Expr], panel: Expr, first: Expr, columns: int, chunk: Expr, chunks: int) -> Stmt:
+        if self.parts.width is not None:  # padded with zeros: whole vectors can be read
+            return self._sweep(point, panel, first, -(-columns // self.lanes), i64(columns), chunk, chunks)
+        vectors, rest = divmod(columns, self.lanes)
+        whole = self._sweep(point, panel, first, vectors, i64(vectors * self.lanes), chunk, chunks) if vectors else None
+        start = first + vectors * self.lanes
+        return sequence([whole, self._narrow_columns(point, panel, start, i64(rest), chunk, chunks) if rest else None])
+
+    def _narrow_columns(self, point: dict[Var, Expr], panel: Expr, first: Expr, count: Expr, chunk: Expr, chunks: int) -> Stmt:
+        """Columns of a B that is not packed and that do not fill a vector, one by one."""
+        return sequence(
+            [loop(count, lambda j: self._sweep(point, panel, first + j, 1, i64(1), chunk, chunks, lanes=1), name="column")]
+        )
+
+    def _sweep(
+        self,
+        point: dict[Var, Expr],
+        panel: Expr,
+        first: Expr,
+        vectors: int,
+        valid: Expr,
+        chunk: Expr,
+        chunks: int,
+        lanes: int | None = None,
+    ) -> Stmt:
+        """All rows of a chunk against `vectors` vectors of columns, of which `valid` columns exist."""
+        lanes = self.lanes if lanes is None else lanes
+        rows = self.tiles.tile_rows(known(self.total_rows), vectors)
+
+        def tile(start: Expr, count: int) -> Stmt:
+            return self._tile(point, panel, first, start, count, vectors, lanes, valid)
+
+        whole = simplify(tirx.floordiv(self.total_rows, rows))
+        begin = simplify(tirx.floordiv(chunk * whole, chunks)) if chunks > 1 else i64(0)
+        end = simplify(tirx.floordiv((chunk + 1) * whole, chunks)) if chunks > 1 else whole
+        main = loop(simplify(end - begin), lambda t: tile((begin + t) * rows, rows), name="tile")
+        rest = self._rest(simplify(self.total_rows - whole * rows), whole * rows, rows, tile)
+        if rest is not None and chunks > 1:
+            rest = IfThenElse(tirx.EQ(chunk, i64(chunks - 1)), rest, None)
+        return sequence([main, rest])
+
+    def _rest(self, count: Expr, start: Expr, rows: int, tile: Callable[[Expr, int], Stmt]) -> Stmt | None:
+        """Fewer rows than a tile has: one smaller tile, or a few if their number is symbolic."""
+        size = known(count)
+        if size is not None:
+            return tile(start, size) if size else None
+        statements = []
+        step = 1 << ((rows - 1).bit_length() - 1) if rows > 1 else 0
+        while step:
+            bit = tirx.floormod(tirx.floordiv(count, step), 2)
+            done = count - tirx.floormod(count, 2 * step)
+            statements.append(loop(bit, lambda _, s=step, d=done: tile(start + d, s), name="rest"))  # type: ignore[misc]
+            step //= 2
+        return sequence(statements) if statements else None
+
+    def _tile(
+        self, point: dict[Var, Expr], panel: Expr, first: Expr, start: Expr, rows: int, vectors: int, lanes: int, valid: Expr
+    ) -> Stmt:
+        total = rows * vectors * lanes
+        accumulators = local([total], self.dtype, "accumulators")
+        zero = tirx.const(0, self.dtype)
+
+        def place(r: int, v: int) -> Expr:
+            return _span((r * vectors + v) * lanes, lanes)
+
+        def at_row(r: int) -> dict[Var, Expr]:
+            coordinates = unflatten(simplify(start + r), self.row_extents)
+            return {**point, **{a.var: c for a, c in zip(self.parts.rows, coordinates, strict=True)}}
+
+        def step(k: Expr) -> Stmt:
+            statements = []
+            columns = [self._right(point, panel, first, k, v, lanes) for v in range(vectors)]
+            for r in range(rows):
+                a = _wide(substitute(self.parts.left, {**at_row(r), self.parts.depth.var: k}), lanes)
+                for v in range(vectors):
+                    here = [place(r, v)]
+                    statements.append(BufferStore(accumulators, BufferLoad(accumulators, here) + a * columns[v], here))
+            return sequence(statements)
+
+        init = [BufferStore(accumulators, _wide(zero, lanes), [place(r, v)]) for r in range(rows) for v in range(vectors)]
+        body = sequence([*init, loop(self.parts.depth.extent, step, name="k")])
+        staged = local([total], self.dtype, "staged")
+        copies = [BufferStore(staged, BufferLoad(accumulators, [place(r, v)]), [place(r, v)]) for r in range(rows) for v in range(vectors)]
+        finish = loop(rows, lambda r: self._finish_row(point, simplify(start + r), first, staged, r * (vectors * lanes), valid, lanes))
+        return allocate([accumulators, staged], sequence([body, *copies, finish]))
+
+    def _finish_row(self, point: dict[Var, Expr], row: Expr, first: Expr, staged: Var, offset: Expr, valid: Expr, lanes: int) -> Stmt:
+        coordinates = unflatten(row, self.row_extents)
+        lead = [point[a.var] for a in self.parts.batch] + coordinates
+
+        def vector(start: Expr, n: int) -> Stmt:
+            def one(lane: Expr) -> Stmt:
+                return self.epilogue.store([*lead, first + start + lane], BufferLoad(staged, [offset + start + lane]))
+
+            return sequence([vectorized(n, one)])
+
+        return over_vectors(valid, lanes, vector)
+
+    def _right(self, point: dict[Var, Expr], panel: Expr, first: Expr, k: Expr, vector: int, lanes: int) -> Expr:
+        load = self.parts.right
+        if self.parts.width is not None:
+            batch = [substitute(i, point) for i in load.indices[:-3]]
+            return BufferLoad(load.source, [*batch, panel, k, _span(vector * lanes, lanes)])
+        batch = [substitute(i, point) for i in load.indices[:-2]]
+        return BufferLoad(load.source, [*batch, k, _span(first + vector * lanes, lanes)])
+
+
+def _span(start: Expr | int, lanes: int) -> Expr:
+    return tirx.Ramp(i64(start), i64(1), lanes) if lanes > 1 else i64(start)
+
+
+def _wide(value: Expr, lanes: int) -> Expr:
+    return tirx.Broadcast(value, lanes) if lanes > 1 else value

@@ -1,0 +1,184 @@
+"""Transcendental functions as arithmetic that vectorises, where the C library would be called element by element.
+
+Float32. The polynomials are least-squares fits at Chebyshev nodes; the errors against the exact functions are held by a test. NaN goes in
+and comes out; infinities and overflow give what IEEE says. The reductions are the textbook ones (Muller, Elementary Functions, ch. 11).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Call
+
+from backends.cpu.loops import Expr, Var
+
+_EXP = (0.5000000014285071, 0.1666657335807829, 0.041666456797556435, 0.008363776466951302, 0.0013934543238092092)
+_TANH = (-0.3333332909966133, 0.1333278226550375, -0.053852497607562284, 0.0210036416953351, -0.00610494855121874)
+_ERF_SMALL = (
+    1.128379165881503,
+    -0.37612626903579927,
+    0.11283597463484105,
+    -0.026854328795959843,
+    0.005189311942574149,
+    -0.0008018854992507726,
+    7.882497111290484e-05,
+)
+_ERF_LARGE = (
+    -1.1287417488272387,
+    -0.6348134914027824,
+    -0.10670375849749106,
+    0.024046108607956904,
+    -0.003679906814259555,
+    0.00027912648741590954,
+    1.2376478267974915e-05,
+    -4.470856974835725e-06,
+    2.7690778491983624e-07,
+)
+_LOG = (0.6666666655547848, 0.4000012218744525, 0.28550762084030795, 0.23332223857250878)
+_LN2_HIGH = 0.693359375
+_LN2_LOW = -2.12194440e-4
+
+
+def _f(value: float) -> Expr:
+    return tirx.const(value, "float32")
+
+
+def _let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
+    """Compute a value once."""
+    var = Var("t", value.ty)
+    return tirx.Let(var, value, body(var))
+
+
+def _horner(x: Expr, coefficients: Sequence[float]) -> Expr:
+    result = _f(coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        result = result * x + _f(c)
+    return result
+
+
+def _power_of_two(n: Expr) -> Expr:
+    """2**n for an int32 n in [-126, 127]."""
+    return tirx.reinterpret("float32", tirx.shift_left(n + tirx.const(127, "int32"), tirx.const(23, "int32")))
+
+
+def _exp_in_range(x: Expr) -> Expr:
+    """exp for -87 <= x <= 88."""
+
+    def reduced(n: Expr) -> Expr:
+        r = x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
+        return _let(r, lambda r: (r * r * _horner(r, _EXP) + r + _f(1.0)) * _power_of_two(tirx.Cast("int32", n)))
+
+    return _let(tirx.nearbyint(x * _f(1.0 / math.log(2.0))), reduced)
+
+
+def exp(x: Expr) -> Expr:
+    """e**x, within 2 units in the last place; scaled in two steps, so that subnormal results and true overflow come out right."""
+
+    def scaled(n: Expr, r: Expr) -> Expr:
+        half = tirx.shift_right(n, tirx.const(1, "int32"))
+        return (r * r * _horner(r, _EXP) + r + _f(1.0)) * _power_of_two(half) * _power_of_two(n - half)
+
+    def reduced(x: Expr, n: Expr) -> Expr:
+        r = x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
+        return _let(r, lambda r: _let(tirx.Cast("int32", n), lambda k: scaled(k, r)))
+
+    def of(x: Expr) -> Expr:
+        bounded = tirx.Max(tirx.Min(x, _f(89.0)), _f(-104.0))
+        value = _let(bounded, lambda b: _let(tirx.nearbyint(b * _f(1.0 / math.log(2.0))), lambda n: reduced(b, n)))
+        return tirx.Select(x == x, value, x)
+
+    return _let(x, of)
+
+
+def sigmoid(x: Expr) -> Expr:
+    """1 / (1 + e**-x)."""
+
+    def of(x: Expr) -> Expr:
+        e = _let(tirx.Max(tirx.Min(_f(0.0) - x, _f(88.0)), _f(-87.0)), _exp_in_range)
+        return tirx.Select(x == x, _f(1.0) / (_f(1.0) + e), x)
+
+    return _let(x, of)
+
+
+def tanh(x: Expr) -> Expr:
+    """Hyperbolic tangent: an odd polynomial near zero, from the exponential elsewhere."""
+
+    def of(x: Expr) -> Expr:
+        square = x * x
+        near = _let(square, lambda s: x + x * s * _horner(s, _TANH))
+        bounded = tirx.Max(tirx.Min(x, _f(10.0)), _f(-10.0))
+        far = _f(1.0) - _f(2.0) / (_let(bounded + bounded, _exp_in_range) + _f(1.0))
+        return tirx.Select(x == x, tirx.Select(tirx.And(x < _f(0.625), x > _f(-0.625)), near, far), x)
+
+    return _let(x, of)
+
+
+def erf(x: Expr) -> Expr:
+    """The error function: an odd polynomial up to 1, 1 - exp(polynomial) from there."""
+
+    def of(x: Expr) -> Expr:
+        near = _let(x * x, lambda s: x * _horner(s, _ERF_SMALL))
+        magnitude = tirx.Select(x < _f(0.0), _f(0.0) - x, x)
+
+        def far(a: Expr) -> Expr:
+            tail = _f(1.0) - _let(a * _horner(a, _ERF_LARGE), _exp_in_range)
+            return tirx.Select(x < _f(0.0), _f(0.0) - tail, tail)
+
+        beyond = _let(tirx.Min(magnitude, _f(4.0)), far)
+        inside = tirx.And(x < _f(1.0), x > _f(-1.0))
+        return tirx.Select(x == x, tirx.Select(inside, near, beyond), x)
+
+    return _let(x, of)
+
+
+def log(x: Expr) -> Expr:
+    """Natural logarithm; of the mantissa in [sqrt(1/2), sqrt(2)) by its atanh series, plus the exponent."""
+    infinity = _f(math.inf)
+
+    def of(x: Expr) -> Expr:
+        tiny = x < _f(1.1754943508222875e-38)
+        scaled = tirx.Select(tiny, x * _f(8388608.0), x)
+
+        def from_bits(bits: Expr) -> Expr:
+            shifted = bits - tirx.const(0x3F3504F3, "int32")
+            exponent = tirx.shift_right(shifted, tirx.const(23, "int32"))
+            mantissa = tirx.reinterpret("float32", bits - tirx.shift_left(exponent, tirx.const(23, "int32")))
+            count = tirx.Cast("float32", exponent) - tirx.Select(tiny, _f(23.0), _f(0.0))
+
+            def series(f: Expr) -> Expr:
+                def of_s(s: Expr) -> Expr:
+                    odd = _let(s * s, lambda u: s * u * _horner(u, _LOG))
+                    return count * _f(_LN2_HIGH) + (count * _f(_LN2_LOW) + odd + s + s)
+
+                return _let(f / (f + _f(2.0)), of_s)
+
+            return _let(mantissa - _f(1.0), series)
+
+        value = _let(tirx.reinterpret("int32", scaled), from_bits)
+        regular = tirx.Select(x == _f(0.0), _f(-math.inf), tirx.Select(x < _f(0.0), _f(math.nan), value))
+        return tirx.Select(tirx.And(x == x, x < infinity), regular, tirx.Select(x == x, x, x))
+
+    return _let(x, of)
+
+
+FUNCTIONS: dict[str, Callable[[Expr], Expr]] = {"exp": exp, "sigmoid": sigmoid, "tanh": tanh, "erf": erf, "log": log}
+
+
+def expand(expr: Expr) -> Expr:
+    """The expression with float32 transcendentals replaced by polynomials (and float16 ones computed in float32)."""
+
+    def call(node: Call) -> Expr:
+        function = FUNCTIONS.get(str(getattr(node.op, "name", "")).rpartition(".")[2])
+        if function is None or len(node.args) != 1:
+            return node
+        dtype = str(node.ty.dtype)
+        if dtype == "float32":
+            return function(node.args[0])
+        if dtype in ("float16", "bfloat16"):
+            return tirx.Cast(dtype, function(tirx.Cast("float32", node.args[0])))
+        return node
+
+    return tvm_ffi.structural_map(expr, (Call, call))

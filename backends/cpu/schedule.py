@@ -1,0 +1,72 @@
+"""From fused kernels to loop nests: the list of rules, first match wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tvm
+from tvm import s_tir, tirx
+
+from backends.cpu import generic, matmul
+from backends.cpu.kernel import Kernel, decode, inline
+from backends.cpu.loops import Stmt
+from optimizer.target import Cpu
+
+Rule = Callable[[Kernel, Cpu], Stmt | None]
+"""The loop nests of a kernel, or `None`: not mine."""
+
+RULES: tuple[Rule, ...] = (matmul.lower, generic.lower)
+
+
+def llvm_target(cpu: Cpu) -> tvm.target.Target:
+    """TVM's name for the processor."""
+    name = tvm.target.codegen.llvm_get_system_cpu() if cpu.name == "native" else cpu.name
+    return tvm.target.Target({"kind": "llvm", "mcpu": name, "num-cores": cpu.cores})
+
+
+def scheduler(cpu: Cpu) -> tvm.transform.Pass:
+    """The pass that schedules every kernel of a module."""
+
+    @tvm.transform.module_pass(opt_level=0, name="ScheduleForCpu")
+    def schedule(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        for var, function in list(module.functions.items()):
+            if isinstance(function, tirx.PrimFunc) and not (function.attrs and function.attrs.get("tirx.is_scheduled")):
+                module.update_func(var, schedule_function(function, cpu))
+        return module
+
+    return schedule
+
+
+def schedule_function(function: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
+    """One kernel: by the first rule that takes it, or in parallel over its outer axes where it is no sequence of simple blocks."""
+    kernel = decode(function)
+    if kernel is None:
+        return _outer_parallel(function)
+    kernel = inline(kernel)
+    for rule in RULES:
+        body = rule(kernel, cpu)
+        if body is not None:
+            return _finished(tirx.PrimFunc(function.params, body, function.ret_type), function)
+    raise RuntimeError(f"no rule takes the kernel {function}")
+
+
+def _finished(new: tirx.PrimFunc, old: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The scheduled function with the attributes of the original."""
+    for key, value in (old.attrs or {}).items():
+        if key != "global_symbol":
+            new = new.with_attr(key, value)
+    return new.with_attr("tirx.is_scheduled", True).with_attr("tirx.noalias", True)
+
+
+def _outer_parallel(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Blocks with control flow of their own (sorting, scatter...): their independent outer axes run in parallel."""
+    if not isinstance(function.body, s_tir.SBlockRealize):
+        return function
+    schedule = s_tir.Schedule(function)
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        loops = schedule.get_loops(block)
+        kinds = [int(v.iter_type) for v in schedule.get(block).iter_vars]
+        spatial = [lp for lp, kind in zip(loops, kinds, strict=False) if kind == 0]
+        if spatial and len(loops) == len(kinds):
+            schedule.parallel(spatial[0])
+    return _finished(schedule.mod["main"], function)

@@ -1,0 +1,74 @@
+"""The analytic tile model of a CPU: how large a register tile, from the vector unit and the caches alone.
+
+A register tile of `rows` x `vectors` accumulators needs, for each step along the reduced axis, `vectors` loads of B, `rows` broadcasts of
+A and `rows * vectors` multiply-adds. With two FMA pipes and two load ports of full width (every x86 server core since Haswell) the step
+takes as many cycles as the larger of the two, and at least the latency of an FMA divided by what is in flight (Goto and van de Geijn,
+Anatomy of High-Performance Matrix Multiplication, 2008; Low et al., Analytical Modeling Is Enough for High-Performance BLIS, 2016).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optimizer.target import Cpu
+
+_FMA_PIPES = 2
+_LOAD_PORTS = 2
+_FMA_LATENCY = 4
+_MAX_VECTORS = 6
+_ROWS_WHEN_SYMBOLIC = 128
+_L2_SHARE = 0.7
+_SPILL_PENALTY = 1.25
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tile choices for one processor."""
+
+    cpu: Cpu
+
+    def lanes(self, dtype: str = "float32") -> int:
+        """Elements in a vector register."""
+        return max(1, self.cpu.vector_bytes // (8 if dtype == "float64" else 4))
+
+    def fits(self, rows: int, vectors: int) -> bool:
+        """Whether the accumulators, the vectors of B and one broadcast fit in the registers."""
+        return rows * vectors + vectors + 1 <= self.cpu.vector_registers
+
+    def step_cycles(self, rows: int, vectors: int) -> float:
+        """Cycles of one step along the reduced axis."""
+        return max(rows * vectors / _FMA_PIPES, (rows + vectors) / _LOAD_PORTS, _FMA_LATENCY)
+
+    def sweep_cycles(self, total: int, rows: int, vectors: int) -> float:
+        """Cycles of one step for `total` rows, cut into tiles of `rows` and one smaller tile for the rest."""
+        rest = total % rows
+        return total // rows * self.step_cycles(rows, vectors) + (self.step_cycles(rest, vectors) if rest else 0.0)
+
+    def tile_rows(self, total: int | None, vectors: int) -> int:
+        """The best number of rows for tiles of so many vectors."""
+        wanted = _ROWS_WHEN_SYMBOLIC if total is None else max(total, 1)
+        options = [r for r in range(1, self.cpu.vector_registers) if self.fits(r, vectors) and r <= wanted] or [1]
+        return min(options, key=lambda r: (self.sweep_cycles(wanted, r, vectors), -r))
+
+    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
+        """Columns in a panel of packed B.
+
+        Args:
+            rows: how many rows are multiplied with B; `None` if that is symbolic.
+            columns: N.
+            depth: K.
+        """
+        lanes = self.lanes(dtype)
+        total = _ROWS_WHEN_SYMBOLIC if rows is None else max(rows, 1)
+
+        def cost(vectors: int) -> float:
+            width = vectors * lanes
+            full, rest = divmod(columns, width)
+            sweep = full * self.sweep_cycles(total, self.tile_rows(total, vectors), vectors)
+            if rest:
+                narrow = -(-rest // lanes)
+                sweep += self.sweep_cycles(total, self.tile_rows(total, narrow), narrow)
+            return sweep * (_SPILL_PENALTY if depth * width * 4 > _L2_SHARE * self.cpu.l2_bytes else 1.0)
+
+        options = [v for v in range(1, _MAX_VECTORS + 1) if self.fits(1, v)]
+        return lanes * min(options, key=lambda v: (cost(v), -v))

@@ -1,0 +1,233 @@
+"""From a graph to a plan and a native module. Runs in the compile process; the only place that drives TVM's compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import tvm
+from tvm import relax, tirx
+
+from backends.relax.emitter import Emitter, PanelChoice, dtype_name
+from backends.relax.partition import Segment, captured, reads, segments
+from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Step, Value, WeightSpec
+from backends.relax.values import Packed, Refused, static_int
+
+_T = relax.transform
+
+
+class RefusedNodes(Exception):
+    """`fallback="error"`, and some nodes have no emitter: node name -> reason."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(f"{len(reasons)} nodes refused")
+        self.reasons = reasons
+
+
+class Builder:
+    """Compiles one graph.
+
+    Args:
+        model: the graph; its initializers stand among the inputs, with their types.
+        constants: values of the small initializers.
+        weights: the names of all initializers.
+        schedule: turns the fused kernels of a module into scheduled ones, for the target.
+        tiles: how the target wants its weights packed.
+    """
+
+    def __init__(self, model: ir.Model, constants: Mapping[str, np.ndarray], weights: set[str], schedule: tvm.transform.Pass, tiles: PanelChoice) -> None:
+        self.graph = model.graph
+        self.constants = constants
+        self.weights = weights
+        self.schedule = schedule
+        self.tiles = tiles
+        self.sizes: dict[str, tirx.Var] = {}
+        self.reasons: dict[ir.Node, str] = {}
+        self.table: dict[Packed, int] = {}
+
+    def build(self, target: tvm.target.Target, library: Path, *, allow_fallback: bool) -> Plan:
+        """Write the native module to `library` and give the plan.
+
+        Raises:
+            RefusedNodes: a node has no emitter and `allow_fallback` is false.
+        """
+        nodes = list(self.graph)
+        self._probe(nodes)
+        if self.reasons and not allow_fallback:
+            raise RefusedNodes({n.name or n.op_type: f"{n.op_type}: {why}" for n, why in self.reasons.items()})
+        module = relax.BlockBuilder()
+        steps = self._emit(module, segments(nodes, set(self.reasons)))
+        if any(s.engine == RELAX for s in steps):
+            _compile(module.get(), target, self.schedule, library)
+        weights = [
+            WeightSpec(p.source, p.transform, dict(p.options), list(p.shape), p.dtype) for p in self.table  # insertion order
+        ]
+        return Plan(
+            [_value(v) for v in self.graph.inputs if v.name not in self.weights],
+            [_value(v) for v in self.graph.outputs],
+            steps,
+            weights,
+        )
+
+    def _probe(self, nodes: list[ir.Node]) -> None:
+        """Emit everything once, to learn which nodes are refused."""
+        emitter = self._emitter(relax.BlockBuilder())
+
+        def refuse(node: ir.Node, reason: str) -> None:
+            self.reasons[node] = reason
+            for value in node.outputs:
+                self._bind_placeholder(emitter, value)
+
+        with emitter.builder.function("probe"):
+            with emitter.builder.dataflow():
+                for value in self.graph.inputs:
+                    self._bind_placeholder(emitter, value)
+                emitter.run(nodes, refuse)
+                self._check_outputs(emitter, refuse)
+                nothing = emitter.builder.emit_output(relax.Tuple([]))
+            emitter.builder.emit_func_output(nothing, params=[])
+
+    def _check_outputs(self, emitter: Emitter, refuse: Callable[[ir.Node, str], None]) -> None:
+        for value in self.graph.outputs:
+            try:
+                emitter.x(value)
+            except Refused as refusal:
+                producer = value.producer()
+                if producer is not None and producer not in self.reasons:
+                    refuse(producer, refusal.reason)
+
+    def _emitter(self, builder: relax.BlockBuilder) -> Emitter:
+        return Emitter(builder, self.constants, self.weights, self.sizes, self.tiles)
+
+    def _bind_placeholder(self, emitter: Emitter, value: ir.Value) -> relax.Var | None:
+        """Bind a value that comes from outside the segment, if Relax can hold it."""
+        if value.name in self.weights or value.shape is None or value.dtype in (None, ir.DataType.STRING):
+            return None
+        if not isinstance(value.type, ir.TensorType) or value.dtype in _UNKNOWN_TO_RELAX:
+            return None
+        dims = [d if isinstance(d, int) else emitter.size(size_name(value, i)) for i, d in enumerate(value.shape)]
+        var = relax.Var(value.name or "value", relax.TensorType(dims, dtype_name(value.dtype)))
+        emitter.bind(value, var)
+        return var
+
+    def _emit(self, module: relax.BlockBuilder, parts: list[Segment]) -> list[Step]:
+        needed = {i: self._outputs_of(parts, i) for i in range(len(parts))}
+        return [
+            self._fallback_step(i, part, needed[i]) if part.fallback else self._relax_step(module, i, part, needed[i])
+            for i, part in enumerate(parts)
+        ]
+
+    def _outputs_of(self, parts: list[Segment], index: int) -> list[ir.Value]:
+        made = {v for n in parts[index].nodes for v in n.outputs}
+        later = {v for part in parts[index + 1 :] for n in part.nodes for v in reads(n)}
+        wanted = later | set(self.graph.outputs)
+        return [v for n in parts[index].nodes for v in n.outputs if v in wanted and v in made]
+
+    def _inputs_of(self, part: Segment) -> list[ir.Value]:
+        made = {v for n in part.nodes for v in n.outputs}
+        ordered: dict[ir.Value, None] = {}
+        for node in part.nodes:
+            for value in [*(v for v in node.inputs if v is not None), *sorted(captured(node), key=lambda v: v.name or "")]:
+                if value not in made and value.name not in self.weights:
+                    ordered[value] = None
+        return list(ordered)
+
+    def _fallback_step(self, index: int, part: Segment, outputs: list[ir.Value]) -> Step:
+        reasons = {f"{n.op_type}: {self.reasons[n]}": None for n in part.nodes}
+        return Step(
+            ONNXRUNTIME,
+            f"partition{index}",
+            [_value(v) for v in self._inputs_of(part)],
+            [_value(v) for v in outputs],
+            nodes=[n.name or "" for n in part.nodes],
+            reasons=list(reasons),
+        )
+
+    def _relax_step(self, module: relax.BlockBuilder, index: int, part: Segment, outputs: list[ir.Value]) -> Step:
+        emitter = self._emitter(module)
+        entry = f"segment{index}"
+        inputs = self._inputs_of(part)
+
+        def refuse(node: ir.Node, reason: str) -> None:
+            raise RuntimeError(f"node {node.name!r} was emitted in the probe but is refused now: {reason}")
+
+        with module.function(entry):
+            with module.dataflow():
+                bound = [(v, var) for v in inputs if (var := self._bind_placeholder(emitter, v)) is not None]
+                emitter.run(part.nodes, refuse)
+                results = module.emit_output(relax.Tuple([emitter.x(v) for v in outputs]))
+            sizes = relax.Var("sizes", relax.ShapeType(list(self.sizes.values())))
+            params = [var for _, var in bound]
+            module.emit_func_output(results, params=[*params, sizes, *emitter.packed.values()])
+        function = module.get()[entry].with_attr("num_input", len(params) + 1)
+        module.update_func(module.get().get_global_var(entry), function)
+        return Step(
+            RELAX,
+            entry,
+            [_value(v) for v, _ in bound],
+            [_value(v) for v in outputs],
+            sizes=list(self.sizes),
+            weights=[self.table.setdefault(p, len(self.table)) for p in emitter.packed],
+            nodes=[n.name or "" for n in part.nodes],
+        )
+
+
+_UNKNOWN_TO_RELAX = {
+    ir.DataType.COMPLEX64,
+    ir.DataType.COMPLEX128,
+    ir.DataType.INT4,
+    ir.DataType.UINT4,
+    ir.DataType.UNDEFINED,
+}
+
+
+def size_name(value: ir.Value, axis: int) -> str:
+    """The name of a symbolic size: its own where the model gives one, else made from the value's name and the axis."""
+    dim = value.shape[axis] if value.shape is not None else None
+    name = getattr(dim, "value", None)
+    return name if isinstance(name, str) and name.isidentifier() else f"{value.name}.{axis}"
+
+
+def _value(value: ir.Value) -> Value:
+    tensor = isinstance(value.type, ir.TensorType)
+    dtype = dtype_name(value.dtype) if tensor and value.dtype is not None else ""
+    if value.shape is None:
+        return Value(value.name or "", dtype, None)
+    shape = [d if isinstance(d, int) else size_name(value, i) for i, d in enumerate(value.shape)]
+    return Value(value.name or "", dtype, shape)
+
+
+def _compile(module: tvm.IRModule, target: tvm.target.Target, schedule: tvm.transform.Pass, library: Path) -> None:
+    """Fuse, schedule, plan the memory, generate code."""
+    with target:
+        module = tvm.transform.Sequential(
+            [
+                _T.CanonicalizeBindings(),
+                _T.EliminateCommonSubexpr(),
+                _T.LegalizeOps(),
+                _T.AnnotateTIROpPattern(),
+                _T.FuseOps(),
+                _T.FuseTIR(),
+                _T.DeadCodeElimination(),
+                _T.BundleModelParams(),
+                _T.RewriteDataflowReshape(),
+                schedule,
+                _T.ToNonDataflow(),
+                _T.RemovePurityChecking(),
+                _T.CallTIRRewrite(),
+                _T.StaticPlanBlockMemory(),
+                _T.LowerAllocTensor(),
+                _T.KillAfterLastUse(),
+                _T.LowerRuntimeBuiltin(),
+                _T.ComputePrimValue(),
+                _T.VMShapeLower(),
+                _T.AttachGlobalSymbol(),
+            ]
+        )(module)
+        executable = relax.build(module, target, relax_pipeline=None)
+    executable.export_library(str(library))
+
+
+__all__ = ["Builder", "RefusedNodes", "size_name", "static_int"]

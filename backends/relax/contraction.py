@@ -1,0 +1,105 @@
+"""Matrix products as tensor expressions that the schedule rules know.
+
+The rules need the columns of B to lie next to each other. A constant B is packed in panels [..., P, K, W] when the model is compiled (W
+columns a panel, chosen by the target); any other B is used as it lies, [..., K, N], transposed first if need be.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from tvm import relax, te, tirx
+
+from backends.relax.emitter import Emitter
+from backends.relax.values import Refused, prim, static_int
+
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+MATMUL = "matmul"
+
+
+def contract(
+    ctx: Emitter, a: ir.Value | None, b: ir.Value | None, *, transposed_a: bool = False, transposed_b: bool = False, alpha: float = 1.0
+) -> relax.Var:
+    """alpha * A x B with numpy's rules for batch axes and vectors."""
+    left = ctx.x(a)
+    if transposed_a:
+        left = ctx.emit(relax.op.permute_dims(left))
+    packed = b is not None and ctx.is_weight(b) and ctx.rank(b) >= 2 and ctx.dtype(b) in FLOATS
+    if packed and b is not None:
+        return _packed(ctx, left, b, transposed_b, alpha)
+    right = ctx.x(b)
+    if transposed_b:
+        right = ctx.emit(relax.op.permute_dims(right))
+    result = _plain(ctx, left, right)
+    return result if alpha == 1.0 else ctx.emit(relax.op.multiply(result, relax.const(alpha, str(result.ty.dtype))))
+
+
+def _packed(ctx: Emitter, left: relax.Var, b: ir.Value, transposed: bool, alpha: float) -> relax.Var:
+    shape = ctx.static_shape(b)
+    *batch, k, n = [*shape[:-2], shape[-1], shape[-2]] if transposed else shape
+    rows = _rows(left, bool(batch) and any(d != 1 for d in batch))
+    width = ctx.tiles.panel_width(rows, n, k)
+    options = {"width": width} | ({"transposed": True} if transposed else {}) | ({"alpha": alpha} if alpha != 1.0 else {})
+    weight = ctx.weight(b, "panels", [*batch, -(-n // width), k, width], **options)
+    return product(ctx, left, weight, n, width)
+
+
+def _rows(left: relax.Var, batched: bool) -> int | None:
+    """Number of rows that share one B, if it is known."""
+    sizes = [static_int(d) for d in left.ty.shape.values]
+    own = sizes[-2:-1] if batched else sizes[:-1]
+    total = 1
+    for size in own:
+        if size is None:
+            return None
+        total *= size
+    return total
+
+
+def _plain(ctx: Emitter, left: relax.Var, right: relax.Var) -> relax.Var:
+    """B as it lies: [..., K, N]; a vector becomes a matrix of one column or row."""
+    if left.ty.ndim == 0 or right.ty.ndim == 0:
+        raise Refused("a matrix product of a scalar")
+    if right.ty.ndim == 1:
+        column = ctx.emit(relax.op.expand_dims(right, [1]))
+        return ctx.emit(relax.op.squeeze(_plain(ctx, left, column), [-1]))
+    return product(ctx, left, right, right.ty.shape.values[-1], None)
+
+
+def product(ctx: Emitter, left: relax.Var, right: relax.Var, columns: int | tirx.Expr, width: int | None) -> relax.Var:
+    """The tensor expression; `width` is the panel width of a packed B."""
+    if left.ty.ndim == 1:
+        row = ctx.emit(relax.op.expand_dims(left, [0]))
+        return ctx.emit(relax.op.squeeze(product(ctx, row, right, columns, width), [-2]))
+    tail = 3 if width else 2
+    dtype = str(left.ty.dtype)
+
+    def build(x: te.Tensor, w: te.Tensor) -> te.Tensor:
+        k = te.reduce_axis((0, x.shape[-1]), "k")
+        lead = _broadcast(list(x.shape[:-2]), list(w.shape[: len(w.shape) - tail]))
+
+        def element(*index: tirx.Expr) -> tirx.Expr:
+            *batch, i, j = index
+            own = [_at(p, d) for p, d in zip(batch[len(batch) - (len(x.shape) - 2) :], x.shape[:-2], strict=True)]
+            other = [_at(p, d) for p, d in zip(batch[len(batch) - (len(w.shape) - tail) :], w.shape, strict=False)]
+            factor = w[(*other, tirx.floordiv(j, width), k, tirx.floormod(j, width))] if width else w[(*other, k, j)]
+            return te.sum(x[(*own, i, k)] * factor, axis=k)
+
+        attrs = {"tersor.kernel": MATMUL, "tersor.width": width or 0}
+        return te.compute((*lead, x.shape[-2], prim(columns)), element, name="matmul", attrs=attrs)
+
+    if dtype != str(right.ty.dtype):
+        raise Refused(f"a matrix product of {dtype} and {right.ty.dtype}")
+    return ctx.te(build, left, right, primfunc_name_hint="matmul")
+
+
+def _at(index: tirx.Expr, extent: tirx.Expr) -> tirx.Expr:
+    return prim(0) if static_int(extent) == 1 else index
+
+
+def _broadcast(a: list[tirx.Expr], b: list[tirx.Expr]) -> list[tirx.Expr]:
+    result = []
+    for k in range(max(len(a), len(b))):
+        x = a[len(a) - 1 - k] if k < len(a) else prim(1)
+        y = b[len(b) - 1 - k] if k < len(b) else prim(1)
+        result.append(y if static_int(x) == 1 else x)
+    return result[::-1]

@@ -1,0 +1,147 @@
+"""A compiled plan as an `Executable`: run, profile, save and load."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from backends.relax.fallback import open_partition
+from backends.relax.packing import ALIGNMENT
+from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Value
+from backends.relax.runtime import Machine
+from optimizer.errors import ArtifactError
+from optimizer.executable import Executable, KernelTime, Part, TensorSpec
+
+Array = npt.NDArray[Any]
+
+_LIBRARY = "kernels.so"
+_WEIGHTS = "weights.bin"
+
+
+class RelaxExecutable:
+    """See `optimizer.executable.Executable`.
+
+    Args:
+        backend: the name of the backend.
+        library: the native module; `None` if every node is in a fallback partition.
+        plan: the steps.
+        weights: the packed weights.
+        partitions: serialized models of the fallback partitions, by entry.
+        folder: kept until the executable goes, with the library in it.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        library: Path | None,
+        plan: Plan,
+        weights: Array,
+        partitions: Mapping[str, bytes],
+        folder: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
+        self.backend = backend
+        self.inputs = tuple(_spec(v) for v in plan.inputs)
+        self.outputs = tuple(_spec(v) for v in plan.outputs)
+        self.notes = _notes(plan)
+        self._library = library
+        self._plan = plan
+        self._weights = weights
+        self._partitions = dict(partitions)
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._sessions: dict[int, dict[str, Any]] = {}
+        self._machine = Machine(library, plan, weights)
+
+    def run(self, inputs: Sequence[Array], num_threads: int) -> list[Array]:
+        """See `Executable.run`."""
+        with self._lock:
+            if num_threads not in self._sessions:
+                self._sessions[num_threads] = {k: open_partition(m, num_threads) for k, m in self._partitions.items()}
+        return self._machine.run(inputs, num_threads, self._sessions[num_threads])
+
+    def profile(self, inputs: Sequence[Array], num_threads: int, repeats: int) -> list[KernelTime]:
+        """See `Executable.profile`; fallback partitions are one row each."""
+        self.run(inputs, num_threads)
+        runs: list[dict[str, list[float]]] = []
+        for _ in range(repeats):
+            times: dict[str, list[float]] = defaultdict(list)
+            started: list[float] = []
+
+            def hook(_function: Any, name: str, before: bool, _result: Any, *_args: Any, times: Any = times, started: Any = started) -> int:
+                if before:
+                    started.append(time.perf_counter())
+                else:
+                    times[name].append(time.perf_counter() - started.pop())
+                return 0
+
+            self._machine.run(inputs, num_threads, self._sessions[num_threads], hook)
+            runs.append(times)
+        rows = [
+            KernelTime(name, tuple(self._plan.kernels.get(name, ())), median(sum(r.get(name, [0.0])) for r in runs), len(calls))
+            for name, calls in runs[0].items()
+            if not name.startswith("vm.builtin")
+        ]
+        return sorted(rows, key=lambda r: -r.seconds)
+
+    def parts(self) -> dict[str, Part]:
+        """See `Executable.parts`."""
+        files: dict[str, Part] = {f"{name}.onnx": data for name, data in self._partitions.items()}
+        if self._library is not None:
+            files[_LIBRARY] = self._library
+        files[_WEIGHTS] = self._weights
+        return files
+
+    def manifest(self) -> dict[str, object]:
+        """See `Executable.manifest`."""
+        result: dict[str, object] = json.loads(json.dumps(self._plan.to_json()))
+        return result
+
+
+def load_executable(backend: str, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
+    """From verified files on disk.
+
+    Raises:
+        ArtifactError: the manifest is not one of this backend's, or a part is missing.
+    """
+    try:
+        plan = Plan.from_json(dict(manifest))
+        partitions = {s.entry: parts[f"{s.entry}.onnx"].read_bytes() for s in plan.steps if s.engine == ONNXRUNTIME}
+        library = parts[_LIBRARY] if any(s.engine == RELAX for s in plan.steps) else None
+        weights = _map(parts[_WEIGHTS], plan.weight_bytes)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"the manifest does not describe a compiled plan ({error!r}); save the model again") from error
+    return RelaxExecutable(backend, library, plan, weights, partitions)
+
+
+def _map(path: Path, size: int) -> Array:
+    if size == 0:
+        return np.empty(0, np.uint8)
+    if path.stat().st_size != size:
+        raise ArtifactError(f"the weights have {path.stat().st_size} bytes where the manifest says {size}; save the model again")
+    mapped = np.memmap(path, np.uint8, "r")
+    if mapped.ctypes.data % ALIGNMENT:
+        raise ArtifactError("the weights are not aligned in memory; save the model again")
+    return mapped
+
+
+def _spec(value: Value) -> TensorSpec:
+    shape = None if value.shape is None else tuple(value.shape)
+    return TensorSpec(value.name, value.dtype, shape)
+
+
+def _notes(plan: Plan) -> list[str]:
+    notes = []
+    for step in plan.steps:
+        if step.engine == ONNXRUNTIME:
+            notes.append(f"{step.entry}: {len(step.nodes)} nodes run in ONNX Runtime ({'; '.join(step.reasons[:4])})")
+    return notes

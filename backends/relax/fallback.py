@@ -1,0 +1,74 @@
+"""The parts of a graph that ONNX Runtime runs: cut out as models of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from backends.relax.partition import captured
+from backends.relax.plan import Step
+from optimizer.errors import UnsupportedError
+
+_PROTOBUF_LIMIT = 2**31 - 1
+
+
+def partition_model(model: ir.Model, step: Step) -> bytes:
+    """The nodes of a fallback step as a serialized model.
+
+    Raises:
+        UnsupportedError: its weights exceed what one protobuf message can hold (2 GB).
+    """
+    graph = model.graph
+    wanted = set(step.nodes)
+    nodes = [n for n in graph if n.name in wanted]
+    read = {v for n in nodes for v in (*(v for v in n.inputs if v is not None), *captured(n))}
+    weights = [v for name, v in graph.initializers.items() if v in read and v.const_value is not None]
+    total = sum(v.const_value.nbytes for v in weights if v.const_value is not None)
+    if total > _PROTOBUF_LIMIT:
+        raise UnsupportedError(f"the fallback partition {step.entry} holds {total} bytes of weights, more than 2 GB; use fallback='error'")
+    values = {v.name: v for n in nodes for v in (*n.outputs, *n.inputs) if v is not None} | {v.name: v for v in read}
+    proto = onnx.GraphProto(name=step.entry)
+    proto.node.extend(ir.serde.serialize_node(n) for n in nodes)
+    proto.input.extend(ir.serde.serialize_value(values[v.name]) for v in step.inputs)
+    proto.output.extend(ir.serde.serialize_value(values[v.name]) for v in step.outputs)
+    for weight in weights:
+        tensor = ir.serde.serialize_tensor(weight.const_value)
+        tensor.name = weight.name or ""
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor = onnx.numpy_helper.from_array(weight.const_value.numpy(), weight.name)
+        proto.initializer.append(tensor)
+    whole = onnx.ModelProto(ir_version=min(model.ir_version, onnx.IR_VERSION), graph=proto)
+    whole.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in graph.opset_imports.items())
+    whole.functions.extend(ir.serde.serialize_function(f) for f in model.functions.values())
+    return whole.SerializeToString()
+
+
+def open_partition(data: bytes, num_threads: int) -> Callable[[Sequence[Any]], list[Any]]:
+    """A session of ONNX Runtime over a partition.
+
+    Raises:
+        UnsupportedError: ONNX Runtime does not take it either.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except ort.capi.onnxruntime_pybind11_state.ONNXRuntimeError as error:
+        raise UnsupportedError(f"neither the backend nor ONNX Runtime can run it: {_last_line(error)}") from error
+    names = [i.name for i in session.get_inputs()]
+
+    def run(inputs: Sequence[Any]) -> list[Any]:
+        return list(session.run(None, dict(zip(names, inputs, strict=True))))
+
+    return run
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1][:300]

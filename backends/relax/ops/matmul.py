@@ -1,0 +1,38 @@
+"""MatMul and Gemm."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from tvm import relax, te, tirx
+
+from backends.relax.attributes import get_float, get_int
+from backends.relax.contraction import contract
+from backends.relax.emitter import Emitter
+from backends.relax.registry import emits
+from backends.relax.values import Result
+
+
+@emits("MatMul")
+def matmul(ctx: Emitter, node: ir.Node) -> Result:
+    """[..., M, K] x [..., K, N], with numpy's rules for vectors."""
+    return contract(ctx, node.inputs[0], node.inputs[1])
+
+
+@emits("Gemm")
+def gemm(ctx: Emitter, node: ir.Node) -> Result:
+    """alpha * A' * B' + beta * C; alpha goes into a constant B, beta into a constant C."""
+    a, b = node.inputs[0], node.inputs[1]
+    alpha, beta = get_float(node, "alpha", 1.0), get_float(node, "beta", 1.0)
+    result = contract(
+        ctx, a, b, transposed_a=bool(get_int(node, "transA", 0)), transposed_b=bool(get_int(node, "transB", 0)), alpha=alpha
+    )
+    c = node.inputs[2] if len(node.inputs) > 2 else None
+    if c is None or beta == 0.0:
+        return result
+    addend = ctx.operand(c)
+    if beta != 1.0:
+        addend = ctx.emit(relax.op.multiply(addend, relax.const(beta, ctx.dtype(c))))
+    return relax.op.add(result, addend)
+
+
+__all__ = ["gemm", "matmul", "te", "tirx"]

@@ -1,0 +1,84 @@
+"""How an initializer is laid out for the kernel that reads it; pure numpy, done once, when the model is compiled.
+
+Shape letters: K the reduced axis, N the columns, P = ceil(N / width) panels, [KH, KW] the window of a convolution, C its input channels
+per group, G groups, O output channels per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+ALIGNMENT = 64
+"""Bytes; kernels use aligned vector loads."""
+
+
+def identity(array: Array) -> Array:
+    """As it is."""
+    return array
+
+
+def transpose(array: Array, *, order: tuple[int, ...]) -> Array:
+    """The axes in another order."""
+    return array.transpose(order)
+
+
+def reshape(array: Array, *, shape: tuple[int, ...]) -> Array:
+    """The same elements under another shape."""
+    return array.reshape(shape)
+
+
+def panels(array: Array, *, width: int, transposed: bool = False, alpha: float = 1.0) -> Array:
+    """[..., K, N] (or [..., N, K] if `transposed`) -> [..., P, K, width], padded with zeros, times `alpha`."""
+    if transposed:
+        array = array.swapaxes(-1, -2)
+    *batch, k, n = array.shape
+    count = -(-n // width)
+    packed = np.zeros((*batch, count, k, width), array.dtype)
+    full = n // width
+    rank = len(batch)
+    order = (*range(rank), rank + 1, rank, rank + 2)
+    if full:
+        packed[..., :full, :, :] = array[..., : full * width].reshape(*batch, k, full, width).transpose(order)
+    if full < count:
+        packed[..., full, :, : n - full * width] = array[..., full * width :]
+    return packed if alpha == 1.0 else packed * np.asarray(alpha, array.dtype)
+
+
+def conv_panels(array: Array, *, groups: int, width: int) -> Array:
+    """[G*O, C, KH, KW] -> [G, P, KH, KW * C, width], padded with zeros."""
+    out, c, kh, kw = array.shape
+    per_group = out // groups
+    columns = array.reshape(groups, per_group, c, kh, kw).transpose(0, 3, 4, 2, 1)
+    return panels(columns.reshape(groups, kh, kw * c, per_group), width=width).swapaxes(1, 2)
+
+
+def depthwise(array: Array) -> Array:
+    """[C, 1, spatial...] -> [spatial..., C]."""
+    return array.reshape(array.shape[0], *array.shape[2:]).transpose(*range(1, array.ndim - 1), 0)
+
+
+TRANSFORMS: dict[str, Callable[..., Array]] = {
+    f.__name__: f for f in (identity, transpose, reshape, panels, conv_panels, depthwise)
+}
+
+
+def aligned_empty(nbytes: int) -> npt.NDArray[np.uint8]:
+    """A byte buffer whose address is a multiple of `ALIGNMENT`."""
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+def offsets(sizes: list[int]) -> tuple[list[int], int]:
+    """Where parts of these sizes (bytes) start in one aligned buffer, and its length."""
+    starts, end = [], 0
+    for size in sizes:
+        starts.append(end)
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return starts, end

@@ -1,0 +1,103 @@
+"""The plan of a run, as it travels from the compile process to the runtime and into a saved model: plain data only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+RELAX = "relax"
+ONNXRUNTIME = "onnxruntime"
+
+
+@dataclass
+class Value:
+    """A tensor that crosses a step's border.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: numpy or ml_dtypes name; "" where a step of ONNX Runtime passes on something that is not a tensor.
+        shape: sizes; a string is a symbolic size's name, or an expression that only the run evaluates. None: unknown rank.
+    """
+
+    name: str
+    dtype: str
+    shape: list[int | str] | None
+
+
+@dataclass
+class Step:
+    """A part of the graph that one engine runs.
+
+    Attributes:
+        engine: `RELAX` or `ONNXRUNTIME`.
+        entry: the function of the compiled module, or the name of the partition's model part.
+        inputs, outputs: the tensors it takes and gives.
+        sizes: the symbolic sizes that it takes.
+        weights: positions in the table of packed weights.
+        nodes: names of the graph's nodes.
+        reasons: for `ONNXRUNTIME`: why, one line a kind of node.
+    """
+
+    engine: str
+    entry: str
+    inputs: list[Value]
+    outputs: list[Value]
+    sizes: list[str] = field(default_factory=list)
+    weights: list[int] = field(default_factory=list)
+    nodes: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass
+class WeightSpec:
+    """One packed weight: see `backends.relax.values.Packed`; `offset` is its place in the weight buffer, in bytes."""
+
+    source: str
+    transform: str
+    options: dict[str, Any]
+    shape: list[int]
+    dtype: str
+    offset: int = 0
+
+
+@dataclass
+class Plan:
+    """All steps in order, and the weights that they share.
+
+    Attributes:
+        inputs, outputs: of the whole graph.
+        weight_bytes: length of the weight buffer.
+        kernels: kernel name -> names of the nodes it computes.
+    """
+
+    inputs: list[Value]
+    outputs: list[Value]
+    steps: list[Step]
+    weights: list[WeightSpec]
+    weight_bytes: int = 0
+    kernels: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError: the data is not such a plan.
+        """
+
+        def values(items: list[dict[str, Any]]) -> list[Value]:
+            return [Value(**v) for v in items]
+
+        steps = [Step(**{**s, "inputs": values(s["inputs"]), "outputs": values(s["outputs"])}) for s in data["steps"]]
+        return cls(
+            values(data["inputs"]),
+            values(data["outputs"]),
+            steps,
+            [WeightSpec(**w) for w in data["weights"]],
+            data["weight_bytes"],
+            data["kernels"],
+        )

@@ -1,0 +1,182 @@
+"""Run a plan. Needs TVM's runtime library and, for fallback partitions, ONNX Runtime; neither TVM's compiler nor torch."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from backends.relax.packing import ALIGNMENT, aligned_empty
+from backends.relax.plan import RELAX, Plan, Step, Value
+from backends.relax.without_torch import torch_kept_out
+
+Array = npt.NDArray[Any]
+Partition = Callable[[Sequence[Any]], list[Any]]
+"""A fallback partition: arrays in, arrays out."""
+Hook = Callable[..., int]
+
+_CPU = 1
+_POOLED = 2
+_NO_AFFINITY = -1
+
+
+@cache
+def ffi() -> Any:
+    """TVM's foreign function interface with the runtime library loaded."""
+    os.environ.setdefault("TVM_BIND_THREADS", "0")  # never pin the threads of somebody else's process
+    with torch_kept_out():
+        import tvm_ffi
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or spec.origin is None:
+        raise ImportError("apache-tvm is not installed; install it to run compiled models")
+    ctypes.CDLL(str(Path(spec.origin).parent / "lib" / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
+    return tvm_ffi
+
+
+_threads = threading.local()
+
+
+def use_threads(count: int) -> None:
+    """Set the number of threads of TVM's pool; each calling thread has a pool of its own."""
+    if getattr(_threads, "count", None) != count:
+        ffi().get_global_func("runtime.config_threadpool")(_NO_AFFINITY, count)
+        _threads.count = count
+
+
+def aligned(array: Array) -> Array:
+    """The array itself if a kernel can read it in place, else a copy that it can."""
+    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous:
+        return array
+    copy = aligned_empty(max(array.nbytes, 1))[: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+class Machine:
+    """The compiled module and its weights.
+
+    Args:
+        library: the native module.
+        plan: what it was compiled from.
+        weights: the weight buffer (aligned).
+    """
+
+    def __init__(self, library: Path | None, plan: Plan, weights: Array) -> None:
+        self.plan = plan
+        self.weights = weights
+        self._lock = threading.Lock()
+        self._machine = None if library is None else self._load(library)
+        self._arguments = [self._weight_tuple(step) for step in plan.steps]
+        self._last_use = _last_uses(plan)
+
+    def run(
+        self, inputs: Sequence[Array], num_threads: int, partitions: Mapping[str, Partition], hook: Hook | None = None
+    ) -> list[Any]:
+        """Compute the outputs of the graph.
+
+        Args:
+            partitions: the fallback partitions, by entry.
+            hook: called as `hook(function, name, before, result, *args)` around each kernel and each partition.
+        """
+        environment: dict[str, Any] = {v.name: a for v, a in zip(self.plan.inputs, inputs, strict=True)}
+        sizes: dict[str, int] = {}
+        for value, array in zip(self.plan.inputs, inputs, strict=True):
+            _learn_sizes(sizes, value, array)
+        with self._lock, self._instrumented(hook):
+            if self._machine is not None:
+                use_threads(num_threads)
+            for index, step in enumerate(self.plan.steps):
+                taken = [environment[v.name] for v in step.inputs]
+                if step.engine == RELAX:
+                    results = self._run_compiled(index, step, taken, sizes)
+                else:
+                    results = _run_partition(step, taken, partitions[step.entry], hook)
+                for value, array in zip(step.outputs, results, strict=True):
+                    environment[value.name] = array
+                    _learn_sizes(sizes, value, array)
+                for name in self._last_use[index]:
+                    environment.pop(name, None)
+        return [self._own(environment[v.name], inputs) for v in self.plan.outputs]
+
+    @contextmanager
+    def _instrumented(self, hook: Hook | None) -> Iterator[None]:
+        if hook is None or self._machine is None:
+            yield
+            return
+        self._machine["set_instrument"](hook)
+        try:
+            yield
+        finally:
+            self._machine["set_instrument"](None)
+
+    def _run_compiled(self, index: int, step: Step, inputs: list[Any], sizes: Mapping[str, int]) -> list[Any]:
+        tvm_ffi = ffi()
+        held = [aligned(a) for a in inputs]
+        shape = tvm_ffi.Shape(tuple(sizes.get(name, 1) for name in step.sizes))
+        arguments = [tvm_ffi.from_dlpack(a, require_alignment=ALIGNMENT) for a in held]
+        results = self._machine[step.entry](*arguments, shape, self._arguments[index])
+        return [np.from_dlpack(t) for t in results]
+
+    def _load(self, library: Path) -> Any:
+        module = ffi().load_module(str(library))
+        machine = module["vm_load_executable"]()
+        machine["vm_initialization"](_CPU, 0, _POOLED)
+        return machine
+
+    def _weight_tuple(self, step: Step) -> Any:
+        if step.engine != RELAX:
+            return None
+        tvm_ffi = ffi()
+        tensors = []
+        for position in step.weights:
+            spec = self.plan.weights[position]
+            size = int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+            flat = self.weights[spec.offset : spec.offset + size]
+            tensors.append(tvm_ffi.from_dlpack(flat.view(spec.dtype).reshape(spec.shape), require_alignment=ALIGNMENT))
+        return tvm_ffi.convert(tuple(tensors))
+
+    def _own(self, output: Any, inputs: Sequence[Array]) -> Any:
+        """A copy of an output that shares memory with an input or a weight; the output itself otherwise."""
+        if not isinstance(output, np.ndarray):
+            return output
+        start = output.ctypes.data
+        borrowed = [*inputs, self.weights]
+        shared = any(isinstance(a, np.ndarray) and a.ctypes.data <= start < a.ctypes.data + max(a.nbytes, 1) for a in borrowed)
+        return output.copy() if shared else output
+
+
+def _run_partition(step: Step, inputs: list[Any], partition: Partition, hook: Hook | None) -> list[Any]:
+    if hook is not None:
+        hook(None, step.entry, True, None)
+    results = partition(inputs)
+    if hook is not None:
+        hook(None, step.entry, False, None)
+    return results
+
+
+def _learn_sizes(sizes: dict[str, int], value: Value, array: Any) -> None:
+    if value.shape is not None and isinstance(array, np.ndarray):
+        for declared, actual in zip(value.shape, array.shape, strict=False):
+            if isinstance(declared, str):
+                sizes.setdefault(declared, int(actual))
+
+
+def _last_uses(plan: Plan) -> list[list[str]]:
+    """For each step, the values that no later step reads."""
+    kept = {v.name for v in plan.outputs}
+    seen: set[str] = set()
+    result: list[list[str]] = []
+    for step in reversed(plan.steps):
+        names = {v.name for v in (*step.inputs, *step.outputs)} - kept - seen
+        seen |= names
+        result.append(sorted(names))
+    return result[::-1]
