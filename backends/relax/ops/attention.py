@@ -1,9 +1,9 @@
 """The standard `Attention` operator (opset 23 and later).
 
-Shape letters: B batch, H query heads, K key/value heads, G = H / K query heads a key head, S query positions, P positions of the
-past, T = P + new key positions, D head size, E value head size, M positions that the mask covers.
+Shape letters: B batch, H query heads, K key and value heads, S query positions, P positions of the past,
+T = P + new key positions, D head size, E value head size, M positions that the mask covers.
 
-`plan_attention` brings every variant (3-D and 4-D inputs, grouped heads, a cache inside or outside) to one `AttentionSpec`;
+`plan_attention` brings every variant (3-D and 4-D inputs, grouped heads, a cache) to one `AttentionSpec`;
 `emit_attention` expresses it as two matrix products around one kernel of row stages.
 """
 
@@ -223,7 +223,7 @@ def _with_mask(
     return score + tirx.if_then_else(index[3] < covered, bias, nothing), []
 
 
-def _heads(ctx: Emitter, value: ir.Value, heads: int) -> relax.Var:
+def _heads(ctx: Emitter, value: ir.Value | None, heads: int) -> relax.Var:
     """[B, S, H * D] as [B, H, S, D]."""
     if heads < 1:
         raise Refused("three-dimensional inputs need q_num_heads and kv_num_heads")
