@@ -39,7 +39,7 @@ setup(
     description="A compiler-style graph optimizer: PyTorch or ONNX in, verified code compiled through TVM out",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["optimizer", "optimizer.*", "passes", "passes.*", "backends", "backends.*"]),
