@@ -19,6 +19,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, te, tirx
 
+from backends.relax.narrow import is_narrow
 from backends.relax.registry import emitters
 from backends.relax.values import ChannelsLast, Packed, Refused, Result, Slot, SymbolicInts, prim, static_int
 
@@ -362,7 +363,9 @@ class Emitter:
 
 
 def dtype_name(dtype: ir.DataType) -> str:
-    """The numpy or ml_dtypes name of an ONNX element type."""
+    """The numpy or ml_dtypes name of the type in which a compiled function keeps elements of an ONNX type."""
+    if is_narrow(dtype):
+        return "uint8"
     if dtype == ir.DataType.STRING:
         return "string"
     return str(np.dtype(dtype.numpy()))

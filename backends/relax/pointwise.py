@@ -1,0 +1,127 @@
+"""Element-wise kernels from formulas over scalars, with ONNX's broadcasting.
+
+A formula takes one scalar expression for each operand and gives one. float16 and bfloat16 operands reach it as float32, and
+its result is rounded back, so that a formula may be a chain of operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+import tvm
+from tvm import relax, sym, te, tirx
+
+from backends.relax.emitter import Emitter
+from backends.relax.known import combined
+from backends.relax.scalars import cast, scalar_type, wider
+from backends.relax.values import Refused, Result, static_int
+
+Formula = Callable[..., tirx.Expr]
+
+
+def pointwise(
+    ctx: Emitter,
+    values: Sequence[ir.Value | None],
+    formula: Formula,
+    name: str,
+    dtype: str | None = None,
+    *,
+    keep_zero: bool = False,
+    widen: bool = True,
+) -> Result:
+    """Apply a formula to each element of the broadcast operands.
+
+    Args:
+        ctx: the emitter.
+        values: the operands; an absent one is left out of the formula's arguments.
+        formula: scalars in, scalar out.
+        name: what the kernel is called.
+        dtype: the result's type where it is not that of the first operand.
+        keep_zero: hide a constant 0.0 from TVM, which takes `x + 0.0` for x and `x * 0.0` for 0.
+        widen: hand float16 and bfloat16 to the formula as float32.
+    """
+    present = [v for v in values if v is not None]
+    result_dtype = dtype or ctx.dtype(present[0])
+    if result_dtype in ("int64", "int32", "bool"):
+        known = combined(ctx, present, formula, result_dtype)
+        if known is not None:
+            return known
+
+    def emit(*operands: relax.Expr) -> relax.Expr:
+        return kernel(ctx, operands, formula, name, result_dtype, keep_zero=keep_zero, widen=widen)
+
+    return ctx.elementwise(present, emit)
+
+
+def kernel(
+    ctx: Emitter,
+    operands: Sequence[relax.Expr],
+    formula: Formula,
+    name: str,
+    dtype: str,
+    *,
+    keep_zero: bool = False,
+    widen: bool = True,
+) -> relax.Var:
+    """Emit the kernel that applies a formula to operands whose axes are already aligned at the end; see `pointwise`."""
+    immediates = [_immediate(o, keep_zero) for o in operands]
+    tensors = [o for o, immediate in zip(operands, immediates, strict=True) if immediate is None]
+
+    def compute(*arguments: te.Tensor) -> te.Tensor:
+        remaining = iter(arguments)
+        sources = [i if i is not None else next(remaining) for i in immediates]
+        shape = broadcast_shape([t.shape for t in arguments])
+
+        def element(*index: tirx.Expr) -> tirx.Expr:
+            scalars = [s if not isinstance(s, te.Tensor) else read(s, shape, index) for s in sources]
+            return cast(formula(*(cast(s, wider(scalar_type(s))) if widen else s for s in scalars)), dtype)
+
+        return te.compute(shape, element, name=name)
+
+    return ctx.te(compute, *tensors, primfunc_name_hint=name)
+
+
+def broadcast_shape(shapes: Sequence[Sequence[tirx.Expr]]) -> list[tirx.Expr]:
+    """The shape that tensors of these shapes broadcast to.
+
+    Raises:
+        Refused: two sizes differ, or are not known to be the same.
+    """
+    rank = max((len(s) for s in shapes), default=0)
+    return [_broadcast_size([s[i - rank + len(s)] for s in shapes if i >= rank - len(s)]) for i in range(rank)]
+
+
+def read(tensor: te.Tensor, shape: Sequence[tirx.Expr], index: Sequence[tirx.Expr]) -> tirx.Expr:
+    """The element of a tensor that a position in the broadcast shape reads."""
+    skip = len(shape) - len(tensor.shape)
+    places = []
+    for size, wanted, position in zip(tensor.shape, shape[skip:], index[skip:], strict=True):
+        if static_int(size) == 1 and static_int(wanted) != 1:
+            places.append(tirx.const(0, "int64"))
+        elif static_int(size) is None and static_int(wanted) is not None:
+            places.append(tirx.Select(tirx.EQ(size, tirx.const(1, "int64")), tirx.const(0, "int64"), position))
+        else:
+            places.append(position)
+    return tensor(*places)
+
+
+def _broadcast_size(sizes: Sequence[tirx.Expr]) -> tirx.Expr:
+    """The one size that is not 1; a symbolic size beside a fixed one is that one, or 1 at run time."""
+    wide = [s for s in sizes if static_int(s) != 1]
+    fixed = [s for s in wide if static_int(s) is not None]
+    chosen = (fixed or wide or list(sizes))[0]
+    for size in fixed or wide:
+        if static_int(sym.Analyzer().simplify(chosen - size)) != 0:
+            raise Refused(f"sizes {chosen} and {size} are not known to broadcast")
+    return chosen
+
+
+def _immediate(operand: relax.Expr, keep_zero: bool) -> tirx.Expr | None:
+    """The value of a constant without axes."""
+    if not isinstance(operand, tvm.ir.GenericConst) or operand.ty.ndim != 0:
+        return None
+    value = operand.value.numpy()[()].item()
+    if keep_zero and isinstance(value, float) and value == 0.0:
+        return None
+    return tirx.const(value, str(operand.ty.dtype))
