@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tvm
 from tvm import s_tir, tirx
 
-from backends.cpu import generic, matmul
+from backends.cpu import conv2d, depthwise, generic, matmul
 from backends.cpu.kernel import Kernel, decode, inline
 from backends.cpu.loops import Stmt
 from optimizer.target import Cpu
@@ -15,7 +15,7 @@ from optimizer.target import Cpu
 Rule = Callable[[Kernel, Cpu], Stmt | None]
 """The loop nests of a kernel, or `None`: not mine."""
 
-RULES: tuple[Rule, ...] = (matmul.lower, generic.lower)
+RULES: tuple[Rule, ...] = (matmul.lower, conv2d.lower, depthwise.lower, generic.lower)
 
 
 def llvm_target(cpu: Cpu) -> tvm.target.Target:

@@ -51,11 +51,18 @@ def panels(array: Array, *, width: int, transposed: bool = False, alpha: float =
 
 
 def conv_panels(array: Array, *, groups: int, width: int) -> Array:
-    """[G*O, C, KH, KW] -> [G, P, KH, KW * C, width], padded with zeros."""
+    """[G*O, C, KH, KW] (or [G*O, C, KW]) -> [G, P, KH, KW * C, width], padded with zeros."""
+    if array.ndim == 3:
+        array = array[:, :, None]
     out, c, kh, kw = array.shape
     per_group = out // groups
     columns = array.reshape(groups, per_group, c, kh, kw).transpose(0, 3, 4, 2, 1)
     return panels(columns.reshape(groups, kh, kw * c, per_group), width=width).swapaxes(1, 2)
+
+
+def conv_matrix(array: Array, *, width: int) -> Array:
+    """[O, C, 1...] -> [P, C, width], padded with zeros."""
+    return panels(array.reshape(array.shape[:2]), width=width, transposed=True)
 
 
 def depthwise(array: Array) -> Array:
@@ -64,7 +71,7 @@ def depthwise(array: Array) -> Array:
 
 
 TRANSFORMS: dict[str, Callable[..., Array]] = {
-    f.__name__: f for f in (identity, transpose, reshape, panels, conv_panels, depthwise)
+    f.__name__: f for f in (identity, transpose, reshape, panels, conv_panels, conv_matrix, depthwise)
 }
 
 

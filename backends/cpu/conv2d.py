@@ -1,0 +1,252 @@
+"""The rule for convolutions: register tiles of neighbouring pixels x vectors of output channels.
+
+Letters as in `backends.relax.ops.conv`. The data is [N, H, W, G*C], the weights [G, P, KH, KW*C, width] in P panels. One task computes one
+row of output pixels for one panel. Padding is never stored: rows of the window that lie outside the image are left out of the loop over KH,
+and the tiles at the left and right edge, which are known at compile time, are generated without the taps that fall outside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from backends.cpu import generic
+from backends.cpu.epilogue import Epilogue
+from backends.cpu.kernel import Kernel, Stage
+from backends.cpu.loops import (
+    BufferLoad,
+    BufferStore,
+    Expr,
+    IfThenElse,
+    Stmt,
+    TensorLoad,
+    Var,
+    allocate,
+    i64,
+    known,
+    loads_of,
+    local,
+    loop,
+    over_vectors,
+    parallel,
+    product,
+    sequence,
+    simplify,
+    vectorized,
+)
+from backends.cpu.tiles import Tiles
+from optimizer.target import Cpu
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The window of a convolution: size, strides, dilations, and pads at the beginning of each axis."""
+
+    kh: int
+    kw: int
+    sh: int
+    sw: int
+    dh: int
+    dw: int
+    ph: int
+    pw: int
+
+    @classmethod
+    def of(cls, stage: Stage) -> Taps:
+        """From the stage's annotation."""
+        return cls(*(int(v) for v in stage.annotations["tersor.window"]))  # type: ignore[attr-defined]
+
+    def row_range(self, y: Expr, height: Expr, out_height: Expr) -> tuple[Expr, Expr]:
+        """First tap and number of taps along KH that lie inside the image, for output row `y`."""
+        top = y * self.sh - self.ph
+        begin: Expr = i64(0)
+        end: Expr = i64(self.kh)
+        if self.ph:
+            begin = tirx.Max(i64(0), tirx.floordiv(i64(self.dh - 1) - top, self.dh))
+        last = known(simplify((out_height - 1) * self.sh - self.ph + (self.kh - 1) * self.dh - height))
+        if last is None or last >= 0:
+            end = tirx.Min(i64(self.kh), tirx.floordiv(height - top + (self.dh - 1), self.dh))
+        return begin, simplify(end - begin)
+
+    def inside(self, pixel: int, tap: int, width: int) -> bool:
+        """Whether a tap of an output pixel lies inside the row."""
+        return 0 <= pixel * self.sw + tap * self.dw - self.pw < width
+
+
+def edges(taps: Taps, out_width: int, width: int, tile: int) -> list[tuple[int, int, bool]]:
+    """Cut a row of output pixels into runs (start, pixels, interior): tiles at the edges one by one, the interior as one run."""
+    runs: list[tuple[int, int, bool]] = []
+    start = 0
+    while start < out_width:
+        size = min(tile, out_width - start)
+        interior = all(taps.inside(p, t, width) for p in (start, start + size - 1) for t in (0, taps.kw - 1))
+        if interior and size == tile and runs and runs[-1][2]:
+            runs[-1] = (runs[-1][0], runs[-1][1] + size, True)
+        else:
+            runs.append((start, size, interior and size == tile))
+        start += size
+    return runs
+
+
+def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
+    """See `backends.cpu.schedule.Rule`."""
+    stage = kernel.stages[0]
+    if stage.kind != "conv2d":
+        return None
+    epilogue = Epilogue.of(kernel)
+    nest = _Nest(stage, epilogue, Tiles(cpu)).build()
+    if not epilogue.rest:
+        return nest
+    return allocate([stage.buffer], sequence([nest, generic.lower(Kernel(kernel.function, epilogue.rest), cpu)]))
+
+
+class _Nest:
+    """Builds the loop nest of one convolution."""
+
+    def __init__(self, stage: Stage, epilogue: Epilogue, tiles: Tiles) -> None:
+        self.stage = stage
+        self.epilogue = epilogue
+        self.tiles = tiles
+        self.taps = Taps.of(stage)
+        self.groups = int(stage.annotations["tersor.groups"])  # type: ignore[call-overload]
+        loads = [ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer)]
+        self.data = _source(loads, 4)
+        self.weights = _source(loads, 5)
+        self.dtype = str(stage.buffer.dtype)
+        self.lanes = tiles.lanes(self.dtype)
+        self.panels = int(self.weights.shape[1])
+        self.width = int(self.weights.shape[4])
+        self.depth = int(self.weights.shape[3]) // self.taps.kw
+        self.out = int(stage.spatial[3].extent) // self.groups
+
+    def build(self) -> Stmt:
+        n, rows = self.stage.spatial[0].extent, self.stage.spatial[1].extent
+
+        def task(index: Expr) -> Stmt:
+            y = tirx.floormod(index, rows)
+            rest = tirx.floordiv(index, rows)
+            panel = tirx.floormod(rest, self.panels)
+            rest = tirx.floordiv(rest, self.panels)
+            return self._row(tirx.floordiv(rest, self.groups), tirx.floormod(rest, self.groups), panel, y)
+
+        return sequence([parallel(simplify(product([n, rows]) * (self.groups * self.panels)), task)])
+
+    def _row(self, image: Expr, group: Expr, panel: Expr, y: Expr) -> Stmt:
+        """One row of pixels, one panel of channels; the last panel may have fewer vectors."""
+        rest = self.out % self.width
+        whole = self._pixels(image, group, panel, y, self.width) if self.out >= self.width else None
+        if not rest:
+            return sequence([whole])
+        last = self._pixels(image, group, panel, y, rest)
+        return last if whole is None else IfThenElse(panel < self.out // self.width, whole, last)
+
+    def _pixels(self, image: Expr, group: Expr, panel: Expr, y: Expr, channels: int) -> Stmt:
+        vectors = -(-channels // self.lanes)
+        out_width, width = self.stage.spatial[2].extent, known(self.data.shape[2])
+        size = known(out_width)
+        tile = self.tiles.tile_rows(size, vectors)
+
+        def at(start: Expr | int, count: int, interior: bool) -> Stmt:
+            return self._tile(image, group, panel, y, start, count, vectors, channels, interior)
+
+        if size is None or width is None:
+            return self._symbolic_row(out_width, tile, at)
+        statements = []
+        for start, count, interior in edges(self.taps, size, width, tile):
+            if interior:
+                statements.append(loop(count // tile, lambda t, s=start: at(i64(s) + t * tile, tile, True), name="tile"))  # type: ignore[misc]
+            else:
+                statements.append(at(start, count, False))
+        return sequence(statements)
+
+    def _symbolic_row(self, out_width: Expr, tile: int, at: object) -> Stmt:
+        """A width that is known only at run time: there is no padding along it."""
+        whole = tirx.floordiv(out_width, tile)
+        done = whole * tile
+        return sequence(
+            [
+                loop(whole, lambda t: at(t * tile, tile, True), name="tile"),  # type: ignore[operator]
+                loop(out_width - done, lambda r: at(done + r, 1, True), name="rest"),  # type: ignore[operator]
+            ]
+        )
+
+    def _tile(
+        self,
+        image: Expr,
+        group: Expr,
+        panel: Expr,
+        y: Expr,
+        start: Expr | int,
+        pixels: int,
+        vectors: int,
+        channels: int,
+        interior: bool,
+    ) -> Stmt:
+        lanes = self.lanes
+        total = pixels * vectors * lanes
+        accumulators = local([total], self.dtype, "accumulators")
+        taps, c = self.taps, self.depth
+
+        def place(p: int, v: int) -> Expr:
+            return tirx.Ramp(i64((p * vectors + v) * lanes), i64(1), lanes)
+
+        def multiply(row: Expr, ry: Expr, column: int, channel: Expr, depth: Expr, live: list[int]) -> Stmt:
+            """One step along KW*C: `column` is the tap's, relative to the pixel's first."""
+            w = [
+                BufferLoad(self.weights, [group, panel, ry, depth, tirx.Ramp(i64(v * lanes), i64(1), lanes)]) for v in range(vectors)
+            ]
+            statements = []
+            for p in live:
+                x = (i64(start) + p) * taps.sw + column - taps.pw
+                element = BufferLoad(self.data, [image, row, x + self._tap(channel), self._channel(group, channel)])
+                value = tirx.Broadcast(element, lanes)
+                for v in range(vectors):
+                    here = [place(p, v)]
+                    statements.append(BufferStore(accumulators, BufferLoad(accumulators, here) + value * w[v], here))
+            return sequence(statements)
+
+        def window_row(ry: Expr) -> Stmt:
+            row = y * taps.sh + ry * taps.dh - taps.ph
+            every = list(range(pixels))
+            if interior and self.groups == 1 and taps.dw == 1:
+                return sequence([loop(taps.kw * c, lambda d: multiply(row, ry, 0, d, d, every), name="d")])
+            width = known(self.data.shape[2])
+            statements = []
+            for t in range(taps.kw):
+                live = every if interior or width is None or not isinstance(start, int) else [p for p in every if taps.inside(start + p, t, width)]
+                if live:
+                    statements.append(loop(c, lambda ch, t=t, live=live: multiply(row, ry, t * taps.dw, ch, ch + t * c, live), name="c"))  # type: ignore[misc]
+            return sequence(statements)
+
+        begin, count = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)
+        zero = tirx.Broadcast(tirx.const(0, self.dtype), lanes)
+        init = [BufferStore(accumulators, zero, [place(p, v)]) for p in range(pixels) for v in range(vectors)]
+        body = loop(count, window_row, start=begin, name="ry")
+        staged = local([total], self.dtype, "staged")
+        copies = [BufferStore(staged, BufferLoad(accumulators, [place(p, v)]), [place(p, v)]) for p in range(pixels) for v in range(vectors)]
+        first = group * self.out + panel * self.width
+        finish = loop(pixels, lambda p: self._finish(image, y, i64(start) + p, first, staged, p * (vectors * lanes), channels), name="p")
+        return allocate([accumulators, staged], sequence([*init, body, *copies, finish]))
+
+    def _tap(self, channel: Expr) -> Expr:
+        """How many pixels a step along KW*C lies to the right; the steps of a group stay within a pixel."""
+        return tirx.floordiv(channel, self.depth) if self.groups == 1 else i64(0)
+
+    def _channel(self, group: Expr, channel: Expr) -> Expr:
+        if self.groups == 1:
+            return tirx.floormod(channel, self.depth)
+        return group * self.depth + channel
+
+    def _finish(self, image: Expr, y: Expr, x: Expr, first: Expr, staged: Var, offset: Expr, channels: int) -> Stmt:
+        def vector(start: Expr, n: int) -> Stmt:
+            def one(lane: Expr) -> Stmt:
+                return self.epilogue.store([image, y, x, first + start + lane], BufferLoad(staged, [offset + start + lane]))
+
+            return sequence([vectorized(n, one)])
+
+        return over_vectors(channels, self.lanes, vector)
+
+
+def _source(loads: list[TensorLoad], rank: int) -> Var:
+    return next(ld.source for ld in loads if len(ld.indices) == rank)

@@ -1,0 +1,136 @@
+"""The rule for depthwise convolutions: vectors of channels, several neighbouring pixels at a time.
+
+The data is [N, H, W, C], the weights [KH, KW, C]. One task computes one row of output pixels. Padding is treated as in `conv2d`.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from backends.cpu import generic
+from backends.cpu.conv2d import Taps, edges
+from backends.cpu.epilogue import Epilogue
+from backends.cpu.kernel import Kernel, Stage
+from backends.cpu.loops import (
+    BufferLoad,
+    BufferStore,
+    Expr,
+    Stmt,
+    allocate,
+    i64,
+    known,
+    loads_of,
+    local,
+    loop,
+    over_vectors,
+    parallel,
+    product,
+    sequence,
+    vectorized,
+)
+from backends.cpu.tiles import Tiles
+from optimizer.target import Cpu
+
+_MOST_PIXELS = 14
+
+
+def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
+    """See `backends.cpu.schedule.Rule`."""
+    stage = kernel.stages[0]
+    if stage.kind != "depthwise":
+        return None
+    epilogue = Epilogue.of(kernel)
+    nest = _Nest(stage, epilogue, Tiles(cpu)).build()
+    if not epilogue.rest:
+        return nest
+    return allocate([stage.buffer], sequence([nest, generic.lower(Kernel(kernel.function, epilogue.rest), cpu)]))
+
+
+class _Nest:
+    """Builds the loop nest of one depthwise convolution."""
+
+    def __init__(self, stage: Stage, epilogue: Epilogue, tiles: Tiles) -> None:
+        self.stage = stage
+        self.epilogue = epilogue
+        self.taps = Taps.of(stage)
+        loads = [ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer)]
+        self.data = next(ld.source for ld in loads if len(ld.indices) == 4)
+        self.weights = next(ld.source for ld in loads if len(ld.indices) == 3)
+        self.dtype = str(stage.buffer.dtype)
+        self.lanes = tiles.lanes(self.dtype)
+        self.most = min(_MOST_PIXELS, tiles.cpu.vector_registers // 2 - 1)
+
+    def build(self) -> Stmt:
+        n, rows, _, channels = (a.extent for a in self.stage.spatial)
+
+        def task(index: Expr) -> Stmt:
+            image, y = tirx.floordiv(index, rows), tirx.floormod(index, rows)
+            return over_vectors(channels, self.lanes, lambda first, lanes: self._row(image, y, first, lanes))
+
+        return sequence([parallel(product([n, rows]), task)])
+
+    def _row(self, image: Expr, y: Expr, first: Expr, lanes: int) -> Stmt:
+        out_width = self.stage.spatial[2].extent
+        size, width = known(out_width), known(self.data.shape[2])
+        if size is None or width is None:
+            whole = tirx.floordiv(out_width, self.most)
+            done = whole * self.most
+            return sequence(
+                [
+                    loop(whole, lambda t: self._tile(image, y, first, lanes, t * self.most, self.most, True), name="tile"),
+                    loop(out_width - done, lambda r: self._tile(image, y, first, lanes, done + r, 1, True), name="rest"),
+                ]
+            )
+        tile = -(-size // -(-size // self.most))
+        statements = []
+        for start, count, interior in edges(self.taps, size, width, tile):
+            if interior:
+                statements.append(
+                    loop(
+                        count // tile,
+                        lambda t, s=start: self._tile(image, y, first, lanes, i64(s) + t * tile, tile, True),  # type: ignore[misc]
+                        name="tile",
+                    )
+                )
+            else:
+                statements.append(self._tile(image, y, first, lanes, start, count, False))
+        return sequence(statements)
+
+    def _tile(self, image: Expr, y: Expr, first: Expr, lanes: int, start: Expr | int, pixels: int, interior: bool) -> Stmt:
+        taps = self.taps
+        accumulators = local([pixels * lanes], self.dtype, "accumulators")
+
+        def span(base: Expr | int) -> Expr:
+            return tirx.Ramp(i64(base), i64(1), lanes) if lanes > 1 else i64(base)
+
+        def window_row(ry: Expr) -> Stmt:
+            row = y * taps.sh + ry * taps.dh - taps.ph
+            width = known(self.data.shape[2])
+            statements = []
+            for t in range(taps.kw):
+                weight = BufferLoad(self.weights, [ry, i64(t), span(first)])
+                for p in range(pixels):
+                    if not interior and isinstance(start, int) and width is not None and not taps.inside(start + p, t, width):
+                        continue
+                    x = (i64(start) + p) * taps.sw + (t * taps.dw - taps.pw)
+                    here = [span(p * lanes)]
+                    value = BufferLoad(self.data, [image, row, x, span(first)]) * weight
+                    statements.append(BufferStore(accumulators, BufferLoad(accumulators, here) + value, here))
+            return sequence(statements)
+
+        begin, count = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)
+        zero = tirx.const(0, self.dtype)
+        init = [
+            BufferStore(accumulators, tirx.Broadcast(zero, lanes) if lanes > 1 else zero, [span(p * lanes)]) for p in range(pixels)
+        ]
+        body = loop(count, window_row, start=begin, name="ry")
+        staged = local([pixels * lanes], self.dtype, "staged")
+        copies = [BufferStore(staged, BufferLoad(accumulators, [span(p * lanes)]), [span(p * lanes)]) for p in range(pixels)]
+
+        def finish(p: Expr) -> Stmt:
+            def one(lane: Expr) -> Stmt:
+                return self.epilogue.store([image, y, i64(start) + p, first + lane], BufferLoad(staged, [p * lanes + lane]))
+
+            return sequence([vectorized(lanes, one)])
+
+        return allocate([accumulators, staged], sequence([*init, body, *copies, loop(pixels, finish, name="p")]))
