@@ -9,12 +9,12 @@ _WIDER = {"float16": "float32", "bfloat16": "float32"}
 
 def wider(dtype: str) -> str:
     """The type in which a sum over elements of `dtype` is kept."""
-    return _WIDER.get(dtype, dtype)
+    return _WIDER.get(str(dtype), str(dtype))
 
 
 def cast(value: tirx.Expr, dtype: str) -> tirx.Expr:
     """The value as `dtype`."""
-    return value if scalar_type(value) == dtype else tirx.Cast(dtype, value)
+    return value if scalar_type(value) == str(dtype) else tirx.Cast(str(dtype), value)
 
 
 def lowest(dtype: str) -> tirx.Expr:
