@@ -1,7 +1,7 @@
 """Every exception that this package raises on purpose.
 
-One base class, one class for each thing that a caller can do something about. A message names the offending value and what to do
-about it, in one line.
+One base class, one class for each thing that a caller can do something about. A message names the offending value and
+what to do about it, in one line.
 """
 
 from __future__ import annotations

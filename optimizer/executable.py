@@ -1,7 +1,7 @@
 """What a backend hands back: something that can be run, timed and stored.
 
-`TensorSpec` describes one input or output, `KernelTime` one row of a profile, `Executable` the contract between a backend and
-`optimizer.compiled.CompiledModel`.
+`TensorSpec` describes one input or output, `KernelTime` one row of a profile, `Executable` the contract between a
+backend and `optimizer.compiled.CompiledModel`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Array", "Executable", "KernelTime", "Part", "TensorSpec"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Part: TypeAlias = Path | bytes | Array
-"""One file inside a saved model: a file on disk, its bytes, or an array whose buffer is written as it lies in memory."""
+"""One file inside a saved model: a file on disk, its bytes, or an array that is written as it lies in memory."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class TensorSpec:
 
     Attributes:
         name: The name in the graph.
-        dtype: A numpy name (`"float32"`), an `ml_dtypes` name (`"bfloat16"`, `"int4"`), or `"string"`. A value that is not a tensor
-            has the ONNX type string instead (`"seq(tensor(float))"`, `"optional(tensor(float))"`) and is passed on as it is: a
-            list of arrays, or `None`.
-        shape: One entry an axis: an `int`, the name of a symbolic dimension, or `None` when nothing is known of that axis. The
-            whole is `None` when not even the rank is known.
+        dtype: A numpy name (`"float32"`), an `ml_dtypes` name (`"bfloat16"`, `"int4"`), or `"string"`. A value that is
+            not a tensor has the ONNX type string instead (`"seq(tensor(float))"`, `"optional(tensor(float))"`) and is
+            passed on as it is: a list of arrays, or `None`.
+        shape: One entry an axis: an `int`, the name of a symbolic dimension, or `None` when nothing is known of that
+            axis. The whole is `None` when not even the rank is known.
     """
 
     name: str

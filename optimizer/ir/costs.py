@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from optimizer.ir.figures import Costs
 from optimizer.ir.query import constant, int_attribute, is_op
 from optimizer.ir.shapes import Shapes
 from optimizer.ir.symbolic import Dim
@@ -66,31 +66,6 @@ class Sizes:
             for monomial, coefficient in dim.terms.items()
         )
         return max(1, total)
-
-
-@dataclass(frozen=True)
-class Costs:
-    """The costs of a graph.
-
-    Attributes:
-        nodes: Number of nodes, those of subgraphs included.
-        parameters: Number of elements of all weights.
-        bytes: Size of all weights.
-        flops: Floating-point operations of one run; each branch of an `If` and one turn of a loop count once.
-        peak_activation_bytes: The most memory that values, weights apart, need at one time.
-        symbolic: Whether a dimension was not known, so that the last two are lower bounds.
-    """
-
-    nodes: int
-    parameters: int
-    bytes: int
-    flops: int
-    peak_activation_bytes: int
-    symbolic: bool
-
-    def to_dict(self) -> dict[str, int | bool]:
-        """JSON types."""
-        return dict(self.__dict__)
 
 
 def model_costs(model: ir.Model, dims: Mapping[str, int] | None = None) -> Costs:

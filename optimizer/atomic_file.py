@@ -1,0 +1,52 @@
+"""Files that are there completely or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from optimizer.errors import ArtifactError
+
+__all__ = ["atomic_write"]
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that replaces `path` at the end of the block, if the block ends well.
+
+    The content goes to a temporary file in the same folder, which is flushed to disk and renamed. After an error or an
+    interrupt the temporary file is gone and `path` is what it was.
+
+    Raises:
+        ArtifactError: The folder does not exist or is read-only, or the disk is full.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise _failure(path, error) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise _failure(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _failure(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"cannot write {str(path)!r}: {error.strerror or error}; nothing was written")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
