@@ -1,25 +1,25 @@
-"""The models by name."""
+"""The models by name; a family's file is imported when one of its models is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 
-from models import bert, efficientnet_lite, gpt2, minilm, mobilenet, ppocr, resnet, vit, whisper
 from models.case import ModelCase
 
-_BUILDERS: dict[str, Callable[[], ModelCase]] = {
-    "bert-base": bert.base,
-    "efficientnet-lite0": efficientnet_lite.lite0,
-    "gpt2": gpt2.small,
-    "minilm": minilm.case,
-    "mobilenet-v2": mobilenet.v2,
-    "ppocr-cls": ppocr.classification,
-    "ppocr-det": ppocr.detection,
-    "ppocr-rec": ppocr.recognition,
-    "resnet-50": resnet.resnet50,
-    "vit-b16": vit.base16,
-    "whisper-tiny-encoder": whisper.tiny_encoder,
+_BUILDERS = {
+    "bert-base": ("bert", "base"),
+    "efficientnet-lite0": ("efficientnet_lite", "lite0"),
+    "gpt2": ("gpt2", "small"),
+    "minilm": ("minilm", "case"),
+    "mobilenet-v2": ("mobilenet", "v2"),
+    "ppocr-cls": ("ppocr", "classification"),
+    "ppocr-det": ("ppocr", "detection"),
+    "ppocr-rec": ("ppocr", "recognition"),
+    "resnet-50": ("resnet", "resnet50"),
+    "vit-b16": ("vit", "base16"),
+    "whisper-tiny-encoder": ("whisper", "tiny_encoder"),
 }
+"""Name -> the file of its family, and the function in it."""
 
 
 def names() -> tuple[str, ...]:
@@ -36,4 +36,6 @@ def load(name: str) -> ModelCase:
     """
     if name not in _BUILDERS:
         raise KeyError(f"no model is called {name!r}; there are {', '.join(_BUILDERS)}")
-    return _BUILDERS[name]()
+    module, function = _BUILDERS[name]
+    case: ModelCase = getattr(importlib.import_module(f"models.{module}"), function)()
+    return case

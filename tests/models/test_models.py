@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import BertConfig, GPT2Config, MobileNetV2Config, ResNetConfig, ViTConfig, WhisperConfig
 
 import models
-from models import bert, case, efficientnet_lite, gpt2, minilm, mobilenet, ppocr, resnet, vit, whisper
+from models import bert, case, efficientnet_lite, gpt2, minilm, mobilenet, ppocr, registry, resnet, vit, whisper
 from models.images import image
 
 
@@ -117,6 +118,20 @@ def test_ppocr_files_take_the_example_inputs(build: object) -> None:
     inputs = onnx.load(loaded.model).graph.input
     assert [value.name for value in inputs] == list(loaded.example_inputs)
     assert loaded.bytes == loaded.model.stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
+def test_every_model_of_the_registry_runs(name: str) -> None:
+    loaded = models.load(name)
+    assert loaded.name == name
+    if not isinstance(loaded.model, Path):
+        assert torch.isfinite(run(loaded)).all()
+
+
+def test_every_name_of_the_registry_has_its_builder() -> None:
+    for module, function in registry._BUILDERS.values():
+        assert callable(getattr(importlib.import_module(f"models.{module}"), function))
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:

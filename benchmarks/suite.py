@@ -1,0 +1,226 @@
+"""Seven models beside ONNX Runtime: latency, `optimize()` time and its peak memory.
+
+    python -m benchmarks.suite                     # all, printed
+    python -m benchmarks.suite --models minilm     # one
+    python -m benchmarks.suite --write             # all, into benchmarks/RESULTS.md
+
+Latency is measured by `benchmarks.harness`: both contestants in processes of their own, in turn. `optimize()` runs in
+a fresh process, with the model already loaded. Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.contestants import onnx_runtime, tersor
+from benchmarks.harness import ContestantFailed, Measurement, Ratio, compete, ratio, relative_error
+from benchmarks.memory import PeakMemory
+
+MODELS = ("bert-base", "minilm", "vit-b16", "resnet-50", "mobilenet-v2", "ppocr-rec", "efficientnet-lite0")
+RESULTS = Path(__file__).with_name("RESULTS.md")
+BEGIN, END = "<!-- begin: written by make bench -->", "<!-- end -->"
+COLUMNS = (
+    "model",
+    "ONNX Runtime ms",
+    "tersor ms",
+    "ratio (quartiles)",
+    "relative error",
+    "optimize() s",
+    "peak MB",
+    "limit MB",
+    "fallback",
+)
+
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the preparing process says of a model."""
+
+    inputs: list[np.ndarray]
+    onnx: Path
+    seconds: float
+    model_bytes: int
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's results; times in seconds, sizes in bytes."""
+
+    model: str
+    theirs: Measurement
+    ours: Measurement
+    prepared: Prepared
+    peak: int
+
+    @property
+    def ratio(self) -> Ratio:
+        """How many times ONNX Runtime's latency."""
+        return ratio(self.ours, self.theirs)
+
+    @property
+    def limit(self) -> int:
+        """Twice the model's bytes and 1 GB."""
+        return 2 * self.prepared.model_bytes + 10**9
+
+    def cells(self) -> tuple[str, ...]:
+        """One text for each column."""
+        return (
+            self.model,
+            f"{self.theirs.seconds * 1e3:.2f}",
+            f"{self.ours.seconds * 1e3:.2f}",
+            str(self.ratio),
+            f"{relative_error(self.ours.outputs, self.theirs.outputs):.1e}",
+            f"{self.prepared.seconds:.1f}",
+            f"{self.peak / 1e6:.0f}",
+            f"{self.limit / 1e6:.0f}",
+            str(len(self.prepared.notes)),
+        )
+
+
+def measure(name: str, threads: int, rounds: int) -> Row:
+    """Everything about one model."""
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = Path(folder) / f"{name}.tersor"
+        prepared, peak = prepare(name, artifact)
+        measured = compete(
+            {
+                "ONNX Runtime": partial(onnx_runtime, prepared.onnx, prepared.inputs, threads),
+                "tersor": partial(tersor, artifact, prepared.inputs, threads),
+            },
+            rounds,
+        )
+    return Row(name, measured["ONNX Runtime"], measured["tersor"], prepared, peak)
+
+
+def prepare(name: str, artifact: Path) -> tuple[Prepared, int]:
+    """Optimize a model in a process of its own, whose peak is returned too, and export it for the peer in another."""
+    (seconds, notes), peak = _in_a_process(_optimize, name, artifact)
+    (inputs, onnx, model_bytes), _ = _in_a_process(_export, name, artifact.parent)
+    return Prepared(inputs, onnx, seconds, model_bytes, notes), peak
+
+
+def _in_a_process(work: Callable[[str, Path], Answer], name: str, path: Path) -> tuple[Answer, int]:
+    """What `work` returns, and the peak memory of the process in bytes."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_answer, args=(there, work, name, path))
+    process.start()
+    there.close()
+    peak = PeakMemory(process.pid or 0)
+    try:
+        answer: Answer = here.recv()
+    except EOFError:
+        raise ContestantFailed(f"{name}: the process died; its traceback is above") from None
+    finally:
+        bytes_ = peak.stop()
+        process.join()
+    return answer, bytes_
+
+
+def _answer(pipe: Connection, work: Callable[[str, Path], object], name: str, path: Path) -> None:
+    pipe.send(work(name, path))
+    pipe.close()
+
+
+def _optimize(name: str, artifact: Path) -> tuple[float, list[str]]:
+    import models
+    from optimizer import optimize
+
+    case = models.load(name)
+    start = time.perf_counter()
+    compiled = optimize(case.model, target="cpu", example_inputs=case.example_inputs)
+    seconds = time.perf_counter() - start
+    compiled.save(artifact)
+    return seconds, list(compiled.report.notes)
+
+
+def _export(name: str, folder: Path) -> tuple[list[np.ndarray], Path, int]:
+    import models
+    from benchmarks.export import arrays, export
+
+    case = models.load(name)
+    return arrays(case), export(case, folder), case.bytes
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The results for a terminal."""
+    result = Table(title="Latency beside ONNX Runtime's", title_justify="left")
+    for column in COLUMNS:
+        result.add_column(column, justify="left" if column == "model" else "right")
+    for row in rows:
+        result.add_row(*row.cells())
+    return result
+
+
+def markdown(rows: Sequence[Row], command: str, threads: int, rounds: int) -> str:
+    """The results for RESULTS.md."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("apache-tvm", "onnxruntime", "torch")]
+    machine = f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    lines = [
+        f"`{command}`, {time.strftime('%Y-%m-%d')}: {threads} threads, {rounds} rounds;",
+        f"{machine}, {', '.join(versions)}.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|---|" + "---:|" * (len(COLUMNS) - 1),
+        *("| " + " | ".join(row.cells()) + " |" for row in rows),
+    ]
+    return "\n".join(lines)
+
+
+def write(text: str, path: Path = RESULTS) -> None:
+    """Put the text between the markers of a file."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.suite", description="Latency beside ONNX Runtime's.")
+    known = ", ".join(MODELS)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME", help=known)
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant (default 15)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each contestant (default 2)")
+    parser.add_argument("--write", action="store_true", help=f"write the table into {RESULTS.name}")
+    options = parser.parse_args(arguments)
+    console = Console()
+    rows = []
+    for name in options.models:
+        with console.status(name):
+            rows.append(measure(name, options.threads, options.rounds))
+        console.print("  ".join(rows[-1].cells()))
+    console.print(table(rows))
+    if options.write:
+        write(markdown(rows, "make bench", options.threads, options.rounds))
+        console.print(f"written to {RESULTS.name}")
+
+
+if __name__ == "__main__":
+    main()

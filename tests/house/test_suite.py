@@ -1,0 +1,74 @@
+"""The benchmark suite's own parts: memory, and the table that it writes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import suite
+from benchmarks.harness import Measurement
+from benchmarks.memory import PeakMemory, family, high_water_mark
+from benchmarks.suite import BEGIN, END, Prepared, Row
+
+ALLOCATE = "import time; data = b'x' * {bytes}; del data; print(flush=True); time.sleep(0.3)"
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], stdout=subprocess.DEVNULL); print()"
+
+
+@pytest.fixture
+def row() -> Row:
+    theirs = Measurement([np.ones(4)], [[0.001], [0.002], [0.003]])
+    ours = Measurement([np.ones(4) * 1.001], [[0.002], [0.002], [0.003]])
+    return Row("minilm", theirs, ours, Prepared([], Path("x.onnx"), 2.5, 90_000_000, ["one"]), 500_000_000)
+
+
+def test_peak_memory_counts_what_was_freed_again_and_what_a_child_had() -> None:
+    child = ALLOCATE.format(bytes=100_000_000)
+    for code, processes in ((child, 1), (PARENT.format(child=child), 2)):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+        watch = PeakMemory(process.pid)
+        process.wait(20)
+        assert 100e6 < watch.stop() < 100e6 + processes * 40e6
+
+
+def test_a_process_that_is_gone_has_no_memory() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait(20)
+    time.sleep(0.01)
+    assert family(process.pid) == [process.pid]
+    assert high_water_mark(process.pid) == 0
+
+
+def test_a_row_says_how_the_model_did(row: Row) -> None:
+    cells = dict(zip(suite.COLUMNS, row.cells(), strict=True))
+    assert cells == {
+        "model": "minilm",
+        "ONNX Runtime ms": "2.00",
+        "tersor ms": "2.00",
+        "ratio (quartiles)": "1.00 (1.00 to 1.50)",
+        "relative error": "1.0e-03",
+        "optimize() s": "2.5",
+        "peak MB": "500",
+        "limit MB": "1180",
+        "fallback": "1",
+    }
+
+
+def test_writing_replaces_what_is_between_the_markers_and_nothing_else(row: Row, tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    path.write_text(f"# Results\n\n{BEGIN}\nold\n{END}\nafter\n")
+    suite.write(suite.markdown([row], "make bench", threads=2, rounds=3), path)
+    text = path.read_text()
+    assert "old" not in text
+    assert text.startswith(f"# Results\n\n{BEGIN}\n`make bench`, ")
+    assert "| minilm | 2.00 | 2.00 |" in text
+    assert text.endswith(f"{END}\nafter\n")
+
+
+def test_the_results_file_has_its_markers() -> None:
+    text = suite.RESULTS.read_text()
+    assert text.index(BEGIN) < text.index(END)
