@@ -332,7 +332,7 @@ class Emitter:
             return te.compute(ints.shape, element, name="sizes")
 
         if not elements:
-            return self.emit(relax.const(np.zeros(ints.shape, ints.dtype)))
+            return self.emit(relax.const(np.zeros(ints.shape, ints.dtype), ints.dtype))
         return self.te(build)
 
     def _aligned_channels_last(self, value: ir.Value, rank: int) -> relax.Expr | None:
