@@ -33,6 +33,7 @@ _NO_AFFINITY = -1
 def ffi() -> Any:
     """TVM's foreign function interface with the runtime library loaded."""
     os.environ.setdefault("TVM_BIND_THREADS", "0")  # never pin the threads of somebody else's process
+    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))  # TVM's own default leaves out half of the virtual cores
     with torch_kept_out():
         import tvm_ffi
     spec = importlib.util.find_spec("tvm")
