@@ -38,3 +38,11 @@ def get_tensor(node: ir.Node, name: str) -> np.ndarray | None:
     """A TENSOR attribute as an array."""
     attr = node.attributes.get(name)
     return None if attr is None else attr.as_tensor().numpy()
+
+
+def declared_shape(value: ir.Value) -> list[int] | None:
+    """The shape that the model declares for a value, if it is known whole and static."""
+    if value.shape is None:
+        return None
+    sizes = [d for d in value.shape if isinstance(d, int)]
+    return sizes if len(sizes) == len(value.shape) else None

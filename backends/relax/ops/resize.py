@@ -1,8 +1,7 @@
 """Resize: interpolation along some axes, to sizes or by scales.
 
 For each resized axis a table says which input elements an output element is made of: their first index, and their
-weights. Tables are computed in double precision, as an index must not depend on a rounding error; they are only as long as
-an axis.
+weights. Tables are computed in double precision, as an index must not depend on a rounding error; they are short.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from fractions import Fraction
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from backends.relax.attributes import get_float, get_int, get_ints, get_str
+from backends.relax.attributes import declared_shape, get_float, get_int, get_ints, get_str
 from backends.relax.emitter import Emitter
 from backends.relax.interpolation import NEIGHBOURS, weight
 from backends.relax.registry import emits
@@ -121,7 +120,7 @@ def resize(ctx: Emitter, node: ir.Node) -> Result:
 
 @dataclass(frozen=True)
 class _Table:
-    """Of one axis: the first neighbour's index [O], their weights [O, taps] or `None`, which elements lie outside [O]."""
+    """Of one axis: the first neighbour's index [O], their weights [O, taps] or `None`, what lies outside [O]."""
 
     first: te.Tensor
     weights: te.Tensor | None
@@ -135,10 +134,10 @@ def _resized_axes(ctx: Emitter, node: ir.Node, given: ir.Value | None, *, by_siz
     axes = [ctx.axis(a, len(sizes)) for a in get_ints(node, "axes", range(len(sizes))) or []]
     outputs = _output_sizes(ctx, node, [sizes[a] for a in axes], given, by_sizes=by_sizes)
     if outputs is None:
-        declared = node.outputs[0].shape
-        if declared is None or not all(isinstance(d, int) for d in declared):
+        declared = declared_shape(node.outputs[0])
+        if declared is None:
             raise Refused("the size of the result is computed at run time")
-        outputs = [prim(int(declared[a])) for a in axes]  # type: ignore[arg-type]
+        outputs = [prim(declared[a]) for a in axes]
     found = [_Axis(a, sizes[a], o, k) for k, (a, o) in enumerate(zip(axes, outputs, strict=True))]
     crops = get_str(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
     return [a for a in found if not _same_size(a) or (crops and a.place > 1)] or found[-1:]
