@@ -29,9 +29,10 @@ def tersor(path: Path, inputs: list[np.ndarray], threads: int) -> Callable[[], O
     from optimizer import load
 
     compiled = load(path)
+    compiled.num_threads = threads
 
     def call() -> Outputs:
-        outputs = compiled(*inputs, num_threads=threads)
-        return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+        outputs = compiled(*inputs)
+        return outputs if isinstance(outputs, tuple) else [outputs]
 
     return call
