@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -24,17 +24,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Raises:
         ArtifactError: The folder does not exist or is read-only, or the disk is full.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except OSError as error:
         raise _failure(path, error) from error
-    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield cast(BinaryIO, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         raise _failure(path, error) from error
@@ -44,9 +43,3 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 def _failure(path: Path, error: OSError) -> ArtifactError:
     return ArtifactError(f"cannot write {str(path)!r}: {error.strerror or error}; nothing was written")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,7 @@ class CompiledModel:
         """
         results = self._run(bind(self.inputs, args, kwargs))
         values = [*args, *kwargs.values()]
-        if len(args) == 1 and hasattr(args[0], "values"):
+        if len(args) == 1 and isinstance(args[0], Mapping):
             values = [*args[0].values(), *kwargs.values()]
         if any(is_torch(value) for value in values):
             results = [to_torch(value) for value in results]

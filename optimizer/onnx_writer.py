@@ -34,7 +34,7 @@ def write_onnx(model: ir.Model, path: Path) -> None:
     with atomic_write(path) as file, atomic_write(beside) as weight_file:
         file.write(_relocated(slim, files, beside.name))
         for content in files.values():
-            weight_file.write(memoryview(content))
+            weight_file.write(content.data)
 
 
 def _relocated(slim: bytes, files: Mapping[str, Array], location: str) -> bytes:
@@ -51,4 +51,5 @@ def _relocated(slim: bytes, files: Mapping[str, Array], location: str) -> bytes:
         if "location" in entries:
             entries["offset"].value = str(offsets[entries["location"].value])
             entries["location"].value = location
-    return proto.SerializeToString(deterministic=True)
+    relocated: bytes = proto.SerializeToString(deterministic=True)
+    return relocated

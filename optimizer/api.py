@@ -1,0 +1,182 @@
+"""`optimize()` and `load()`: the whole way of a model, one line a stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backends import get_backend
+from optimizer.artifact import load_artifact
+from optimizer.compiled import CompiledModel
+from optimizer.errors import InputError, PipelineError, PrecisionError, UnsupportedError
+from optimizer.ir.figures import Costs
+from optimizer.progress import Stages
+from optimizer.report import PassRow, Report
+from optimizer.target import Target, detect_cpu
+from optimizer.versions import versions
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from optimizer.pass_manager import Pass
+    from optimizer.reference import Oracle
+
+__all__ = ["load", "optimize"]
+
+_PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
+
+
+def optimize(
+    model: object,
+    target: str | Target = "cpu",
+    *,
+    example_inputs: object = None,
+    dynamic_shapes: object = None,
+    precision: str = "float32",
+    calibration: object = None,
+    memory_budget: int | str | None = None,
+    passes: str | Sequence[Pass] | None = None,
+    verify: str = "final",
+    fallback: str = "onnxruntime",
+    seed: int = 0,
+    progress: bool | None = None,
+) -> CompiledModel:
+    """Optimize a model, compile it for a target, and check that it still computes the same.
+
+    Args:
+        model: A `torch.nn.Module`, a `torch.export.ExportedProgram`, the path of an `.onnx` file, an `onnx.ModelProto`
+            or an `onnx_ir.Model`. It is not changed.
+        target: Where it will run: `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"onnx"` (the optimized graph in ONNX
+            Runtime), or a `Target`.
+        example_inputs: What the model is called with: a tensor or array, a tuple of positional arguments, or a dict by
+            name. A module needs it to be exported; for others it says which sizes to verify with.
+        dynamic_shapes: For a module: which dimensions stay dynamic, as in `torch.export.export`.
+        precision: `"float32"` is what is available.
+        calibration: Reserved for quantization.
+        memory_budget: Reserved for memory planning.
+        passes: A pipeline string such as `"fold-constants,remove-unused"`, or a list of passes; the target's own
+            pipeline when not given.
+        verify: `"final"` compares the compiled model with the original in ONNX Runtime on seeded inputs; `"each"` also
+            compares the graph after every pass that changed it; `"off"` compares nothing.
+        fallback: What to do with operators that the target cannot compile: `"onnxruntime"` runs them there and says so
+            in the report, `"error"` refuses them.
+        seed: For the inputs of the verification. Same model, options and versions: same result.
+        progress: Whether to show the stages on standard error; by default if it is a terminal.
+
+    Returns:
+        The compiled model, with a report of what was done.
+
+    Raises:
+        TersorError: One of `optimizer.errors`, by what went wrong.
+    """
+    from optimizer.frontends import load_model
+    from optimizer.verification import example_for, make_oracle, verify_executable
+
+    place = Target.parse(target)
+    _check_options(place, precision, calibration, memory_budget, verify, fallback, seed)
+    pipeline = _pipeline(passes, place)
+    backend = get_backend(place.kind)
+    backend.prewarm()
+    cores = (place.cpu or detect_cpu()).cores
+    stages = Stages(progress)
+    with stages("reading the model"):
+        graph = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    with stages("running the reference"):
+        oracle, verification = make_oracle(graph, verify, seed, example_for(graph.graph, model, example_inputs))
+    with stages("optimizing the graph"):
+        before, after, rows = _run_passes(graph, pipeline, oracle, verify)
+    with stages("compiling"):
+        executable = backend.compile(graph, place, fallback=fallback, progress=stages.detail)
+    with stages("verifying"):
+        verification = verify_executable(executable, oracle, verification, cores)
+    report = Report(
+        target=str(place),
+        precision=precision,
+        before=before,
+        after=after,
+        passes=rows,
+        stages=stages.seconds,
+        verification=verification,
+        notes=tuple(executable.notes),
+        versions=versions(),
+    )
+    return CompiledModel(executable, graph=lambda: graph, report=report, target=str(place), num_threads=cores)
+
+
+def load(path: str | os.PathLike[str]) -> CompiledModel:
+    """Read a compiled model that `CompiledModel.save` wrote. Imports neither PyTorch, nor the passes, nor a compiler.
+
+    Raises:
+        ArtifactError: The file cannot be read, is damaged or was changed, or is of another format or machine.
+    """
+    return load_artifact(Path(path), get_backend)
+
+
+def _check_options(
+    target: Target,
+    precision: object,
+    calibration: object,
+    memory_budget: object,
+    verify: str,
+    fallback: str,
+    seed: int,
+) -> None:
+    if precision not in _PRECISIONS:
+        raise PrecisionError(f"unknown precision {precision!r}; known: {', '.join(_PRECISIONS)}")
+    if precision != "float32":
+        raise PrecisionError(f"precision {precision!r} is not available for target {str(target)!r}; available: float32")
+    if calibration is not None:
+        raise UnsupportedError("calibration serves quantization, which is not available; leave it out")
+    if memory_budget is not None:
+        raise UnsupportedError("memory_budget is not available; leave it out")
+    _one_of("verify", verify, ("off", "final", "each"))
+    _one_of("fallback", fallback, ("onnxruntime", "error"))
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed must be an integer of at least 0, not {seed!r}")
+
+
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def _pipeline(passes: str | Sequence[Pass] | None, target: Target) -> list[Pass]:
+    from optimizer.pass_manager import Pass, parse_pipeline
+
+    if passes is None:
+        from passes.pipelines import default_pipeline
+
+        return default_pipeline(target.kind)
+    if isinstance(passes, str):
+        from passes.registry import PASSES
+
+        return parse_pipeline(passes, PASSES) if passes.strip() else []
+    listed = list(passes)
+    for pass_ in listed:
+        if not isinstance(pass_, Pass):
+            raise PipelineError(f"passes must be a pipeline string or a list of passes, it holds {pass_!r}")
+    return listed
+
+
+def _run_passes(
+    model: ir.Model, pipeline: Sequence[Pass], oracle: Oracle | None, verify: str
+) -> tuple[Costs, Costs, tuple[PassRow, ...]]:
+    """Run the pipeline; give the costs before and after it, and a row for each pass."""
+    from optimizer.instruments import PassRecorder
+    from optimizer.ir.costs import model_costs
+    from optimizer.pass_manager import PassManager
+    from optimizer.verification import VerifyEach
+
+    dims = oracle.dims if oracle is not None else {}
+    before = model_costs(model, dims)
+    recorder = PassRecorder(lambda changed: model_costs(changed, dims))
+    each = VerifyEach(oracle) if verify == "each" and oracle is not None else None
+    PassManager(pipeline).run(model, [recorder] if each is None else [recorder, each])
+    errors = each.errors if each is not None else [None] * len(recorder.records)
+    rows = tuple(
+        PassRow(record.pipeline, record.modified, record.seconds, record.before, record.after, error)
+        for record, error in zip(recorder.records, errors, strict=True)
+    )
+    return before, rows[-1].after if rows else before, rows

@@ -1,0 +1,208 @@
+"""A compiled model in one file.
+
+The file is a zip archive whose entries are stored as they are, each at a multiple of 64 bytes, so that any tool can
+look into it and weights can be mapped:
+
+    manifest.json      format, versions, target, machine, signature; name, size and SHA-256 of every other part
+    report.json        what `optimize()` did
+    backend/...        what the backend needs to run the model: native code, packed weights
+    graph/model.onnx   the optimized graph, and graph/weight00000 ... its weights (left out by `save(graph=False)`)
+
+A part that is the same memory as another one is stored once. The weights of the graph and those that a backend packed
+for its kernels differ, so both are stored.
+
+Loading checks the manifest and every hash before anything else is done with a part. Parts of the backend are copied
+into a private folder, which goes away with the model; the graph stays in the file until it is asked for. The hashes
+guard against damage; who can forge the whole file can forge them too, so load only files from where you trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import numpy as np
+
+from optimizer.artifact_reader import FORMAT, ArtifactReader
+from optimizer.atomic_file import atomic_write
+from optimizer.compiled import CompiledModel
+from optimizer.errors import ArtifactError
+from optimizer.executable import Executable, Part
+from optimizer.report import Report
+from optimizer.versions import versions
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["Loader", "load_artifact", "save_artifact"]
+
+_ALIGNMENT = 64
+_PADDING_ID = 0xD935
+"""The id of an extra field that only pads, as Android's zipalign uses it."""
+_CHUNK = 1 << 20
+_GRAPH = "graph/model.onnx"
+_BACKEND = "backend/"
+_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
+"""The same model gives the same bytes, whenever it is saved."""
+
+
+class Loader(Protocol):
+    """The part of a backend that loading needs."""
+
+    def load(self, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
+        """Make a saved executable runnable again."""
+        ...
+
+
+def save_artifact(compiled: CompiledModel, executable: Executable, path: Path, *, with_graph: bool) -> None:
+    """Write a compiled model into one file.
+
+    Raises:
+        ArtifactError: The file cannot be written; nothing is left behind.
+    """
+    parts: dict[str, Part] = {"report.json": compiled.report.to_json().encode()}
+    parts.update({_BACKEND + name: part for name, part in executable.parts().items()})
+    if with_graph:
+        from optimizer.ir.weights import detach_weights
+
+        data, files = detach_weights(compiled.graph)
+        parts[_GRAPH] = data
+        parts.update({f"graph/{name}": content for name, content in files.items()})
+    manifest = {
+        "format": FORMAT,
+        "target": compiled.target,
+        "backend": executable.backend,
+        "machine": {"architecture": platform.machine(), "system": platform.system()},
+        "versions": versions(),
+        "num_threads": compiled.num_threads,
+        "inputs": [asdict(spec) for spec in compiled.inputs],
+        "outputs": [asdict(spec) for spec in compiled.outputs],
+        "backend_manifest": executable.manifest(),
+    }
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        manifest["parts"] = _write_parts(archive, file, parts)
+        archive.writestr(zipfile.ZipInfo("manifest.json", _TIMESTAMP), json.dumps(manifest, indent=1, sort_keys=True))
+
+
+def load_artifact(path: Path, get_loader: Callable[[str], Loader]) -> CompiledModel:
+    """Read a compiled model that `CompiledModel.save` wrote.
+
+    Args:
+        path: The file.
+        get_loader: Gives the backend of a name, which makes its parts runnable again.
+
+    Raises:
+        ArtifactError: The file cannot be read, is damaged or was changed, or is of another format or machine.
+    """
+    reader = ArtifactReader(path)
+    reader.check_machine()
+    folder = tempfile.TemporaryDirectory(prefix="tersor-")
+    try:
+        files = reader.extract(_BACKEND, Path(folder.name))
+        reader.check_others(_BACKEND)
+        executable = get_loader(reader.text("backend")).load(files, reader.mapping("backend_manifest"))
+        report = _report(reader)
+    except BaseException:
+        folder.cleanup()
+        raise
+    return CompiledModel(
+        executable,
+        graph=_graph_loader(reader, folder),
+        report=report,
+        target=reader.text("target"),
+        num_threads=reader.positive("num_threads"),
+    )
+
+
+def _write_parts(archive: zipfile.ZipFile, file: BinaryIO, parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:
+    entries: dict[str, dict[str, Any]] = {}
+    stored: dict[object, str] = {}
+    for name, part in sorted(parts.items()):
+        same = stored.setdefault(_identity(part), name)
+        if same == name:
+            digest, size = _write_part(archive, file, name, part)
+            entries[name] = {"sha256": digest, "size": size, "entry": name}
+        else:
+            entries[name] = dict(entries[same])
+    return entries
+
+
+def _identity(part: Part) -> object:
+    """Equal for parts that are certainly the same."""
+    if isinstance(part, np.ndarray):
+        return ("memory", part.ctypes.data, part.nbytes) if part.nbytes else ("bytes", b"")
+    return ("bytes", hashlib.sha256(part).digest()) if isinstance(part, bytes) else ("file", part)
+
+
+def _write_part(archive: zipfile.ZipFile, file: BinaryIO, name: str, part: Part) -> tuple[str, int]:
+    info = zipfile.ZipInfo(name, _TIMESTAMP)
+    info.file_size = size = _size(part)
+    info.external_attr = 0o600 << 16
+    is_large = size >= zipfile.ZIP64_LIMIT // 2
+    info.extra = _padding(file.tell() + 30 + len(name) + (20 if is_large else 0))
+    digest = hashlib.sha256()
+    with archive.open(info, "w", force_zip64=is_large) as entry:
+        for chunk in _chunks(part):
+            digest.update(chunk)
+            entry.write(chunk)
+    return digest.hexdigest(), size
+
+
+def _padding(position: int) -> bytes:
+    """An extra field after which the content starts at a multiple of the alignment."""
+    header = 4
+    fill = -(position + header) % _ALIGNMENT
+    return struct.pack("<HH", _PADDING_ID, fill) + bytes(fill)
+
+
+def _size(part: Part) -> int:
+    if isinstance(part, Path):
+        return part.stat().st_size
+    return part.nbytes if isinstance(part, np.ndarray) else len(part)
+
+
+def _chunks(part: Part) -> Iterator[bytes | memoryview]:
+    if isinstance(part, Path):
+        with part.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+        return
+    data = memoryview(
+        np.ascontiguousarray(part).reshape(-1).view(np.uint8).data if isinstance(part, np.ndarray) else part
+    )
+    for start in range(0, len(data), _CHUNK):
+        yield data[start : start + _CHUNK]
+
+
+def _report(reader: ArtifactReader) -> Report:
+    try:
+        return Report.from_dict(json.loads(bytes(reader.read("report.json"))))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{reader.path}: its report is damaged: {error}") from error
+
+
+def _graph_loader(reader: ArtifactReader, folder: object) -> Callable[[], ir.Model]:
+    """How to get the graph; holds the folder of the backend's files, which lives as long as the model."""
+
+    def load_graph(_folder: object = folder) -> ir.Model:
+        import onnx
+        import onnx_ir
+
+        from optimizer.frontends.tensors import attach_weights
+
+        if _GRAPH not in reader.names:
+            raise ArtifactError(f"{reader.path} was saved without its graph: save it with graph=True")
+        model: ir.Model = onnx_ir.from_proto(onnx.ModelProto.FromString(bytes(reader.read(_GRAPH))))
+        names = [name for name in reader.names if name.startswith("graph/") and name != _GRAPH]
+        attach_weights(model, reader.path.parent, {name.removeprefix("graph/"): reader.read(name) for name in names})
+        return model
+
+    return load_graph

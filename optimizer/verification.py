@@ -1,0 +1,126 @@
+"""The checks that `optimize()` makes against the original model, and what it does where none can be made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optimizer.errors import CompileError, InputError, PassError, UnsupportedError, VerificationError
+from optimizer.executable import Executable
+from optimizer.ir.specs import specs_of
+from optimizer.reference import Oracle, run_reference
+from optimizer.report import Verification
+from optimizer.signature import bind, is_torch
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from optimizer.pass_manager import Pass
+
+__all__ = ["VerifyEach", "example_for", "make_oracle", "verify_executable"]
+
+
+def make_oracle(
+    model: ir.Model, mode: str, seed: int, example: Sequence[Any] | None
+) -> tuple[Oracle | None, Verification]:
+    """Run the original model, if it is to be compared with; say why not if it cannot be."""
+    if mode == "off":
+        return None, Verification(mode, reason='verify="off"')
+    try:
+        oracle = Oracle(model, seed=seed, example=example)
+    except UnsupportedError as error:
+        return None, Verification(mode, reason=str(error))
+    return oracle, Verification(mode)
+
+
+def verify_executable(
+    executable: Executable, oracle: Oracle | None, plan: Verification, num_threads: int
+) -> Verification:
+    """Compare the compiled model with the original.
+
+    Raises:
+        VerificationError: It computes something else, or fails where the original does not.
+    """
+    if oracle is None:
+        return plan
+    try:
+        outputs = executable.run(_runnable(oracle.inputs), num_threads)
+    except CompileError as error:
+        raise VerificationError(f"the compiled model fails on inputs that the original runs with: {error}") from error
+    result = oracle.verify(outputs, "the compiled model")
+    return Verification(plan.mode, result.error, result.tolerance)
+
+
+class VerifyEach:
+    """An instrument that runs the graph after each pass that changed it, and stops at the first that broke it.
+
+    Attributes:
+        errors: One for each pass that ran: its relative error, `None` if it changed nothing.
+    """
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.errors: list[float | None] = []
+        self._oracle = oracle
+
+    def before_pass(self, pass_: Pass, model: ir.Model) -> None:
+        """Nothing to do: the model was right after the pass before."""
+
+    def after_pass(self, pass_: Pass, model: ir.Model, modified: bool, seconds: float) -> None:
+        """Compare.
+
+        Raises:
+            PassError: The graph can no longer be run.
+            VerificationError: The graph computes something else.
+        """
+        del seconds
+        if not modified:
+            self.errors.append(None)
+            return
+        try:
+            outputs = run_reference(model, self._oracle.inputs)
+        except (UnsupportedError, CompileError) as error:
+            raise PassError(f"left a graph that does not run: {error}", pass_name=pass_.name) from error
+        self.errors.append(self._oracle.verify(outputs, f"the graph after pass {pass_.name!r}").error)
+
+
+def example_for(graph: ir.Graph, model: object, example_inputs: object) -> list[Any] | None:
+    """The example inputs in the order of the graph's; `None` if there are none, or if an export left some of them out.
+
+    Raises:
+        InputError: Inputs for an ONNX model do not fit its signature.
+    """
+    specs = specs_of(graph.inputs)
+    exported = getattr(model, "example_inputs", None)
+    if example_inputs is None and exported is not None:
+        example_inputs = exported
+    if example_inputs is None:
+        return None
+    names = {spec.name for spec in specs}
+    if isinstance(example_inputs, Mapping) and names <= example_inputs.keys():
+        example_inputs = {name: example_inputs[name] for name in names}
+        return bind(specs, (), example_inputs)
+    leaves = list(_leaves(example_inputs))
+    from_torch = exported is not None or hasattr(model, "named_parameters")
+    try:
+        return bind(specs, leaves, {})
+    except InputError:
+        if from_torch:
+            return None
+        raise
+
+
+def _leaves(value: object) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, np.ndarray) or is_torch(value):
+        yield value
+
+
+def _runnable(inputs: Sequence[Any]) -> list[Any]:
+    return [np.ascontiguousarray(x) if isinstance(x, np.ndarray) and x.ndim else x for x in inputs]
