@@ -1,40 +1,25 @@
-"""Changes to a graph that keep it legal: replace a value, add a constant, take nodes out, find a free name."""
+"""Changes to a graph that keep it legal: replace a value, add a constant, take nodes out, find a free name.
+
+`Editor` does them and knows whether anything was changed. `rewrite_nodes` takes one over every node of a model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from optimizer.ir.walk import all_graphs, subgraphs
+from optimizer.ir.provenance import inherit
+from optimizer.ir.shapes import Shapes
+from optimizer.ir.walk import all_graphs, nested_graphs, subgraphs
 
-__all__ = ["Names", "Scope", "add_constant", "can_replace", "remove", "replace", "scopes"]
+__all__ = ["Content", "Editor", "Scope", "rewrite_nodes"]
 
-
-class Names:
-    """Names of values that are free in the whole model.
-
-    A name inside a subgraph may not hide one of the graph around it, so uniqueness in one graph is not enough.
-    """
-
-    def __init__(self, model: ir.Model) -> None:
-        self._model = model
-        self._used: set[str] | None = None
-        self._next: dict[str, int] = {}
-
-    def fresh(self, base: str) -> str:
-        """`base`, or `base` with a number, whichever is free; it counts as used from then on."""
-        if self._used is None:
-            self._used = set(_value_names(self._model))
-        name = base or "value"
-        while name in self._used:
-            self._next[base] = number = self._next.get(base, 0) + 1
-            name = f"{base}_{number}"
-        self._used.add(name)
-        return name
+Content = npt.NDArray[np.generic] | ir.TensorProtocol
 
 
 @dataclass(frozen=True)
@@ -54,90 +39,204 @@ class Scope:
     parent: Scope | None = None
 
 
-def scopes(model: ir.Model) -> Iterator[Scope]:
-    """Every graph of the model, outer before inner. A graph may be changed before the next one is asked for."""
-    yield from _nested(Scope(model.graph, model.opset_imports.get("", 0)))
+class Editor:
+    """Changes one model, and keeps in `modified` whether it did.
+
+    Args:
+        model: The model, with its nodes in topological order.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.modified = False
+        self._numbers: dict[str, int] = {}
+
+    @functools.cached_property
+    def shapes(self) -> Shapes:
+        """What is known of the values; inferred when first asked for, and not told of values made after that."""
+        return Shapes(self.model)
+
+    @functools.cached_property
+    def _names(self) -> set[str]:
+        return set(_value_names(self.model))
+
+    def fresh_name(self, base: str | None) -> str:
+        """`base`, or `base` with a number, whichever is free in the whole model.
+
+        A name inside a subgraph may not hide one of the graph around it, so uniqueness in one graph is not enough.
+        """
+        base = base or "value"
+        name = base
+        while name in self._names:
+            self._numbers[base] = number = self._numbers.get(base, 0) + 1
+            name = f"{base}_{number}"
+        self._names.add(name)
+        return name
+
+    @staticmethod
+    def can_replace(old: ir.Value, new: ir.Value) -> bool:
+        """Whether `replace` would succeed."""
+        if not old.is_graph_output():
+            return True
+        producer = new.producer()
+        return producer is not None and producer.graph is old.graph and not new.is_graph_output()
+
+    def replace(self, old: ir.Value, new: ir.Value) -> bool:
+        """Let every user of `old` use `new` instead.
+
+        When `old` is an output of its graph, `new` takes its place, name and declared type there. That is not possible
+        when `new` is an input, an initializer, another output, or belongs to another graph: then nothing changes.
+
+        Args:
+            old: Its node is to be removed by the caller.
+            new: Stands before every user of `old`.
+
+        Returns:
+            Whether it was possible.
+        """
+        if not self.can_replace(old, new):
+            return False
+        if "shapes" in self.__dict__:
+            self.shapes.learn(new, old)
+        if old.is_graph_output():
+            new.name = old.name
+            new.type = old.type or new.type
+            new.shape = old.shape if old.shape is not None else new.shape
+        else:
+            new.type = new.type or old.type
+            if new.shape is None and old.shape is not None:
+                new.shape = old.shape.copy()
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        self.modified = True
+        return True
+
+    def bypass(self, node: ir.Node, value: ir.Value) -> bool:
+        """Let the users of the first output of `node` use `value` instead, and remove the node.
+
+        Returns:
+            Whether it was possible; see `replace`. The node's other outputs must be unused.
+        """
+        if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+            return False
+        if not self.replace(node.outputs[0], value):
+            return False
+        self.remove(node)
+        return True
+
+    def substitute(self, node: ir.Node, new: ir.Node, also: Iterable[ir.Node] = ()) -> None:
+        """Put `new` in the place of `node`: its outputs take the names and users of the outputs of `node`.
+
+        Args:
+            node: Is removed.
+            new: Has as many outputs and is in no graph yet. Its origins become those of `node` and of `also`.
+            also: Further nodes whose work `new` does.
+        """
+        assert node.graph is not None, "the node is in a graph"
+        inherit(new, [node, *also])
+        new.name = new.name or node.name
+        for old, value in zip(node.outputs, new.outputs, strict=True):
+            value.name = old.name
+        node.graph.insert_before(node, new)
+        for old, value in zip(node.outputs, new.outputs, strict=True):
+            self.replace(old, value)
+        self.remove(node)
+
+    def remove(self, node: ir.Node) -> None:
+        """Take out a node that nothing uses any more, together with what its subgraphs use."""
+        for graph in subgraphs(node):
+            for inner in nested_graphs(graph):
+                for user in inner:
+                    _detach(user)
+        _detach(node)
+        assert node.graph is not None, "a node is removed once"
+        node.graph.remove(node)
+        self.modified = True
+
+    def remove_if_unused(self, node: ir.Node) -> None:
+        """Take out a node if nothing uses it any more."""
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            self.remove(node)
+
+    def constant(self, scope: Scope, before: ir.Node, name: str | None, content: Content) -> ir.Value:
+        """Give `scope` a constant: an initializer, or in a function, which can have none, a `Constant` node.
+
+        Args:
+            scope: Where it is to be.
+            before: A node of that graph that the constant must precede.
+            name: A name for it, made unique.
+            content: The elements.
+        """
+        return self._constant(scope, before, self.fresh_name(name), content, as_node=scope.in_function)
+
+    def fold(self, scope: Scope, node: ir.Node, contents: Sequence[Content]) -> list[ir.Value]:
+        """Replace a node by constants.
+
+        Where an output is one of the graph's, a `Constant` node gives it: not every graph may give an initializer.
+
+        Args:
+            scope: Where the node stands.
+            node: Is removed.
+            contents: One for each output that has a name.
+
+        Returns:
+            The constants.
+        """
+        named = [output for output in node.outputs if output.name]
+        constants = []
+        for output, content in zip(named, contents, strict=True):
+            assert output.name is not None
+            as_node = scope.in_function or output.is_graph_output()
+            constants.append(self._constant(scope, node, output.name, content, as_node=as_node))
+            self.replace(output, constants[-1])
+        self.remove(node)
+        return constants
+
+    def _constant(self, scope: Scope, before: ir.Node, name: str, content: Content, *, as_node: bool) -> ir.Value:
+        tensor = ir.tensor(content, name=name) if isinstance(content, np.ndarray) else content
+        self.modified = True
+        if as_node:
+            node = ir.node("Constant", inputs=[], attributes={"value": tensor}, name=name)
+            inherit(node, [before])
+            value = node.outputs[0]
+            value.name = name
+            scope.graph.insert_before(before, node)
+        else:
+            value = ir.Value(name=name, const_value=tensor)
+            scope.graph.register_initializer(value)
+        value.type = ir.TensorType(tensor.dtype)
+        value.shape = ir.Shape(tensor.shape.numpy())
+        return value
+
+
+def rewrite_nodes(model: ir.Model, visit: Callable[[Editor, Scope, ir.Node], None]) -> ir.passes.PassResult:
+    """Call `visit` with every node of the model, in topological order; those of a subgraph come before its node.
+
+    `visit` may change or remove the node, and any node before it.
+    """
+    editor = Editor(model)
+    for scope in _top_scopes(model):
+        _visit(editor, scope, visit)
+    return ir.passes.PassResult(model, editor.modified)
+
+
+def _visit(editor: Editor, scope: Scope, visit: Callable[[Editor, Scope, ir.Node], None]) -> None:
+    for node in scope.graph:
+        for graph in subgraphs(node):
+            _visit(editor, Scope(graph, scope.opset, parent=scope), visit)
+        visit(editor, scope, node)
+
+
+def _top_scopes(model: ir.Model) -> Iterator[Scope]:
+    yield Scope(model.graph, model.opset_imports.get("", 0))
     for function in list(model.functions.values()):
         opset = function.opset_imports.get("", model.opset_imports.get("", 0))
-        yield from _nested(Scope(function.graph, opset, in_function=True))
+        yield Scope(function.graph, opset, in_function=True)
 
 
-def can_replace(old: ir.Value, new: ir.Value) -> bool:
-    """Whether `replace` would succeed."""
-    if not old.is_graph_output():
-        return True
-    producer = new.producer()
-    return producer is not None and producer.graph is old.graph and not new.is_graph_output()
-
-
-def replace(old: ir.Value, new: ir.Value) -> bool:
-    """Let every user of `old` use `new` instead.
-
-    When `old` is an output of its graph, `new` takes its place, name and declared type there. That is not possible
-    when `new` is an input, an initializer, another output, or belongs to another graph: then nothing changes.
-
-    Args:
-        old: Its node is to be removed by the caller.
-        new: Stands before every user of `old`.
-
-    Returns:
-        Whether it was possible.
-    """
-    if not can_replace(old, new):
-        return False
-    if old.is_graph_output():
-        new.name = old.name
-        new.type = old.type or new.type
-        new.shape = old.shape if old.shape is not None else new.shape
-    else:
-        new.type = new.type or old.type
-        if new.shape is None and old.shape is not None:
-            new.shape = old.shape.copy()
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    return True
-
-
-def remove(nodes: Iterable[ir.Node]) -> None:
-    """Take nodes that nothing uses any more out of their graphs; fast for many nodes."""
-    by_graph: dict[ir.Graph, list[ir.Node]] = {}
-    for node in nodes:
-        assert node.graph is not None, "a node is removed once"
-        by_graph.setdefault(node.graph, []).append(node)
-    for graph, removed in by_graph.items():
-        graph.remove(removed, safe=True)
-
-
-def add_constant(
-    scope: Scope, before: ir.Node, name: str, content: npt.NDArray[np.generic] | ir.TensorProtocol
-) -> ir.Value:
-    """Give `scope` a constant: an initializer, or in a function, which can have none, a `Constant` node.
-
-    Args:
-        scope: Where it is to be.
-        before: A node of that graph that the constant must precede.
-        name: A free name.
-        content: The elements.
-    """
-    tensor = ir.tensor(content, name=name) if isinstance(content, np.ndarray) else content
-    if scope.in_function:
-        node = ir.node("Constant", inputs=[], attributes={"value": tensor}, name=name)
-        value = node.outputs[0]
-        value.name = name
-        scope.graph.insert_before(before, node)
-    else:
-        value = ir.Value(name=name, const_value=tensor)
-        scope.graph.register_initializer(value)
-    value.type = ir.TensorType(tensor.dtype)
-    value.shape = ir.Shape(tensor.shape.numpy())
-    return value
-
-
-def _nested(scope: Scope) -> Iterator[Scope]:
-    yield scope
-    for node in scope.graph:
-        if node.attributes:
-            for graph in subgraphs(node):
-                yield from _nested(Scope(graph, scope.opset, parent=scope))
+def _detach(node: ir.Node) -> None:
+    for index, value in enumerate(node.inputs):
+        if value is not None:
+            node.replace_input_with(index, None)
 
 
 def _value_names(model: ir.Model) -> Iterator[str]:

@@ -80,6 +80,11 @@ class Shapes:
         found = self.type(value)
         return None if found is None else found.dtype
 
+    def learn(self, new: ir.Value, old: ir.Value) -> None:
+        """A pass has made `new`, which is what `old` was."""
+        if new not in self._known:
+            self._known[new] = self._info(old)
+
     def _fresh(self) -> Expr:
         return symbol(f"?{next(self._numbers)}")
 

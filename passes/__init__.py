@@ -1,0 +1,1 @@
+"""Graph passes: one file, one pass. `registry` names them, `pipelines` orders them, `README.md` is their contract."""

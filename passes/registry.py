@@ -1,0 +1,31 @@
+"""Every pass by name. The name is the class name in kebab case and the file name; a test holds the three together."""
+
+from __future__ import annotations
+
+from optimizer.pass_manager import Pass
+from passes.deduplicate_initializers import DeduplicateInitializers
+from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from passes.eliminate_identities import EliminateIdentities
+from passes.fold_constants import FoldConstants
+from passes.infer_shapes import InferShapes
+from passes.lift_constants import LiftConstants
+from passes.merge_reshapes import MergeReshapes
+from passes.merge_transposes import MergeTransposes
+from passes.remove_unused import RemoveUnused
+from passes.simplify_shapes import SimplifyShapes
+
+__all__ = ["PASSES"]
+
+PASSES: dict[str, type[Pass]] = {
+    "deduplicate-initializers": DeduplicateInitializers,
+    "eliminate-common-subexpressions": EliminateCommonSubexpressions,
+    "eliminate-identities": EliminateIdentities,
+    "fold-constants": FoldConstants,
+    "infer-shapes": InferShapes,
+    "lift-constants": LiftConstants,
+    "merge-reshapes": MergeReshapes,
+    "merge-transposes": MergeTransposes,
+    "remove-unused": RemoveUnused,
+    "simplify-shapes": SimplifyShapes,
+}
+"""Sorted by name."""
