@@ -8,7 +8,7 @@ look into it and weights can be mapped:
     backend/...        what the backend needs to run the model: native code, packed weights
     graph/model.onnx   the optimized graph, and graph/weight00000 ... its weights (left out by `save(graph=False)`)
 
-A part that is the same memory as another one is stored once. The weights of the graph and those that a backend packed
+A part with the content of another one is stored once. The weights of the graph and those that a backend packed
 for its kernels differ, so both are stored.
 
 Loading checks the manifest and every hash before anything else is done with a part. Parts of the backend are copied
@@ -24,6 +24,7 @@ import platform
 import struct
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -123,10 +124,11 @@ def load_artifact(path: Path, get_loader: Callable[[str], Loader]) -> CompiledMo
 
 
 def _write_parts(archive: zipfile.ZipFile, file: BinaryIO, parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:
+    sizes = Counter(map(_size, parts.values()))
     entries: dict[str, dict[str, Any]] = {}
-    stored: dict[object, str] = {}
+    stored: dict[str, str] = {}
     for name, part in sorted(parts.items()):
-        same = stored.setdefault(_identity(part), name)
+        same = stored.setdefault(_digest(part), name) if sizes[_size(part)] > 1 else name
         if same == name:
             digest, size = _write_part(archive, file, name, part)
             entries[name] = {"sha256": digest, "size": size, "entry": name}
@@ -135,11 +137,11 @@ def _write_parts(archive: zipfile.ZipFile, file: BinaryIO, parts: Mapping[str, P
     return entries
 
 
-def _identity(part: Part) -> object:
-    """Equal for parts that are certainly the same."""
-    if isinstance(part, np.ndarray):
-        return ("memory", part.ctypes.data, part.nbytes) if part.nbytes else ("bytes", b"")
-    return ("bytes", hashlib.sha256(part).digest()) if isinstance(part, bytes) else ("file", part)
+def _digest(part: Part) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(part):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _write_part(archive: zipfile.ZipFile, file: BinaryIO, name: str, part: Part) -> tuple[str, int]:

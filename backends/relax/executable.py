@@ -128,7 +128,7 @@ def _map(path: Path, size: int) -> Array:
         return np.empty(0, np.uint8)
     if path.stat().st_size != size:
         raise ArtifactError(f"the weights have {path.stat().st_size} bytes where the manifest says {size}; save the model again")
-    mapped = np.memmap(path, np.uint8, "r")
+    mapped = np.memmap(path, np.uint8, "c")  # DLPack takes no read-only arrays; nothing is ever written
     if mapped.ctypes.data % ALIGNMENT:
         raise ArtifactError("the weights are not aligned in memory; save the model again")
     return mapped
