@@ -28,8 +28,7 @@ class Epilogue:
         """Split a kernel whose first stage is heavy."""
         heavy, *others = kernel.stages
         if len(others) == 1 and _reads_in_place(others[0], heavy) and not kernel.is_output(heavy.buffer):
-            tail = others[0]
-            return cls(heavy, Stage(tail.name, tail.axes, tail.buffer, None, expand(tail.value)), ())
+            return cls(heavy, others[0], ())
         return cls(heavy, None, tuple(others))
 
     @property
@@ -46,7 +45,7 @@ class Epilogue:
             return value if node.source.same_as(self.heavy.buffer) else None
 
         point = {a.var: i64(i) for a, i in zip(self.tail.spatial, indices, strict=True)}
-        return BufferStore(self.tail.buffer, substitute(self.tail.value, point, load), indices)
+        return BufferStore(self.tail.buffer, expand(substitute(self.tail.value, point, load)), indices)
 
 
 def _reads_in_place(tail: Stage, heavy: Stage) -> bool:

@@ -101,7 +101,7 @@ def _row_stage(stage: Stage, shared: int, coordinates: list[Expr], small: dict[V
     point = {a.var: c for a, c in zip(stage.spatial[:shared], coordinates, strict=True)}
 
     def redirect(node: TensorLoad) -> Expr | None:
-        target = small.get(node.source)
+        target = None if node.source.same_as(stage.buffer) else small.get(node.source)
         return None if target is None else BufferLoad(target, list(node.indices[shared:]) or [i64(0)])
 
     def store(indices: list[Expr], value: Expr) -> Stmt:
@@ -111,7 +111,7 @@ def _row_stage(stage: Stage, shared: int, coordinates: list[Expr], small: dict[V
         return BufferStore(target, value, indices[shared:] or [i64(0)])
 
     moved = Stage(stage.name, stage.axes, stage.buffer, stage.init, substitute(stage.value, {}, redirect), stage.annotations)
-    return stage_nest(moved, stage.spatial[shared:], point, cpu, store, accumulator=small.get(stage.buffer))
+    return stage_nest(moved, stage.spatial[shared:], point, cpu, store)
 
 
 Store = Callable[[list[Expr], Expr], Stmt]
@@ -122,9 +122,7 @@ def store_all(stage: Stage) -> Store:
     return lambda indices, value: BufferStore(stage.buffer, value, indices)
 
 
-def stage_nest(
-    stage: Stage, inner: list[Axis], point: dict[Var, Expr], cpu: Cpu, store: Store, accumulator: Var | None = None
-) -> Stmt:
+def stage_nest(stage: Stage, inner: list[Axis], point: dict[Var, Expr], cpu: Cpu, store: Store) -> Stmt:
     """Compute a stage over its `inner` spatial axes; the others are fixed by `point`."""
     along = _along_reduction(stage)
     lanes = cpu.lanes
@@ -133,16 +131,14 @@ def stage_nest(
         if axes and (len(axes) > 1 or along is not None):
             return sequence([loop(axes[0].extent, lambda i: nest(axes[1:], {**point, axes[0].var: i}), name=axes[0].var.name)])
         if not axes:
-            return _point(stage, point, store, lanes, along, accumulator)
+            return _point(stage, point, store, lanes, along)
         vector = axes[0]
-        return over_vectors(vector.extent, lanes, lambda first, n: _vector(stage, vector, first, n, point, store, accumulator))
+        return over_vectors(vector.extent, lanes, lambda first, n: _vector(stage, vector, first, n, point, store))
 
     return nest(inner, point)
 
 
-def _vector(
-    stage: Stage, axis: Axis, first: Expr, lanes: int, point: dict[Var, Expr], store: Store, accumulator: Var | None
-) -> Stmt:
+def _vector(stage: Stage, axis: Axis, first: Expr, lanes: int, point: dict[Var, Expr], store: Store) -> Stmt:
     """`lanes` neighbouring elements along the last spatial axis."""
 
     def index(lane: Expr) -> dict[Var, Expr]:
@@ -153,15 +149,14 @@ def _vector(
         return [values[a.var] for a in stage.spatial]
 
     if not stage.reduction:
-        value = expand(stage.value)
-        return sequence([vectorized(lanes, lambda lane: store(indices(lane), substitute(value, index(lane))))])
+        return sequence([vectorized(lanes, lambda lane: store(indices(lane), expand(substitute(stage.value, index(lane)))))])
     partial = local([lanes], str(stage.buffer.dtype), "partial")
-    value = expand(_replace_accumulator(stage, accumulator))
+    value = stage.value
 
     def accumulate(fixed: dict[Var, Expr]) -> Stmt:
         def one(lane: Expr) -> Stmt:
             own = lambda node: BufferLoad(partial, [lane]) if node.source.same_as(stage.buffer) else None  # noqa: E731
-            return BufferStore(partial, substitute(value, {**index(lane), **fixed}, own), [lane])
+            return BufferStore(partial, expand(substitute(value, {**index(lane), **fixed}, own)), [lane])
 
         return sequence([vectorized(lanes, one)])
 
@@ -175,33 +170,18 @@ def _vector(
     return allocate([partial], body)
 
 
-def _replace_accumulator(stage: Stage, accumulator: Var | None) -> Expr:
-    """Loads of the stage's own result (possibly moved to a row buffer) named as the stage's buffer again."""
-    if accumulator is None:
-        return stage.value
-
-    def own(node: TensorLoad) -> Expr | None:
-        if not node.source.same_as(accumulator):
-            return None
-        return BufferLoad(stage.buffer, [a.var for a in stage.spatial])
-
-    return substitute(stage.value, {}, own)
-
-
 def _loops(axes: list[Axis], fixed: dict[Var, Expr], body: Callable[[dict[Var, Expr]], Stmt]) -> Stmt:
     if not axes:
         return body(fixed)
     return sequence([loop(axes[0].extent, lambda i: _loops(axes[1:], {**fixed, axes[0].var: i}, body), name=axes[0].var.name)])
 
 
-def _point(
-    stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along: Axis | None, accumulator: Var | None
-) -> Stmt:
+def _point(stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along: Axis | None) -> Stmt:
     """One element: a value, or a reduction with vectors of partial results."""
     indices = [point[a.var] for a in stage.spatial]
     if not stage.reduction:
-        return store(indices, substitute(expand(stage.value), point))
-    value = expand(_replace_accumulator(stage, accumulator))
+        return store(indices, expand(substitute(stage.value, point)))
+    value = stage.value
     combine = _combiner(stage, value)
     extent = None if along is None else known(along.extent)
     if along is None or combine is None or (extent is not None and extent < lanes):
@@ -215,7 +195,7 @@ def _point(
         def one(lane: Expr) -> Stmt:
             place = [lane + offset]
             own = lambda node: BufferLoad(partial, place) if node.source.same_as(stage.buffer) else None  # noqa: E731
-            return BufferStore(partial, substitute(value, {**point, **fixed, along.var: first + lane}, own), place)
+            return BufferStore(partial, expand(substitute(value, {**point, **fixed, along.var: first + lane}, own)), place)
 
         return sequence([vectorized(n, one)])
 
@@ -267,7 +247,7 @@ def _serial_reduction(stage: Stage, value: Expr, point: dict[Var, Expr], store: 
     own = lambda node: BufferLoad(total, [i64(0)]) if node.source.same_as(stage.buffer) else None  # noqa: E731
 
     def accumulate(fixed: dict[Var, Expr]) -> Stmt:
-        return BufferStore(total, substitute(value, {**point, **fixed}, own), [i64(0)])
+        return BufferStore(total, expand(substitute(value, {**point, **fixed}, own)), [i64(0)])
 
     body = sequence(
         [

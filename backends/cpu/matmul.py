@@ -50,8 +50,9 @@ class Product:
     """A matrix product taken apart.
 
     Attributes:
-        batch: leading axes on which B depends.
-        rows: the axes that are swept as rows of one matrix.
+        batch: the axes on which B depends.
+        rows: the other ones, swept as rows of one matrix.
+        lead: both, in the order of the result.
         column: the last spatial axis.
         depth: the reduced axis.
         left: an element of A, in the stage's axis variables.
@@ -61,6 +62,7 @@ class Product:
 
     batch: list[Axis]
     rows: list[Axis]
+    lead: list[Axis]
     column: Axis
     depth: Axis
     left: Expr
@@ -88,10 +90,11 @@ def _take_apart(stage: Stage) -> Product | None:
     if not isinstance(right, TensorLoad) or len(stage.reduction) != 1:
         return None
     *lead, column = stage.spatial
-    used = [any(uses(i, a.var) for i in right.indices) for a in lead]
-    split = max((k + 1 for k, u in enumerate(used) if u), default=0)
+    batch = [a for a in lead if any(uses(i, a.var) for i in right.indices)]
     width = int(stage.annotations.get("tersor.width", 0)) or None  # type: ignore[call-overload]
-    return Product(lead[:split], lead[split:], column, stage.reduction[0], left, right, width)
+    if width is None and not right.indices[-1].same_as(column.var):
+        return None
+    return Product(batch, [a for a in lead if a not in batch], lead, column, stage.reduction[0], left, right, width)
 
 
 class _Nest:
@@ -250,8 +253,8 @@ class _Nest:
         return allocate([accumulators, staged], sequence([body, *copies, finish]))
 
     def _finish_row(self, point: dict[Var, Expr], row: Expr, first: Expr, staged: Var, offset: Expr, valid: Expr, lanes: int) -> Stmt:
-        coordinates = unflatten(row, self.row_extents)
-        lead = [point[a.var] for a in self.parts.batch] + coordinates
+        at = {**point, **{a.var: c for a, c in zip(self.parts.rows, unflatten(row, self.row_extents), strict=True)}}
+        lead = [at[a.var] for a in self.parts.lead]
 
         def vector(start: Expr, n: int) -> Stmt:
             def one(lane: Expr) -> Stmt:
@@ -266,8 +269,8 @@ class _Nest:
         if self.parts.width is not None:
             batch = [substitute(i, point) for i in load.indices[:-3]]
             return BufferLoad(load.source, [*batch, panel, k, _span(vector * lanes, lanes)])
-        batch = [substitute(i, point) for i in load.indices[:-2]]
-        return BufferLoad(load.source, [*batch, k, _span(first + vector * lanes, lanes)])
+        lead = [substitute(i, {**point, self.parts.depth.var: k}) for i in load.indices[:-1]]
+        return BufferLoad(load.source, [*lead, _span(first + vector * lanes, lanes)])
 
 
 def _span(start: Expr | int, lanes: int) -> Expr:

@@ -125,7 +125,7 @@ def erf(x: Expr) -> Expr:
 
         def far(a: Expr) -> Expr:
             tail = _f(1.0) - _let(a * _horner(a, _ERF_LARGE), _exp_in_range)
-            return tirx.Select(x < _f(0.0), _f(0.0) - tail, tail)
+            return _let(tail, lambda t: tirx.Select(x < _f(0.0), _f(0.0) - t, t))
 
         beyond = _let(tirx.Min(magnitude, _f(4.0)), far)
         inside = tirx.And(x < _f(1.0), x > _f(-1.0))
@@ -168,7 +168,10 @@ FUNCTIONS: dict[str, Callable[[Expr], Expr]] = {"exp": exp, "sigmoid": sigmoid, 
 
 
 def expand(expr: Expr) -> Expr:
-    """The expression with float32 transcendentals replaced by polynomials (and float16 ones computed in float32)."""
+    """The expression with float32 transcendentals replaced by polynomials (and float16 ones computed in float32).
+
+    The result binds variables of its own, so it must be used in one place only: expand last, once for each use.
+    """
 
     def call(node: Call) -> Expr:
         function = FUNCTIONS.get(str(getattr(node.op, "name", "")).rpartition(".")[2])

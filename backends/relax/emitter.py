@@ -64,6 +64,7 @@ class Emitter:
         self.tiles = tiles
         self.packed: dict[Packed, relax.Var] = {}
         self._slots: dict[ir.Value, Slot] = {}
+        self._kernel_name = "kernel"
 
     # -- values in
 
@@ -228,6 +229,7 @@ class Emitter:
 
     def te(self, function: Callable[..., te.Tensor], *args: object, **kwargs: object) -> relax.Var:
         """Emit a kernel described by a tensor expression over the arguments."""
+        kwargs.setdefault("primfunc_name_hint", self._kernel_name)
         return self.builder.emit(self.builder.call_te(function, *args, **kwargs))
 
     def kernel(self, name: str, function: tirx.PrimFunc, args: Sequence[relax.Expr], out: relax.Type | list[relax.Type]) -> relax.Var:
@@ -275,6 +277,7 @@ class Emitter:
         function = table.get((domain, node.op_type))
         if function is None:
             raise Refused(f"there is no emitter for {domain or 'ai.onnx'}::{node.op_type}")
+        self._kernel_name = node.op_type.lower()
         try:
             results = function(self, node)
         except (tvm.error.InternalError, ValueError, TypeError) as error:
