@@ -23,12 +23,18 @@ def contract(
     left = ctx.x(a)
     if transposed_a:
         left = ctx.emit(relax.op.permute_dims(left))
+    return times(ctx, left, b, transposed=transposed_b, alpha=alpha)
+
+
+def times(ctx: Emitter, left: relax.Var, b: ir.Value | None, *, transposed: bool = False, alpha: float = 1.0) -> relax.Var:
+    """alpha * left x B, where B's last two axes may be transposed."""
     packed = b is not None and ctx.is_weight(b) and ctx.rank(b) >= 2 and ctx.dtype(b) in FLOATS
     if packed and b is not None:
-        return _packed(ctx, left, b, transposed_b, alpha)
+        return _packed(ctx, left, b, transposed, alpha)
     right = ctx.x(b)
-    if transposed_b:
-        right = ctx.emit(relax.op.permute_dims(right))
+    if transposed:
+        rank = right.ty.ndim
+        right = ctx.emit(relax.op.permute_dims(right, [*range(rank - 2), rank - 1, rank - 2]))
     result = _plain(ctx, left, right)
     return result if alpha == 1.0 else ctx.emit(relax.op.multiply(result, relax.const(alpha, str(result.ty.dtype))))
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from tvm import relax, sym, te, tirx
 
 from backends.relax.attributes import get_float, get_int
+from backends.relax.contraction import product
 from backends.relax.emitter import Emitter, dtype_name
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, wider
@@ -124,13 +125,13 @@ def emit_attention(ctx: Emitter, spec: AttentionSpec) -> tuple[relax.Expr, relax
     wide = wider(dtype)
     grouped_rows = tirx.floordiv(heads, key_heads) * rows
     q = _reshaped(ctx, spec.q, [batch, key_heads, grouped_rows, size])
-    products = relax.op.matmul(q, relax.op.permute_dims(spec.k, [0, 1, 3, 2]), out_dtype=wide)
-    scores = _reshaped(ctx, ctx.emit(products), [batch, heads, rows, keys])
+    q, k, v = (x if wide == dtype else ctx.emit(relax.op.astype(x, wide)) for x in (q, spec.k, spec.v))
+    products = product(ctx, q, ctx.emit(relax.op.permute_dims(k, [0, 1, 3, 2])), keys, None)
+    scores = _reshaped(ctx, products, [batch, heads, rows, keys])
     operands = [x for x in (spec.mask, spec.valid) if x is not None]
     probabilities = ctx.te(lambda s, *rest: _probabilities(spec, s, *rest), scores, *operands)
     grouped = _reshaped(ctx, probabilities, [batch, key_heads, grouped_rows, keys])
-    values = spec.v if wide == dtype else relax.op.astype(spec.v, wide)
-    y = _reshaped(ctx, ctx.emit(relax.op.matmul(grouped, values)), [batch, heads, rows, value_size])
+    y = _reshaped(ctx, product(ctx, grouped, v, value_size, None), [batch, heads, rows, value_size])
     if spec.packed:
         y = _reshaped(ctx, ctx.emit(relax.op.permute_dims(y, [0, 2, 1, 3])), [batch, rows, heads * value_size])
     y = relax.op.astype(y, dtype) if wide != dtype else y
