@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
+from rich.status import Status
 
 __all__ = ["Stages"]
 
@@ -29,6 +30,7 @@ class Stages:
         shown = console.is_terminal if show is None else show
         self._console = console if shown else None
         self._stage = ""
+        self._status: Status | None = None
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -53,6 +55,7 @@ class Stages:
         elif self._console.is_terminal:
             with self._console.status(self._stage) as self._status:
                 yield
+            self._status = None
         else:
             self._console.print(self._stage, markup=False, highlight=False)
             yield
