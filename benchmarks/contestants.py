@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import Outputs
+from optimizer.timing import Outputs
 
 
 def onnx_runtime(path: Path, inputs: list[np.ndarray], threads: int) -> Callable[[], Outputs]:

@@ -4,7 +4,7 @@
     python -m benchmarks.suite --models minilm     # one
     python -m benchmarks.suite --write             # all, into benchmarks/RESULTS.md
 
-Latency is measured by `benchmarks.harness`: both contestants in processes of their own, in turn. `optimize()` runs in
+Latency is measured by `optimizer.timing`: both contestants in processes of their own, in turn. `optimize()` runs in
 a fresh process, with the model already loaded. Nothing else should run on the machine meanwhile.
 """
 
@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contestants import onnx_runtime, tersor
-from benchmarks.harness import ContestantFailed, Measurement, Ratio, compete, ratio, relative_error
 from benchmarks.memory import PeakMemory
+from optimizer.timing import ContestantFailed, Measurement, Ratio, compete, ratio, relative_error
 
 MODELS = ("bert-base", "minilm", "vit-b16", "resnet-50", "mobilenet-v2", "ppocr-rec", "efficientnet-lite0")
 RESULTS = Path(__file__).with_name("RESULTS.md")

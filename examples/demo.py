@@ -17,9 +17,9 @@ from rich.table import Table
 import models
 from benchmarks.contestants import onnx_runtime, tersor
 from benchmarks.export import arrays, export
-from benchmarks.harness import compete, ratio, relative_error
 from models import minilm
 from optimizer import optimize
+from optimizer.timing import compete, ratio, relative_error
 
 THREADS = 2
 ROUNDS = 15
@@ -82,10 +82,8 @@ def main() -> None:
     console = Console()
     case = models.load("minilm")
     console.print(f"MiniLM sentence encoder: {case.bytes / 1e6:.0f} MB of pretrained weights, a torch.nn.Module")
-    with console.status("optimizing") as status:
-        compiled = optimize(
-            case.model, target="cpu", example_inputs=case.example_inputs, progress=lambda stage: status.update(stage)
-        )
+    compiled = optimize(case.model, target="cpu", example_inputs=case.example_inputs)
+    compiled.num_threads = THREADS
     console.print(compiled.report)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from benchmarks.harness import ContestantFailed, Measurement, Outputs, compete, ratio, relative_error
+from optimizer.timing import ContestantFailed, Measurement, Outputs, compete, ratio, relative_error
 
 
 def sleeper(seconds: float) -> Callable[[], Outputs]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks import suite
-from benchmarks.harness import Measurement
 from benchmarks.memory import PeakMemory, family, high_water_mark
 from benchmarks.suite import BEGIN, END, Prepared, Row
+from optimizer.timing import Measurement
 
 ALLOCATE = "import time; data = b'x' * {bytes}; del data; print(flush=True); time.sleep(0.3)"
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], stdout=subprocess.DEVNULL); print()"

@@ -19,6 +19,8 @@ from multiprocessing.process import BaseProcess
 
 import numpy as np
 
+from optimizer.errors import TersorError
+
 Outputs = Sequence[np.ndarray]
 Build = Callable[[], Callable[[], Outputs]]
 
@@ -28,8 +30,21 @@ BURST_CALLS = (3, 50)
 PAUSE_SECONDS = 0.05  # Lets the previous contestant's pool stop spinning.
 START_SECONDS = 600.0
 
+_TOLD_TO_THE_PARENT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TersorError,
+    TypeError,
+    ValueError,
+)
 
-class ContestantFailed(RuntimeError):
+
+class ContestantFailed(TersorError):
     """A contestant raised or died; the message has its name and its own words."""
 
 
@@ -148,7 +163,7 @@ def _serve(pipe: Connection, build: Build) -> None:
             pipe.send([_timed(call) for _ in range(calls)])
     except (EOFError, BrokenPipeError):
         return
-    except Exception as error:  # noqa: BLE001  # whatever a contestant raises is told to the parent
+    except _TOLD_TO_THE_PARENT as error:
         pipe.send(f"{type(error).__name__}: {str(error)[:500]}")
 
 
