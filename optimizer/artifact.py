@@ -36,14 +36,14 @@ from optimizer.artifact_reader import FORMAT, ArtifactReader
 from optimizer.atomic_file import atomic_write
 from optimizer.compiled import CompiledModel
 from optimizer.errors import ArtifactError
-from optimizer.executable import Executable, Part
+from optimizer.executable import Executable, Part, TensorSpec
 from optimizer.report import Report
 from optimizer.versions import versions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Loader", "load_artifact", "save_artifact"]
+__all__ = ["Loader", "load_artifact", "read_report", "save_artifact", "signature_of"]
 
 _ALIGNMENT = 64
 _PADDING_ID = 0xD935
@@ -110,7 +110,7 @@ def load_artifact(path: Path, get_loader: Callable[[str], Loader]) -> CompiledMo
         files = reader.extract(_BACKEND, Path(folder.name))
         reader.check_others(_BACKEND)
         executable = get_loader(reader.text("backend")).load(files, reader.mapping("backend_manifest"))
-        report = _report(reader)
+        report = read_report(reader)
     except BaseException:
         folder.cleanup()
         raise
@@ -184,7 +184,17 @@ def _chunks(part: Part) -> Iterator[bytes | memoryview]:
         yield data[start : start + _CHUNK]
 
 
-def _report(reader: ArtifactReader) -> Report:
+def signature_of(reader: ArtifactReader, key: str) -> tuple[TensorSpec, ...]:
+    """The saved model's `"inputs"` or `"outputs"`."""
+    return TensorSpec.from_json(reader.value(key))
+
+
+def read_report(reader: ArtifactReader) -> Report:
+    """What was done when the model was made.
+
+    Raises:
+        ArtifactError: It is missing or damaged.
+    """
     try:
         return Report.from_dict(json.loads(bytes(reader.read("report.json"))))
     except (ValueError, KeyError, TypeError) as error:

@@ -90,6 +90,14 @@ class ArtifactReader:
         for name in set(self.names) - set(self._below(prefix)):
             self.read(name)
 
+    def size(self, name: str) -> int:
+        """A part's size in bytes."""
+        return int(self._parts[name]["size"])
+
+    def value(self, key: str) -> object:
+        """An entry of the manifest, `None` if it is not there."""
+        return self._manifest.get(key)
+
     def text(self, key: str) -> str:
         """A string of the manifest."""
         return str(self._typed(key, str))

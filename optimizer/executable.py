@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy.typing as npt
+
+from optimizer.errors import ArtifactError
 
 __all__ = ["Array", "Executable", "KernelTime", "Part", "TensorSpec"]
 
@@ -36,6 +38,21 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | str | None, ...] | None
+
+    @classmethod
+    def from_json(cls, data: object) -> tuple[TensorSpec, ...]:
+        """Read a list of specifications, each an object with the attributes of this class.
+
+        Raises:
+            ArtifactError: The data is not such a list.
+        """
+        try:
+            return tuple(
+                cls(str(spec["name"]), str(spec["dtype"]), None if spec["shape"] is None else tuple(spec["shape"]))
+                for spec in cast("list[dict[str, Any]]", data)
+            )
+        except (KeyError, TypeError) as error:
+            raise ArtifactError("the saved model's manifest has a damaged signature: save the model again") from error
 
     def __str__(self) -> str:
         dims = "..." if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)

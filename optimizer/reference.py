@@ -18,7 +18,7 @@ into its neighbour: then 1 % of an integer output's elements may differ, and a f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,13 +93,21 @@ class Oracle:
         tolerance: The error that is allowed to the same graph in another form.
     """
 
-    def __init__(self, model: ir.Model, *, seed: int, example: Sequence[Array] | None = None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        seed: int,
+        example: Sequence[Array] | None = None,
+        dims: Mapping[str, int] | None = None,
+    ) -> None:
         """Find inputs with which the model runs, and run it.
 
         Args:
             model: In canonical form; not changed.
             seed: For the inputs.
             example: Inputs that are known to run.
+            dims: Sizes of symbolic dimensions, by name.
 
         Raises:
             UnsupportedError: No runtime can run the model, or it gives other results each time.
@@ -110,7 +118,7 @@ class Oracle:
         self._names = [value.name or "" for value in model.graph.outputs]
         self._rounds = _rounds(model)
         self.tolerance = tolerance_of(model)
-        self.inputs, self.outputs = _first_that_runs(model, seed, example)
+        self.inputs, self.outputs = _first_that_runs(model, candidate_inputs(model.graph, seed, example, dims))
         self.dims = symbol_sizes(model.graph, self.inputs)
 
     def compare(self, outputs: Sequence[Any]) -> Comparison:
@@ -141,10 +149,10 @@ def run_reference(model: ir.Model, inputs: Sequence[Any]) -> list[Any]:
     return _runner(model)(inputs)
 
 
-def _first_that_runs(model: ir.Model, seed: int, example: Sequence[Array] | None) -> tuple[list[Any], list[Any]]:
+def _first_that_runs(model: ir.Model, candidates: Iterable[list[Any]]) -> tuple[list[Any], list[Any]]:
     run = _runner(model)
     failure = "its inputs are too large to be made up"
-    for inputs in candidate_inputs(model.graph, seed, example):
+    for inputs in candidates:
         try:
             return inputs, run(inputs)
         except CompileError as error:

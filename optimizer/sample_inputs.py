@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,16 @@ _MAX_ELEMENTS = 2**28
 """Larger inputs are not made up."""
 
 
-def candidate_inputs(graph: ir.Graph, seed: int, example: Sequence[Array] | None = None) -> Iterator[list[Any]]:
+def candidate_inputs(
+    graph: ir.Graph, seed: int, example: Sequence[Array] | None = None, dims: Mapping[str, int] | None = None
+) -> Iterator[list[Any]]:
     """Sets of inputs for a graph, the likeliest first.
 
     Args:
         graph: Its inputs say what is asked for.
         seed: The same seed gives the same sets.
         example: Inputs that are known to run, one for each of the graph; their shapes are kept.
+        dims: Sizes of symbolic dimensions that are not up for trying.
     """
     if example is not None:
         rng = np.random.default_rng(seed)
@@ -55,7 +58,7 @@ def candidate_inputs(graph: ir.Graph, seed: int, example: Sequence[Array] | None
         return
     tried: set[tuple[tuple[int, ...], ...]] = set()
     for sizes in _TRIED_SIZES:
-        symbols: dict[str, int] = {}
+        symbols = dict(dims or {})
         shapes = [_shape(value, sizes, symbols) for value in graph.inputs]
         if tuple(shapes) in tried:
             continue

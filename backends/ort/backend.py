@@ -96,8 +96,8 @@ class OrtBackend:
         """
         if _MODEL not in parts:
             raise ArtifactError(f"the saved model lacks its part {_MODEL!r}")
-        specs = [_specs(manifest.get(key)) for key in ("inputs", "outputs")]
-        return OrtExecutable(OrtSession(parts[_MODEL]), specs[0], specs[1], parts)
+        inputs, outputs = (TensorSpec.from_json(manifest.get(key)) for key in ("inputs", "outputs"))
+        return OrtExecutable(OrtSession(parts[_MODEL]), inputs, outputs, parts)
 
     def describe(self) -> BackendInfo:
         """What the backend needs and can do."""
@@ -109,17 +109,6 @@ class OrtBackend:
             precisions=("float32",),
             proof="ONNX Runtime without its graph optimizations, on seeded inputs",
         )
-
-
-def _specs(data: object) -> list[TensorSpec]:
-    if not isinstance(data, list):
-        raise ArtifactError("the saved model's manifest lacks its signature")
-    try:
-        return [
-            TensorSpec(str(d["name"]), str(d["dtype"]), None if d["shape"] is None else tuple(d["shape"])) for d in data
-        ]
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"the saved model's manifest has a damaged signature: {error}") from error
 
 
 def _kernel_times(events: Sequence[Mapping[str, Any]], repeats: int) -> list[KernelTime]:

@@ -1,4 +1,4 @@
-"""An `.onnx` file, a `ModelProto` or an `onnx_ir.Model` becomes an `onnx_ir.Model` of our own, with its weights shared or mapped."""
+"""An `.onnx` file, a `ModelProto` or an `onnx_ir.Model` becomes a model of our own, with its weights shared or mapped."""
 
 from __future__ import annotations
 

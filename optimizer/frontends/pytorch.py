@@ -43,8 +43,8 @@ def from_torch(
 
     Args:
         model: A module, or a program exported with `torch.export.export`.
-        example_inputs: What the module is called with: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-            Not needed for an exported program.
+        example_inputs: What the module is called with: a tensor, a tuple of positional arguments, or a dict of keyword
+            arguments. Not needed for an exported program.
         dynamic_shapes: As in `torch.export.export`.
 
     Raises:
@@ -134,7 +134,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _own(model: ir.Model) -> ir.Model:
-    """Copy the structure, keep the weights' memory, drop what speaks of the exporting machine (paths in stack traces)."""
+    """Copy the structure, keep the weights' memory, drop what tells of the exporting machine (paths of its files)."""
     copied = model.clone()
     for value in copied.graph.initializers.values():
         tensor = value.const_value

@@ -100,7 +100,8 @@ def _check_counts(node: ir.Node, schema: defs.OpSchema) -> None:
         )
     if not schema.min_output <= len(node.outputs) <= schema.max_output:
         raise ModelError(
-            f"{_label(node)} has {len(node.outputs)} outputs, the operator has {schema.min_output} to {schema.max_output}"
+            f"{_label(node)} has {len(node.outputs)} outputs, "
+            f"the operator has {schema.min_output} to {schema.max_output}"
         )
     for formal, value in zip(schema.inputs, node.inputs, strict=False):
         if value is None and formal.option == _SINGLE:

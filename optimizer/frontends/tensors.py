@@ -1,7 +1,8 @@
 """Where a model's weights come from: each is checked against its shape, and those on disk are memory-mapped.
 
-External data may only lie in the folder of the model's own file: no absolute path, no `..`, no symbolic link that leads out of it.
-One map is made for each file, however many weights it holds, so a model with thousands of weights costs one file handle.
+External data may only lie in the folder of the model's own file: no absolute path, no `..`, no symbolic link that leads
+out of it. One map is made for each file, however many weights it holds, so a model with thousands of weights costs one
+file handle.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def attach_weights(model: ir.Model, base_dir: Path | None = None, files: dict[st
         files: Files of that folder that are mapped already, by name.
 
     Raises:
-        ModelError: A tensor's data does not fit its shape, its type is unknown, or its file is missing, too short or elsewhere.
+        ModelError: A tensor's data does not fit its shape, its type is unknown, or its file is missing, too short or
+            elsewhere.
     """
     files = {} if files is None else files
     for tensor, replace in iterate_tensors(model):
@@ -57,8 +59,8 @@ def attach_weights(model: ir.Model, base_dir: Path | None = None, files: dict[st
             folder = tensor.base_dir or base_dir
             if folder is None:
                 raise ModelError(
-                    f"tensor {tensor.name!r} refers to the file {str(tensor.location)!r}, but the model was given without a folder: "
-                    "pass the path of the .onnx file, or load its external data first"
+                    f"tensor {tensor.name!r} refers to the file {str(tensor.location)!r}, but the model came without a "
+                    "folder: pass the path of the .onnx file, or load its external data first"
                 )
             replace(_mapped(tensor, Path(folder), files))
         else:
@@ -214,13 +216,15 @@ def _resolve(name: str, location: str, base_dir: Path) -> Path:
     outside = ".." in parts or PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
     if outside or not location or "\0" in location:
         raise ModelError(
-            f"tensor {name!r} refers to {location!r}, which is not inside the model's folder: put its data beside the model"
+            f"tensor {name!r} refers to {location!r}, which is not inside the model's folder: "
+            "put its data beside the model"
         )
     folder = Path(os.path.realpath(base_dir))
     path = Path(os.path.realpath(folder / location))
     if not path.is_relative_to(folder):
         raise ModelError(
-            f"tensor {name!r}: {location!r} is a link that leads out of the model's folder: put its data beside the model"
+            f"tensor {name!r}: {location!r} is a link that leads out of the model's folder: "
+            "put its data beside the model"
         )
     if not path.is_file():
         raise ModelError(f"tensor {name!r}: its file {str(folder / location)!r} is missing")

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from optimizer.errors import ModelError
 from optimizer.frontends.opset.convert import default_opset
 from optimizer.frontends.schemas import check_node
-from optimizer.ir.walk import all_graphs, nested_graphs, subgraphs, top_graphs
+from optimizer.ir.walk import nested_graphs, subgraphs, top_graphs
 
 __all__ = ["validate"]
 

@@ -1,8 +1,8 @@
 """Take the weights out of a serialized ONNX model without parsing them.
 
-A protobuf message is a list of (tag, payload) fields. Walking the fields `ModelProto.graph.initializer.raw_data` by hand finds each
-weight's place in the file; the rest is copied, and the weight becomes external data *of the same file*. So a model of any size is read
-through one memory map and is never held in memory a second time.
+A protobuf message is a list of (tag, payload) fields. Walking the fields `ModelProto.graph.initializer.raw_data` by
+hand finds each weight's place in the file; the rest is copied, and the weight becomes external data *of the same file*.
+So a model of any size is read through one memory map and is never held in memory a second time.
 
 Field numbers are those of `onnx.proto`, encoding that of https://protobuf.dev/programming-guides/encoding.
 """

@@ -1,7 +1,8 @@
 """What changed its meaning between opset 7 and 23, one adapter an operator.
 
-An entry `(18, f)` in `ADAPTERS` means: a node written for an opset below 18 goes through `f`. The entries of an operator run in
-order. An operator that is not in the table only gained types or optional attributes, so a node of it is valid as it stands.
+An entry `(18, f)` in `ADAPTERS` means: a node written for an opset below 18 goes through `f`. The entries of an
+operator run in order. An operator that is not in the table only gained types or optional attributes, so a node of it is
+valid as it stands.
 Sources: the operators' change log in the ONNX specification.
 """
 
@@ -27,7 +28,7 @@ def axes_to_input(r: Rewrite) -> None:
 
 
 def flatten_around(r: Rewrite) -> None:
-    """Softmax, LogSoftmax and Hardmax worked on the input flattened to two dimensions at `axis`, which was 1 by default."""
+    """Softmax, LogSoftmax and Hardmax saw the input flattened to two dimensions at `axis`, which was 1 by default."""
     x = r.input(0)
     axis = r.node.attributes.pop("axis", None) or ir.AttrInt64("axis", 1)
     rank = None if x is None or x.shape is None else len(x.shape)
@@ -106,14 +107,15 @@ def pad(r: Rewrite) -> None:
 
 
 def resize_10(r: Rewrite) -> None:
-    """Before opset 11 the scales were the second input, and coordinates had no half pixel. The nearest pixel was not specified;
-    ONNX Runtime's choice is taken.
+    """Before opset 11 the scales were the second input, and coordinates had no half pixel.
+
+    Which pixel is the nearest was not specified; ONNX Runtime's choice is taken.
     """
     _asymmetric(r, r.input(1), shrink="ceil")
 
 
 def resize_11(r: Rewrite) -> None:
-    """Before opset 13 `roi` and `scales` could not be left out: an empty tensor stood for that. One nearest mode is gone."""
+    """Before opset 13 an empty tensor stood for a `roi` or `scales` left out; and one mode is gone."""
     if r.version < 11:
         return
     inputs = [None if index and _is_empty(value) else value for index, value in enumerate(r.node.inputs)]
@@ -136,7 +138,7 @@ def roi_align(r: Rewrite) -> None:
 
 
 def scan(r: Rewrite) -> None:
-    """Scan of opset 8 ran over axis 1 of a batch: now an outer scan goes over the batch, and the old one is its body."""
+    """Scan of opset 8 ran over axis 1 of a batch: an outer scan goes over the batch, the old one is its body."""
     if r.input(0) is not None:
         raise r.unsupported("sequence lengths no longer exist: export the model with opset 9 or later")
     node = r.node

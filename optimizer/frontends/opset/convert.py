@@ -27,7 +27,8 @@ def to_canonical_opset(model: ir.Model) -> None:
 
     Raises:
         ModelError: The model does not say which opset it uses.
-        UnsupportedError: The opset is older or newer than what can be read, or a node has no equal in the canonical opset.
+        UnsupportedError: The opset is older or newer than what can be read, or a node has no equal in the canonical
+            opset.
     """
     changed = _convert(model.graph, model.opset_imports)
     for function in model.functions.values():
@@ -59,7 +60,8 @@ def _convert(graph: ir.Graph, imports: dict[str, int]) -> bool:
     if version >= CANONICAL_OPSET:
         return False
     nodes = [node for nested in nested_graphs(graph) for node in nested]
-    return any([_adapt(node, version) for node in nodes])
+    adapted = [_adapt(node, version) for node in nodes]
+    return any(adapted)
 
 
 def _adapt(node: ir.Node, version: int) -> bool:
@@ -68,7 +70,8 @@ def _adapt(node: ir.Node, version: int) -> bool:
     changed = False
     if version < OLDEST_OPSET and not _unchanged_since(node.op_type, version):
         raise UnsupportedError(
-            f"{node.op_type} of opset {version} cannot be read: export the model again with opset {OLDEST_OPSET} or later",
+            f"{node.op_type} of opset {version} cannot be read: export the model again with opset {OLDEST_OPSET} or "
+            "later",
             node=node.name or "",
         )
     for below, adapter in ADAPTERS.get(node.op_type, ()):

@@ -130,6 +130,6 @@ class Rewrite:
     def _known(self, attr: ir.Attr) -> ir.Attr:
         if attr.is_ref():
             raise self.unsupported(
-                f"attribute {attr.name!r} is a parameter of a function, its value is not known here: inline the function"
+                f"attribute {attr.name!r} is a parameter of a function, whose value is not known: inline the function"
             )
         return attr
