@@ -127,8 +127,8 @@ def gru_step(
 ) -> te.Tensor:
     """The next state [D, B, H]; gates in the order update, reset, hidden.
 
-    `candidate` is the product from which the hidden gate is made: of the state, or of what the reset gate lets through. The
-    last part of `bias` [D, 6 * H] is behind the reset gate where that acts on the product.
+    `candidate` is the product from which the hidden gate is made: of the state, or of what the reset gate lets through;
+    the last part of `bias` [D, 6 * H] is behind the reset gate where that acts on the product.
     """
     f, g = cell.functions
     gate = _gate(x, product, hidden)

@@ -1,7 +1,7 @@
 """RNN, GRU, LSTM over a static, short sequence: one matrix product for all inputs, then the steps one after the other.
 
-Shape letters: T steps, D directions, B batch, I inputs, H hidden units, G gates. All directions advance together: step
-s is position s for the forward direction and T - 1 - s for the reverse one, so that a state is [D, B, H] and one product
+Shape letters: T steps, D directions, B batch, H hidden units, G gates. All directions advance together: step s is
+position s for the forward direction and T - 1 - s for the reverse one, so that a state is [D, B, H] and one product
 serves both.
 """
 
