@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import onnx_ir as ir
 from backends.base import BackendInfo, Progress
 from backends.relax.client import PROCESS, compile_graph
 from backends.relax.executable import RelaxExecutable, load_executable
+from backends.relax.fallback import partition_model
 from backends.relax.packing import TRANSFORMS, aligned_empty, offsets
-from backends.relax.plan import ONNXRUNTIME, RELAX, Plan
+from backends.relax.plan import ONNXRUNTIME, Plan
 from optimizer.errors import CompileError, TargetError
 from optimizer.executable import Executable
 from optimizer.target import Target
@@ -29,19 +31,25 @@ class CpuBackend:
         """Start the compile process."""
         PROCESS.start()
 
-    def compile(self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None) -> Executable:
+    def compile(
+        self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None
+    ) -> Executable:
         """See `backends.base.Backend.compile`."""
         if target.cpu is None:
             raise TargetError(f"target {target} has no processor; use 'cpu' or 'cpu:NAME'")
         say = progress or (lambda _: None)
-        folder = tempfile.TemporaryDirectory(prefix="tersor-")
-        library = Path(folder.name) / "kernels.so"
-        say("compiling")
-        plan = compile_graph(model, target.cpu, library, allow_fallback=fallback == "onnxruntime")
-        say("packing weights")
-        weights = pack(plan, model.graph)
-        partitions = {s.entry: _partition(model, s) for s in plan.steps if s.engine == ONNXRUNTIME}
-        return RelaxExecutable(self.name, library if library.exists() else None, plan, weights, partitions, folder)
+        folder = Path(tempfile.mkdtemp(prefix="tersor-"))
+        try:
+            library = folder / "kernels.so"
+            say("generating code")
+            plan = compile_graph(model, target.cpu, library, allow_fallback=fallback == "onnxruntime")
+            say("packing weights")
+            weights = pack(plan, model.graph)
+            partitions = {s.entry: partition_model(model, s) for s in plan.steps if s.engine == ONNXRUNTIME}
+            return RelaxExecutable(self.name, library if library.exists() else None, plan, weights, partitions, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def load(self, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
         """See `backends.base.Backend.load`."""
@@ -75,12 +83,3 @@ def pack(plan: Plan, graph: ir.Graph) -> np.ndarray[Any, Any]:
         view = buffer[start : start + size].view(spec.dtype).reshape(spec.shape)
         np.copyto(view, packed, casting="same_kind")
     return buffer
-
-
-def _partition(model: ir.Model, step: Any) -> bytes:
-    from backends.relax.fallback import partition_model
-
-    return partition_model(model, step)
-
-
-__all__ = ["RELAX", "CpuBackend", "Sequence", "pack"]

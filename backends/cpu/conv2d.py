@@ -155,7 +155,9 @@ class _Nest:
         statements = []
         for start, count, interior in edges(self.taps, size, width, tile):
             if interior:
-                statements.append(loop(count // tile, lambda t, s=start: at(i64(s) + t * tile, tile, True), name="tile"))  # type: ignore[misc]
+                statements.append(
+                    loop(count // tile, lambda t, s=start: at(i64(s) + t * tile, tile, True), name="tile")
+                )  # type: ignore[misc]
             else:
                 statements.append(at(start, count, False))
         return sequence(statements)
@@ -194,7 +196,8 @@ class _Nest:
         def multiply(row: Expr, ry: Expr, column: int, channel: Expr, depth: Expr, live: list[int]) -> Stmt:
             """One step along KW*C: `column` is the tap's, relative to the pixel's first."""
             w = [
-                BufferLoad(self.weights, [group, panel, ry, depth, tirx.Ramp(i64(v * lanes), i64(1), lanes)]) for v in range(vectors)
+                BufferLoad(self.weights, [group, panel, ry, depth, tirx.Ramp(i64(v * lanes), i64(1), lanes)])
+                for v in range(vectors)
             ]
             statements = []
             for p in live:
@@ -214,9 +217,17 @@ class _Nest:
             width = known(self.data.shape[2])
             statements = []
             for t in range(taps.kw):
-                live = every if interior or width is None or not isinstance(start, int) else [p for p in every if taps.inside(start + p, t, width)]
+                live = (
+                    every
+                    if interior or width is None or not isinstance(start, int)
+                    else [p for p in every if taps.inside(start + p, t, width)]
+                )
                 if live:
-                    statements.append(loop(c, lambda ch, t=t, live=live: multiply(row, ry, t * taps.dw, ch, ch + t * c, live), name="c"))  # type: ignore[misc]
+                    statements.append(
+                        loop(
+                            c, lambda ch, t=t, live=live: multiply(row, ry, t * taps.dw, ch, ch + t * c, live), name="c"
+                        )
+                    )  # type: ignore[misc]
             return sequence(statements)
 
         begin, count = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)
@@ -224,9 +235,17 @@ class _Nest:
         init = [BufferStore(accumulators, zero, [place(p, v)]) for p in range(pixels) for v in range(vectors)]
         body = loop(count, window_row, start=begin, name="ry")
         staged = local([total], self.dtype, "staged")
-        copies = [BufferStore(staged, BufferLoad(accumulators, [place(p, v)]), [place(p, v)]) for p in range(pixels) for v in range(vectors)]
+        copies = [
+            BufferStore(staged, BufferLoad(accumulators, [place(p, v)]), [place(p, v)])
+            for p in range(pixels)
+            for v in range(vectors)
+        ]
         first = group * self.out + panel * self.width
-        finish = loop(pixels, lambda p: self._finish(image, y, i64(start) + p, first, staged, p * (vectors * lanes), channels), name="p")
+        finish = loop(
+            pixels,
+            lambda p: self._finish(image, y, i64(start) + p, first, staged, p * (vectors * lanes), channels),
+            name="p",
+        )
         return allocate([accumulators, staged], sequence([*init, body, *copies, finish]))
 
     def _tap(self, channel: Expr) -> Expr:
@@ -241,7 +260,9 @@ class _Nest:
     def _finish(self, image: Expr, y: Expr, x: Expr, first: Expr, staged: Var, offset: Expr, channels: int) -> Stmt:
         def vector(start: Expr, n: int) -> Stmt:
             def one(lane: Expr) -> Stmt:
-                return self.epilogue.store([image, y, x, first + start + lane], BufferLoad(staged, [offset + start + lane]))
+                return self.epilogue.store(
+                    [image, y, x, first + start + lane], BufferLoad(staged, [offset + start + lane])
+                )
 
             return sequence([vectorized(n, one)])
 

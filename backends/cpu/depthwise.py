@@ -77,8 +77,12 @@ class _Nest:
             done = whole * self.most
             return sequence(
                 [
-                    loop(whole, lambda t: self._tile(image, y, first, lanes, t * self.most, self.most, True), name="tile"),
-                    loop(out_width - done, lambda r: self._tile(image, y, first, lanes, done + r, 1, True), name="rest"),
+                    loop(
+                        whole, lambda t: self._tile(image, y, first, lanes, t * self.most, self.most, True), name="tile"
+                    ),
+                    loop(
+                        out_width - done, lambda r: self._tile(image, y, first, lanes, done + r, 1, True), name="rest"
+                    ),
                 ]
             )
         tile = -(-size // -(-size // self.most))
@@ -96,7 +100,9 @@ class _Nest:
                 statements.append(self._tile(image, y, first, lanes, start, count, False))
         return sequence(statements)
 
-    def _tile(self, image: Expr, y: Expr, first: Expr, lanes: int, start: Expr | int, pixels: int, interior: bool) -> Stmt:
+    def _tile(
+        self, image: Expr, y: Expr, first: Expr, lanes: int, start: Expr | int, pixels: int, interior: bool
+    ) -> Stmt:
         taps = self.taps
         accumulators = local([pixels * lanes], self.dtype, "accumulators")
 
@@ -110,7 +116,12 @@ class _Nest:
             for t in range(taps.kw):
                 weight = BufferLoad(self.weights, [ry, i64(t), span(first)])
                 for p in range(pixels):
-                    if not interior and isinstance(start, int) and width is not None and not taps.inside(start + p, t, width):
+                    if (
+                        not interior
+                        and isinstance(start, int)
+                        and width is not None
+                        and not taps.inside(start + p, t, width)
+                    ):
                         continue
                     x = (i64(start) + p) * taps.sw + (t * taps.dw - taps.pw)
                     here = [span(p * lanes)]
@@ -121,15 +132,20 @@ class _Nest:
         begin, count = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)
         zero = tirx.const(0, self.dtype)
         init = [
-            BufferStore(accumulators, tirx.Broadcast(zero, lanes) if lanes > 1 else zero, [span(p * lanes)]) for p in range(pixels)
+            BufferStore(accumulators, tirx.Broadcast(zero, lanes) if lanes > 1 else zero, [span(p * lanes)])
+            for p in range(pixels)
         ]
         body = loop(count, window_row, start=begin, name="ry")
         staged = local([pixels * lanes], self.dtype, "staged")
-        copies = [BufferStore(staged, BufferLoad(accumulators, [span(p * lanes)]), [span(p * lanes)]) for p in range(pixels)]
+        copies = [
+            BufferStore(staged, BufferLoad(accumulators, [span(p * lanes)]), [span(p * lanes)]) for p in range(pixels)
+        ]
 
         def finish(p: Expr) -> Stmt:
             def one(lane: Expr) -> Stmt:
-                return self.epilogue.store([image, y, i64(start) + p, first + lane], BufferLoad(staged, [p * lanes + lane]))
+                return self.epilogue.store(
+                    [image, y, i64(start) + p, first + lane], BufferLoad(staged, [p * lanes + lane])
+                )
 
             return sequence([vectorized(lanes, one)])
 

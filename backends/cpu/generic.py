@@ -62,7 +62,9 @@ def _alone(stage: Stage, cpu: Cpu) -> Stmt:
     rows = product([a.extent for a in outer])
 
     def row(index: Expr) -> Stmt:
-        point = dict(zip((a.var for a in outer), unflatten(index, [a.extent for a in outer]), strict=True)) if outer else {}
+        point = (
+            dict(zip((a.var for a in outer), unflatten(index, [a.extent for a in outer]), strict=True)) if outer else {}
+        )
         return stage_nest(stage, spatial[len(outer) :], point, cpu, store_all(stage))
 
     if not outer:
@@ -110,7 +112,9 @@ def _row_stage(stage: Stage, shared: int, coordinates: list[Expr], small: dict[V
             return BufferStore(stage.buffer, value, indices)
         return BufferStore(target, value, indices[shared:] or [i64(0)])
 
-    moved = Stage(stage.name, stage.axes, stage.buffer, stage.init, substitute(stage.value, {}, redirect), stage.annotations)
+    moved = Stage(
+        stage.name, stage.axes, stage.buffer, stage.init, substitute(stage.value, {}, redirect), stage.annotations
+    )
     return stage_nest(moved, stage.spatial[shared:], point, cpu, store)
 
 
@@ -129,7 +133,9 @@ def stage_nest(stage: Stage, inner: list[Axis], point: dict[Var, Expr], cpu: Cpu
 
     def nest(axes: list[Axis], point: dict[Var, Expr]) -> Stmt:
         if axes and (len(axes) > 1 or along is not None):
-            return sequence([loop(axes[0].extent, lambda i: nest(axes[1:], {**point, axes[0].var: i}), name=axes[0].var.name)])
+            return sequence(
+                [loop(axes[0].extent, lambda i: nest(axes[1:], {**point, axes[0].var: i}), name=axes[0].var.name)]
+            )
         if not axes:
             return _point(stage, point, store, lanes, along)
         vector = axes[0]
@@ -149,7 +155,9 @@ def _vector(stage: Stage, axis: Axis, first: Expr, lanes: int, point: dict[Var, 
         return [values[a.var] for a in stage.spatial]
 
     if not stage.reduction:
-        return sequence([vectorized(lanes, lambda lane: store(indices(lane), expand(substitute(stage.value, index(lane)))))])
+        return sequence(
+            [vectorized(lanes, lambda lane: store(indices(lane), expand(substitute(stage.value, index(lane)))))]
+        )
     partial = local([lanes], str(stage.buffer.dtype), "partial")
     value = stage.value
 
@@ -173,7 +181,9 @@ def _vector(stage: Stage, axis: Axis, first: Expr, lanes: int, point: dict[Var, 
 def _loops(axes: list[Axis], fixed: dict[Var, Expr], body: Callable[[dict[Var, Expr]], Stmt]) -> Stmt:
     if not axes:
         return body(fixed)
-    return sequence([loop(axes[0].extent, lambda i: _loops(axes[1:], {**fixed, axes[0].var: i}, body), name=axes[0].var.name)])
+    return sequence(
+        [loop(axes[0].extent, lambda i: _loops(axes[1:], {**fixed, axes[0].var: i}, body), name=axes[0].var.name)]
+    )
 
 
 def _point(stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along: Axis | None) -> Stmt:
@@ -195,7 +205,9 @@ def _point(stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along
         def one(lane: Expr) -> Stmt:
             place = [lane + offset]
             own = lambda node: BufferLoad(partial, place) if node.source.same_as(stage.buffer) else None  # noqa: E731
-            return BufferStore(partial, expand(substitute(value, {**point, **fixed, along.var: first + lane}, own)), place)
+            return BufferStore(
+                partial, expand(substitute(value, {**point, **fixed, along.var: first + lane}, own)), place
+            )
 
         return sequence([vectorized(n, one)])
 
@@ -212,7 +224,11 @@ def _point(stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along
             [
                 loop(simplify(blocks), block, name="block"),
                 loop(simplify(vectors), lambda v: step(fixed, done + v * lanes, 0, lanes), name="vector"),
-                loop(simplify(rest - vectors * lanes), lambda r: step(fixed, done + vectors * lanes + r, 0, 1), name="rest"),
+                loop(
+                    simplify(rest - vectors * lanes),
+                    lambda r: step(fixed, done + vectors * lanes + r, 0, 1),
+                    name="rest",
+                ),
             ]
         )
 
@@ -238,7 +254,9 @@ def _point(stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along
 def _fold(partial: Var, size: int, combine: Callable[[Expr, Expr], Expr]) -> Stmt | None:
     return vectorized(
         size,
-        lambda lane: BufferStore(partial, combine(BufferLoad(partial, [lane]), BufferLoad(partial, [lane + size])), [lane]),
+        lambda lane: BufferStore(
+            partial, combine(BufferLoad(partial, [lane]), BufferLoad(partial, [lane + size])), [lane]
+        ),
     )
 
 

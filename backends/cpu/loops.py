@@ -47,7 +47,9 @@ def sequence(statements: Sequence[Stmt | None]) -> Stmt:
     return real[0] if len(real) == 1 else SeqStmt(real) if real else tirx.Evaluate(tirx.const(0, "int32"))
 
 
-def loop(extent: Index, body: Callable[[Expr], Stmt], kind: ForKind = ForKind.SERIAL, start: Index = 0, name: str = "i") -> Stmt | None:
+def loop(
+    extent: Index, body: Callable[[Expr], Stmt], kind: ForKind = ForKind.SERIAL, start: Index = 0, name: str = "i"
+) -> Stmt | None:
     """A loop over [start, start + extent); no loop for an extent of one, nothing for zero."""
     size = known(extent)
     if size == 0:
@@ -126,7 +128,9 @@ def unflatten(index: Expr, extents: Sequence[Index]) -> list[Expr]:
     return result[::-1]
 
 
-def substitute(expr: Expr, variables: dict[Var, Expr], loads: Callable[[TensorLoad], Expr | None] | None = None) -> Expr:
+def substitute(
+    expr: Expr, variables: dict[Var, Expr], loads: Callable[[TensorLoad], Expr | None] | None = None
+) -> Expr:
     """Replace variables, and (bottom up) the loads for which `loads` gives something."""
 
     def variable(var: Var) -> Expr:

@@ -130,7 +130,9 @@ class _Nest:
     def _plain_width(self) -> int:
         if self.columns is None:
             return 2 * self.lanes
-        return self.tiles.panel_width(known(self.total_rows), self.columns, known(self.parts.depth.extent) or 512, self.dtype)
+        return self.tiles.panel_width(
+            known(self.total_rows), self.columns, known(self.parts.depth.extent) or 512, self.dtype
+        )
 
     def _worthwhile(self, batches: Expr) -> bool:
         sizes = [known(batches), known(self.total_rows), self.columns, known(self.parts.depth.extent)]
@@ -160,13 +162,19 @@ class _Nest:
             part = self._narrow_columns(point, panel, first, rest, chunk, chunks)
             return IfThenElse(rest >= self.width, full, part)
         full_panels, rest_columns = divmod(self.columns, self.width)
-        whole = self._sweep(point, panel, first, self.width // self.lanes, i64(self.width), chunk, chunks) if full_panels else None
+        whole = (
+            self._sweep(point, panel, first, self.width // self.lanes, i64(self.width), chunk, chunks)
+            if full_panels
+            else None
+        )
         if not rest_columns:
             return sequence([whole])
         last = self._last_panel(point, panel, first, rest_columns, chunk, chunks)
         return last if whole is None else IfThenElse(panel < full_panels, whole, last)
 
-    def _last_panel(self, point: dict[Var, Expr], panel: Expr, first: Expr, columns: int, chunk: Expr, chunks: int) -> Stmt:
+    def _last_panel(
+        self, point: dict[Var, Expr], panel: Expr, first: Expr, columns: int, chunk: Expr, chunks: int
+    ) -> Stmt:
         if self.parts.width is not None:  # padded with zeros: whole vectors can be read
             return self._sweep(point, panel, first, -(-columns // self.lanes), i64(columns), chunk, chunks)
         vectors, rest = divmod(columns, self.lanes)
@@ -174,10 +182,18 @@ class _Nest:
         start = first + vectors * self.lanes
         return sequence([whole, self._narrow_columns(point, panel, start, i64(rest), chunk, chunks) if rest else None])
 
-    def _narrow_columns(self, point: dict[Var, Expr], panel: Expr, first: Expr, count: Expr, chunk: Expr, chunks: int) -> Stmt:
+    def _narrow_columns(
+        self, point: dict[Var, Expr], panel: Expr, first: Expr, count: Expr, chunk: Expr, chunks: int
+    ) -> Stmt:
         """Columns of a B that is not packed and that do not fill a vector, one by one."""
         return sequence(
-            [loop(count, lambda j: self._sweep(point, panel, first + j, 1, i64(1), chunk, chunks, lanes=1), name="column")]
+            [
+                loop(
+                    count,
+                    lambda j: self._sweep(point, panel, first + j, 1, i64(1), chunk, chunks, lanes=1),
+                    name="column",
+                )
+            ]
         )
 
     def _sweep(
@@ -222,7 +238,15 @@ class _Nest:
         return sequence(statements) if statements else None
 
     def _tile(
-        self, point: dict[Var, Expr], panel: Expr, first: Expr, start: Expr, rows: int, vectors: int, lanes: int, valid: Expr
+        self,
+        point: dict[Var, Expr],
+        panel: Expr,
+        first: Expr,
+        start: Expr,
+        rows: int,
+        vectors: int,
+        lanes: int,
+        valid: Expr,
     ) -> Stmt:
         total = rows * vectors * lanes
         accumulators = local([total], self.dtype, "accumulators")
@@ -245,14 +269,25 @@ class _Nest:
                     statements.append(BufferStore(accumulators, BufferLoad(accumulators, here) + a * columns[v], here))
             return sequence(statements)
 
-        init = [BufferStore(accumulators, _wide(zero, lanes), [place(r, v)]) for r in range(rows) for v in range(vectors)]
+        init = [
+            BufferStore(accumulators, _wide(zero, lanes), [place(r, v)]) for r in range(rows) for v in range(vectors)
+        ]
         body = sequence([*init, loop(self.parts.depth.extent, step, name="k")])
         staged = local([total], self.dtype, "staged")
-        copies = [BufferStore(staged, BufferLoad(accumulators, [place(r, v)]), [place(r, v)]) for r in range(rows) for v in range(vectors)]
-        finish = loop(rows, lambda r: self._finish_row(point, simplify(start + r), first, staged, r * (vectors * lanes), valid, lanes))
+        copies = [
+            BufferStore(staged, BufferLoad(accumulators, [place(r, v)]), [place(r, v)])
+            for r in range(rows)
+            for v in range(vectors)
+        ]
+        finish = loop(
+            rows,
+            lambda r: self._finish_row(point, simplify(start + r), first, staged, r * (vectors * lanes), valid, lanes),
+        )
         return allocate([accumulators, staged], sequence([body, *copies, finish]))
 
-    def _finish_row(self, point: dict[Var, Expr], row: Expr, first: Expr, staged: Var, offset: Expr, valid: Expr, lanes: int) -> Stmt:
+    def _finish_row(
+        self, point: dict[Var, Expr], row: Expr, first: Expr, staged: Var, offset: Expr, valid: Expr, lanes: int
+    ) -> Stmt:
         at = {**point, **{a.var: c for a, c in zip(self.parts.rows, unflatten(row, self.row_extents), strict=True)}}
         lead = [at[a.var] for a in self.parts.lead]
 

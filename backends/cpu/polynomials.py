@@ -65,7 +65,7 @@ def _power_of_two(n: Expr) -> Expr:
 
 
 def _exp_in_range(x: Expr) -> Expr:
-    """exp for -87 <= x <= 88."""
+    """Exp for -87 <= x <= 88."""
 
     def reduced(n: Expr) -> Expr:
         r = x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
@@ -88,7 +88,7 @@ def exp(x: Expr) -> Expr:
     def of(x: Expr) -> Expr:
         bounded = tirx.Max(tirx.Min(x, _f(89.0)), _f(-104.0))
         value = _let(bounded, lambda b: _let(tirx.nearbyint(b * _f(1.0 / math.log(2.0))), lambda n: reduced(b, n)))
-        return tirx.Select(x == x, value, x)
+        return tirx.Select(tirx.isnan(x), x, value)
 
     return _let(x, of)
 
@@ -98,7 +98,7 @@ def sigmoid(x: Expr) -> Expr:
 
     def of(x: Expr) -> Expr:
         e = _let(tirx.Max(tirx.Min(_f(0.0) - x, _f(88.0)), _f(-87.0)), _exp_in_range)
-        return tirx.Select(x == x, _f(1.0) / (_f(1.0) + e), x)
+        return tirx.Select(tirx.isnan(x), x, _f(1.0) / (_f(1.0) + e))
 
     return _let(x, of)
 
@@ -111,7 +111,7 @@ def tanh(x: Expr) -> Expr:
         near = _let(square, lambda s: x + x * s * _horner(s, _TANH))
         bounded = tirx.Max(tirx.Min(x, _f(10.0)), _f(-10.0))
         far = _f(1.0) - _f(2.0) / (_let(bounded + bounded, _exp_in_range) + _f(1.0))
-        return tirx.Select(x == x, tirx.Select(tirx.And(x < _f(0.625), x > _f(-0.625)), near, far), x)
+        return tirx.Select(tirx.isnan(x), x, tirx.Select(tirx.And(x < _f(0.625), x > _f(-0.625)), near, far))
 
     return _let(x, of)
 
@@ -129,7 +129,7 @@ def erf(x: Expr) -> Expr:
 
         beyond = _let(tirx.Min(magnitude, _f(4.0)), far)
         inside = tirx.And(x < _f(1.0), x > _f(-1.0))
-        return tirx.Select(x == x, tirx.Select(inside, near, beyond), x)
+        return tirx.Select(tirx.isnan(x), x, tirx.Select(inside, near, beyond))
 
     return _let(x, of)
 
@@ -159,7 +159,7 @@ def log(x: Expr) -> Expr:
 
         value = _let(tirx.reinterpret("int32", scaled), from_bits)
         regular = tirx.Select(x == _f(0.0), _f(-math.inf), tirx.Select(x < _f(0.0), _f(math.nan), value))
-        return tirx.Select(tirx.And(x == x, x < infinity), regular, tirx.Select(x == x, x, x))
+        return tirx.Select(x < infinity, regular, x)
 
     return _let(x, of)
 

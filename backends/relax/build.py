@@ -37,7 +37,14 @@ class Builder:
         tiles: how the target wants its weights packed.
     """
 
-    def __init__(self, model: ir.Model, constants: Mapping[str, np.ndarray], weights: set[str], schedule: tvm.transform.Pass, tiles: PanelChoice) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        constants: Mapping[str, np.ndarray],
+        weights: set[str],
+        schedule: tvm.transform.Pass,
+        tiles: PanelChoice,
+    ) -> None:
         self.graph = model.graph
         self.constants = constants
         self.weights = weights
@@ -62,7 +69,8 @@ class Builder:
         if any(s.engine == RELAX for s in steps):
             _compile(module.get(), target, self.schedule, library)
         weights = [
-            WeightSpec(p.source, p.transform, dict(p.options), list(p.shape), p.dtype) for p in self.table  # insertion order
+            WeightSpec(p.source, p.transform, dict(p.options), list(p.shape), p.dtype)
+            for p in self.table  # insertion order
         ]
         return Plan(
             [_value(v) for v in self.graph.inputs if v.name not in self.weights],
@@ -129,7 +137,10 @@ class Builder:
         made = {v for n in part.nodes for v in n.outputs}
         ordered: dict[ir.Value, None] = {}
         for node in part.nodes:
-            for value in [*(v for v in node.inputs if v is not None), *sorted(captured(node), key=lambda v: v.name or "")]:
+            for value in [
+                *(v for v in node.inputs if v is not None),
+                *sorted(captured(node), key=lambda v: v.name or ""),
+            ]:
                 if value not in made and value.name not in self.weights:
                     ordered[value] = None
         return list(ordered)

@@ -58,10 +58,11 @@ class CompileProcess:
                 raise CompileError(f"the compile process died ({_how(code)}); its last words: {self._last_words()}")
             return cast("dict[str, Any]", answer)
 
-    def stop(self) -> None:
-        """End the child."""
+    def close(self) -> None:
+        """End the child for good."""
         with self._lock:
             self._stop()
+            self._log.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
@@ -111,7 +112,7 @@ def _how(code: int | None) -> str:
 
 
 PROCESS = CompileProcess()
-atexit.register(PROCESS.stop)
+atexit.register(PROCESS.close)
 
 
 def compile_graph(model: ir.Model, cpu: Cpu, library: Path, *, allow_fallback: bool) -> Plan:
@@ -164,5 +165,7 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     for name, value in held.items():
         tensor = value.const_value
         if tensor is not None:
-            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), [int(d) for d in tensor.shape]))
+            proto.graph.input.append(
+                onnx.helper.make_tensor_value_info(name, int(tensor.dtype), [int(d) for d in tensor.shape])
+            )
     return proto

@@ -17,17 +17,25 @@ MATMUL = "matmul"
 
 
 def contract(
-    ctx: Emitter, a: ir.Value | None, b: ir.Value | None, *, transposed_a: bool = False, transposed_b: bool = False, alpha: float = 1.0
+    ctx: Emitter,
+    a: ir.Value | None,
+    b: ir.Value | None,
+    *,
+    transposed_a: bool = False,
+    transposed_b: bool = False,
+    alpha: float = 1.0,
 ) -> relax.Var:
-    """alpha * A x B with numpy's rules for batch axes and vectors."""
+    """Alpha * A x B with numpy's rules for batch axes and vectors."""
     left = ctx.x(a)
     if transposed_a:
         left = ctx.emit(relax.op.permute_dims(left))
     return times(ctx, left, b, transposed=transposed_b, alpha=alpha)
 
 
-def times(ctx: Emitter, left: relax.Var, b: ir.Value | None, *, transposed: bool = False, alpha: float = 1.0) -> relax.Var:
-    """alpha * left x B, where B's last two axes may be transposed."""
+def times(
+    ctx: Emitter, left: relax.Var, b: ir.Value | None, *, transposed: bool = False, alpha: float = 1.0
+) -> relax.Var:
+    """Alpha * left x B, where B's last two axes may be transposed."""
     packed = b is not None and ctx.is_weight(b) and ctx.rank(b) >= 2 and ctx.dtype(b) in FLOATS
     if packed and b is not None:
         return _packed(ctx, left, b, transposed, alpha)
@@ -44,7 +52,9 @@ def _packed(ctx: Emitter, left: relax.Var, b: ir.Value, transposed: bool, alpha:
     *batch, k, n = [*shape[:-2], shape[-1], shape[-2]] if transposed else shape
     rows = _rows(left, bool(batch) and any(d != 1 for d in batch))
     width = ctx.tiles.panel_width(rows, n, k)
-    options = {"width": width} | ({"transposed": True} if transposed else {}) | ({"alpha": alpha} if alpha != 1.0 else {})
+    options = (
+        {"width": width} | ({"transposed": True} if transposed else {}) | ({"alpha": alpha} if alpha != 1.0 else {})
+    )
     weight = ctx.weight(b, "panels", [*batch, -(-n // width), k, width], **options)
     return product(ctx, left, weight, n, width)
 

@@ -20,6 +20,7 @@ import tvm
 from tvm import relax, te, tirx
 
 from backends.relax.narrow import is_narrow
+from backends.relax.packing import carried
 from backends.relax.registry import emitters
 from backends.relax.values import ChannelsLast, Packed, Refused, Result, Slot, SymbolicInts, prim, static_int
 
@@ -117,7 +118,12 @@ class Emitter:
         return value is not None and value.name in self.weights
 
     def weight(
-        self, value: ir.Value, transform: str = "identity", shape: Sequence[int] | None = None, dtype: str | None = None, **options: object
+        self,
+        value: ir.Value,
+        transform: str = "identity",
+        shape: Sequence[int] | None = None,
+        dtype: str | None = None,
+        **options: object,
     ) -> relax.Var:
         """An initializer as an argument of the function, laid out by `backends.relax.packing`'s function `transform`.
 
@@ -128,7 +134,11 @@ class Emitter:
         """
         own_shape, own_dtype = self._initializer_type(value)
         packed = Packed(
-            value.name or "", transform, tuple(sorted(options.items())), tuple(shape if shape is not None else own_shape), dtype or own_dtype
+            value.name or "",
+            transform,
+            tuple(sorted(options.items())),
+            tuple(shape if shape is not None else own_shape),
+            dtype or own_dtype,
         )
         if packed not in self.packed:
             self.packed[packed] = relax.Var(f"w{len(self.packed)}", relax.TensorType(packed.shape, packed.dtype))
@@ -139,7 +149,12 @@ class Emitter:
         if value is None:
             return None
         slot = self._slot(value)
-        if slot.ints is None and slot.constant is not None and slot.constant.dtype.kind in "iu" and slot.constant.size <= _MAX_INTS:
+        if (
+            slot.ints is None
+            and slot.constant is not None
+            and slot.constant.dtype.kind in "iu"
+            and slot.constant.size <= _MAX_INTS
+        ):
             slot.ints = SymbolicInts(
                 tuple(prim(int(v)) for v in slot.constant.reshape(-1)), slot.constant.shape, str(slot.constant.dtype)
             )
@@ -232,7 +247,9 @@ class Emitter:
         kwargs.setdefault("primfunc_name_hint", self._kernel_name)
         return self.builder.emit(self.builder.call_te(function, *args, **kwargs))
 
-    def kernel(self, name: str, function: tirx.PrimFunc, args: Sequence[relax.Expr], out: relax.Type | list[relax.Type]) -> relax.Var:
+    def kernel(
+        self, name: str, function: tirx.PrimFunc, args: Sequence[relax.Expr], out: relax.Type | list[relax.Type]
+    ) -> relax.Var:
         """Emit a call of a finished kernel: inputs first, then outputs.
 
         The function may carry the attribute `op_pattern` (TVM's `OpPatternKind`) to take part in fusion.
@@ -301,7 +318,8 @@ class Emitter:
         if slot is None:
             if value.name not in self.weights:
                 raise Refused(f"its input {value.name!r} is not available here")
-            slot = self._slots[value] = Slot(value, constant=self.constants.get(value.name or ""))
+            constant = self.constants.get(value.name or "")
+            slot = self._slots[value] = Slot(value, constant=None if constant is None else carried(constant))
         return slot
 
     def _materialise(self, slot: Slot) -> relax.Expr:
@@ -349,7 +367,9 @@ class Emitter:
                 spatial = [static_int(d) for d in self.shape(value)[2:]]
                 if all(d == 1 for d in spatial):
                     shape = self.shape(value)
-                    slot.channels_last = self.emit(relax.op.reshape(slot.plain, relax.ShapeExpr([shape[0], *shape[2:], shape[1]])))
+                    slot.channels_last = self.emit(
+                        relax.op.reshape(slot.plain, relax.ShapeExpr([shape[0], *shape[2:], shape[1]]))
+                    )
             return self.channels_last(value)
         sizes = self.shape(value)
         missing = rank - own

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 import threading
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ class RelaxExecutable:
         plan: the steps.
         weights: the packed weights.
         partitions: serialized models of the fallback partitions, by entry.
-        folder: kept until the executable goes, with the library in it.
+        folder: holds the library; removed when the executable goes.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class RelaxExecutable:
         plan: Plan,
         weights: Array,
         partitions: Mapping[str, bytes],
-        folder: tempfile.TemporaryDirectory[str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.backend = backend
         self.inputs = tuple(_spec(v) for v in plan.inputs)
@@ -57,10 +58,11 @@ class RelaxExecutable:
         self._plan = plan
         self._weights = weights
         self._partitions = dict(partitions)
-        self._folder = folder
         self._lock = threading.Lock()
         self._sessions: dict[int, dict[str, Any]] = {}
         self._machine = Machine(library, plan, weights)
+        if folder is not None:
+            weakref.finalize(self, shutil.rmtree, folder, True)
 
     def run(self, inputs: Sequence[Array], num_threads: int) -> list[Array]:
         """See `Executable.run`."""
@@ -77,7 +79,15 @@ class RelaxExecutable:
             times: dict[str, list[float]] = defaultdict(list)
             started: list[float] = []
 
-            def hook(_function: Any, name: str, before: bool, _result: Any, *_args: Any, times: Any = times, started: Any = started) -> int:
+            def hook(
+                _function: Any,
+                name: str,
+                before: bool,
+                _result: Any,
+                *_args: Any,
+                times: Any = times,
+                started: Any = started,
+            ) -> int:
                 if before:
                     started.append(time.perf_counter())
                 else:
@@ -87,7 +97,9 @@ class RelaxExecutable:
             self._machine.run(inputs, num_threads, self._sessions[num_threads], hook)
             runs.append(times)
         rows = [
-            KernelTime(name, tuple(self._plan.kernels.get(name, ())), median(sum(r.get(name, [0.0])) for r in runs), len(calls))
+            KernelTime(
+                name, tuple(self._plan.kernels.get(name, ())), median(sum(r.get(name, [0.0])) for r in runs), len(calls)
+            )
             for name, calls in runs[0].items()
             if not name.startswith("vm.builtin")
         ]
@@ -119,7 +131,9 @@ def load_executable(backend: str, parts: Mapping[str, Path], manifest: Mapping[s
         library = parts[_LIBRARY] if any(s.engine == RELAX for s in plan.steps) else None
         weights = _map(parts[_WEIGHTS], plan.weight_bytes)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"the manifest does not describe a compiled plan ({error!r}); save the model again") from error
+        raise ArtifactError(
+            f"the manifest does not describe a compiled plan ({error!r}); save the model again"
+        ) from error
     return RelaxExecutable(backend, library, plan, weights, partitions)
 
 
@@ -127,7 +141,9 @@ def _map(path: Path, size: int) -> Array:
     if size == 0:
         return np.empty(0, np.uint8)
     if path.stat().st_size != size:
-        raise ArtifactError(f"the weights have {path.stat().st_size} bytes where the manifest says {size}; save the model again")
+        raise ArtifactError(
+            f"the weights have {path.stat().st_size} bytes where the manifest says {size}; save the model again"
+        )
     mapped = np.memmap(path, np.uint8, "c")  # DLPack takes no read-only arrays; nothing is ever written
     if mapped.ctypes.data % ALIGNMENT:
         raise ArtifactError("the weights are not aligned in memory; save the model again")

@@ -28,7 +28,9 @@ def partition_model(model: ir.Model, step: Step) -> bytes:
     weights = [v for name, v in graph.initializers.items() if v in read and v.const_value is not None]
     total = sum(v.const_value.nbytes for v in weights if v.const_value is not None)
     if total > _PROTOBUF_LIMIT:
-        raise UnsupportedError(f"the fallback partition {step.entry} holds {total} bytes of weights, more than 2 GB; use fallback='error'")
+        raise UnsupportedError(
+            f"the fallback partition {step.entry} holds {total} bytes of weights, more than 2 GB; use fallback='error'"
+        )
     values = {v.name: v for n in nodes for v in (*n.outputs, *n.inputs) if v is not None} | {v.name: v for v in read}
     proto = onnx.GraphProto(name=step.entry)
     proto.node.extend(ir.serde.serialize_node(n) for n in nodes)

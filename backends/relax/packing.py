@@ -18,6 +18,12 @@ ALIGNMENT = 64
 """Bytes; kernels use aligned vector loads."""
 
 
+def carried(array: Array) -> Array:
+    """The array as compiled functions take it: elements of the narrow types of ml_dtypes as the bytes that hold them."""
+    narrow = array.dtype.itemsize == 1 and array.dtype.isbuiltin != 1
+    return array.view(np.uint8) if narrow else array
+
+
 def identity(array: Array) -> Array:
     """As it is."""
     return array

@@ -33,7 +33,9 @@ _NO_AFFINITY = -1
 def ffi() -> Any:
     """TVM's foreign function interface with the runtime library loaded."""
     os.environ.setdefault("TVM_BIND_THREADS", "0")  # never pin the threads of somebody else's process
-    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))  # TVM's own default leaves out half of the virtual cores
+    os.environ.setdefault(
+        "TVM_NUM_THREADS", str(os.cpu_count() or 1)
+    )  # TVM's own default leaves out half of the virtual cores
     with torch_kept_out():
         import tvm_ffi
     spec = importlib.util.find_spec("tvm")
@@ -151,7 +153,9 @@ class Machine:
             return output
         start = output.ctypes.data
         borrowed = [*inputs, self.weights]
-        shared = any(isinstance(a, np.ndarray) and a.ctypes.data <= start < a.ctypes.data + max(a.nbytes, 1) for a in borrowed)
+        shared = any(
+            isinstance(a, np.ndarray) and a.ctypes.data <= start < a.ctypes.data + max(a.nbytes, 1) for a in borrowed
+        )
         return output.copy() if shared else output
 
 

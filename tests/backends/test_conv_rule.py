@@ -1,0 +1,115 @@
+"""Convolutions: windows, strides, dilations, groups, edges, odd channel numbers, symbolic sizes."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.cpu.conv2d import Taps, edges
+from tests.backends.running import check, parse
+
+RNG = np.random.default_rng(3)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def conv(
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    stride: int = 1,
+    pads: tuple[int, ...] = (0, 0, 0, 0),
+    dilation: int = 1,
+    group: int = 1,
+    declared: str = "",
+) -> None:
+    shape = declared or ",".join(map(str, x))
+    text = f"""g (float[{shape}] x) => (float[n,c,oh,ow] y) {{
+        t = Conv<strides=[{stride},{stride}], pads=[{",".join(map(str, pads))}], dilations=[{dilation},{dilation}], group={group}>(x, w, b)
+        y = Relu(t) }}"""
+    check(parse(text, {"w": normal(*w), "b": normal(w[0])}), [normal(*x)])
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    size=st.tuples(st.integers(5, 20), st.integers(5, 20)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.integers(1, 3),
+    pads=st.tuples(*[st.integers(0, 2)] * 4),
+    channels=st.sampled_from([(3, 20, 1), (8, 8, 1), (8, 12, 4), (6, 6, 6), (33, 33, 33), (16, 50, 1)]),
+)
+def test_any_window_agrees(
+    size: tuple[int, int], kernel: tuple[int, int], stride: int, pads: tuple[int, ...], channels: tuple[int, int, int]
+) -> None:
+    c, out, group = channels
+    conv((1, c, *size), (out, c // group, *kernel), stride, pads, 1, group)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_dilated(group: int) -> None:
+    conv((2, 4, 15, 17), (8, 4 // group, 3, 3), 1, (2, 2, 2, 2), 2, group)
+
+
+@pytest.mark.parametrize(("h", "w"), [(9, 9), (9, 30), (30, 41)])
+@pytest.mark.parametrize("group", [1, 5])
+def test_symbolic_image_sizes(h: int, w: int, group: int) -> None:
+    conv((2, 5, h, w), (10 if group == 1 else 5, 5 // group, 3, 3), 2, (1, 1, 1, 1), 1, group, "n,5,h,w")
+
+
+def test_one_axis_and_three_axes() -> None:
+    check(
+        parse("g (float[2,4,19] x) => (float[2,6,l] y) { y = Conv<pads=[2,1]>(x, w) }", {"w": normal(6, 4, 4)}),
+        [normal(2, 4, 19)],
+    )
+    check(
+        parse(
+            "g (float[1,2,5,6,7] x) => (float[1,3,d,h,l] y) { y = Conv<pads=[1,1,1,1,1,1]>(x, w) }",
+            {"w": normal(3, 2, 3, 3, 3)},
+        ),
+        [normal(1, 2, 5, 6, 7)],
+    )
+
+
+def test_weights_computed_at_run_time() -> None:
+    text = "g (float[1,4,9,9] x, float[6,2,3,3] w) => (float[1,6,7,7] y) { y = Conv<group=2>(x, w) }"
+    check(parse(text), [normal(1, 4, 9, 9), normal(6, 2, 3, 3)])
+
+
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_auto_pad(mode: str) -> None:
+    text = f'g (float[1,3,10,11] x) => (float[1,4,h,w] y) {{ y = Conv<auto_pad="{mode}", strides=[2,2]>(x, w) }}'
+    check(parse(text, {"w": normal(4, 3, 3, 4)}), [normal(1, 3, 10, 11)])
+
+
+def test_a_residual_is_added_on_the_tile() -> None:
+    text = """g (float[1,16,14,14] x) => (float[1,16,14,14] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w) b = Relu(a) c = Conv<pads=[1,1,1,1]>(b, w) d = Add(c, x) y = Relu(d) }"""
+    executable = check(parse(text, {"w": normal(16, 16, 3, 3) * 0.1}), [normal(1, 16, 14, 14)])
+    names = [row.name for row in executable.profile([normal(1, 16, 14, 14)], 1, 1)]
+    assert sum("conv" in name for name in names) == 2
+    assert not [name for name in names if "add" in name and "conv" not in name]
+
+
+def test_layout_changes_stay_at_the_ends() -> None:
+    text = """g (float[1,16,14,14] x) => (float[1,16,7,7] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w) b = Clip(a, low, high) c = Conv<pads=[1,1,1,1], group=16>(b, d)
+        e = Add(b, c) y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(e) }"""
+    weights = {"w": normal(16, 16, 3, 3), "d": normal(16, 1, 3, 3), "low": np.float32(0), "high": np.float32(6)}
+    executable = check(parse(text, {k: np.asarray(v) for k, v in weights.items()}), [normal(1, 16, 14, 14)])
+    names = [row.name for row in executable.profile([normal(1, 16, 14, 14)], 1, 1)]
+    assert sum("transpose" in name for name in names) <= 2
+
+
+@given(
+    out=st.integers(1, 60), tile=st.integers(1, 14), kw=st.integers(1, 7), sw=st.integers(1, 3), pw=st.integers(0, 3)
+)
+def test_runs_cover_every_pixel_once(out: int, tile: int, kw: int, sw: int, pw: int) -> None:
+    width = max((out - 1) * sw + kw - 2 * pw, 1)
+    taps = Taps(1, kw, 1, sw, 1, 1, 0, pw)
+    runs = edges(taps, out, width, tile)
+    assert [p for start, count, _ in runs for p in range(start, start + count)] == list(range(out))
+    for start, count, interior in runs:
+        if interior:
+            assert count % tile == 0
+            assert all(taps.inside(p, t, width) for p in range(start, start + count) for t in range(kw))
