@@ -1,4 +1,7 @@
-"""Which passes run for a target, and in which order."""
+"""Which passes run for a target, and in which order. Each constraint stands at its line, with its reason.
+
+Two passes of which neither needs the other stand in alphabetical order.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +9,65 @@ from optimizer.pass_manager import Fixpoint, Pass
 from passes.deduplicate_initializers import DeduplicateInitializers
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from passes.eliminate_identities import EliminateIdentities
+from passes.fold_affine import FoldAffine
+from passes.fold_batch_norm import FoldBatchNorm
+from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
 from passes.infer_shapes import InferShapes
+from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_transposes import MergeTransposes
 from passes.remove_unused import RemoveUnused
 from passes.simplify_shapes import SimplifyShapes
 
-__all__ = ["default_pipeline"]
+__all__ = ["cleanup", "default_pipeline"]
 
 
 def default_pipeline(target_kind: str) -> list[Pass]:
-    """The passes for a target, in order."""
+    """The passes for a target, in order.
+
+    Args:
+        target_kind: `Target.kind`, such as `"cpu"` or `"onnx"`. All of them have the same passes so far: what is here
+            helps every backend.
+    """
     del target_kind
     return [
+        # First: every other pass only knows the standard operators.
+        InlineFunctions(),
+        # Before all that looks for constants: there is one kind of them then. After inlining: functions cannot hold
+        # initializers.
         LiftConstants(),
+        # Before any work is spent on what is not needed.
         RemoveUnused(),
-        Fixpoint(
-            (
-                SimplifyShapes(),
-                FoldConstants(),
-                EliminateIdentities(),
-                MergeTransposes(),
-                MergeReshapes(),
-                EliminateCommonSubexpressions(),
-                RemoveUnused(),
-            )
-        ),
-        DeduplicateInitializers(),
+        cleanup(),
+        # Last: it describes what is left.
         InferShapes(),
     ]
+
+
+def cleanup() -> Fixpoint:
+    """What every model goes through until nothing changes any more."""
+    return Fixpoint(
+        (
+            # Before fold-constants: sizes that it makes constant are then folded with all that hangs on them.
+            SimplifyShapes(),
+            # Before fold-constant-if and the folds into layers: it makes the conditions and operands constant.
+            FoldConstants(),
+            # Before everything that matches patterns: what it brings in is to be matched too.
+            FoldConstantIf(),
+            # Before everything that matches patterns: a no-op in the middle hides them.
+            EliminateIdentities(),
+            MergeReshapes(),
+            MergeTransposes(),
+            # Before fold-affine: what is left of a normalization in front of a Mul can then take the Mul as well.
+            FoldBatchNorm(),
+            FoldAffine(),
+            # After the folds: a weight that two layers share is not changed by them.
+            DeduplicateInitializers(),
+            # After deduplicate-initializers: equal inputs make equal nodes.
+            EliminateCommonSubexpressions(),
+            # Last in each round: the next one then finds that a value has one user fewer.
+            RemoveUnused(),
+        )
+    )

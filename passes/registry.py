@@ -6,8 +6,12 @@ from optimizer.pass_manager import Pass
 from passes.deduplicate_initializers import DeduplicateInitializers
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from passes.eliminate_identities import EliminateIdentities
+from passes.fold_affine import FoldAffine
+from passes.fold_batch_norm import FoldBatchNorm
+from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
 from passes.infer_shapes import InferShapes
+from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_transposes import MergeTransposes
@@ -20,8 +24,12 @@ PASSES: dict[str, type[Pass]] = {
     "deduplicate-initializers": DeduplicateInitializers,
     "eliminate-common-subexpressions": EliminateCommonSubexpressions,
     "eliminate-identities": EliminateIdentities,
+    "fold-affine": FoldAffine,
+    "fold-batch-norm": FoldBatchNorm,
+    "fold-constant-if": FoldConstantIf,
     "fold-constants": FoldConstants,
     "infer-shapes": InferShapes,
+    "inline-functions": InlineFunctions,
     "lift-constants": LiftConstants,
     "merge-reshapes": MergeReshapes,
     "merge-transposes": MergeTransposes,

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor
 from optimizer.ir.query import is_op
-from optimizer.ir.walk import all_graphs, nested_graphs, subgraphs, top_graphs
+from optimizer.ir.walk import all_graphs, called_functions, subgraphs, top_graphs
 from optimizer.pass_manager import Pass
 
 __all__ = ["RemoveUnused"]
@@ -83,16 +83,8 @@ def _remove_initializers(graph: ir.Graph) -> bool:
 
 
 def _remove_functions(model: ir.Model) -> bool:
-    reached: set[ir.OperatorIdentifier] = set()
-    open_graphs = [model.graph]
-    while open_graphs:
-        for graph in nested_graphs(open_graphs.pop()):
-            for node in graph:
-                identifier = node.op_identifier()
-                if identifier in model.functions and identifier not in reached:
-                    reached.add(identifier)
-                    open_graphs.append(model.functions[identifier].graph)
-    unused = [identifier for identifier in model.functions if identifier not in reached]
+    called = called_functions(model)
+    unused = [identifier for identifier in model.functions if identifier not in called]
     for identifier in unused:
         del model.functions[identifier]
     return bool(unused)

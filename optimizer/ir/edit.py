@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -57,8 +58,8 @@ class Editor:
         return Shapes(self.model)
 
     @functools.cached_property
-    def _names(self) -> set[str]:
-        return set(_value_names(self.model))
+    def _names(self) -> Counter[str]:
+        return Counter(_value_names(self.model))
 
     def fresh_name(self, base: str | None) -> str:
         """`base`, or `base` with a number, whichever is free in the whole model.
@@ -70,8 +71,14 @@ class Editor:
         while name in self._names:
             self._numbers[base] = number = self._numbers.get(base, 0) + 1
             name = f"{base}_{number}"
-        self._names.add(name)
+        self._names[name] += 1
         return name
+
+    def make_unique(self, value: ir.Value) -> None:
+        """Rename a value whose name another one has too; it is about to move into a graph around its own."""
+        if value.name and self._names[value.name] > 1:
+            self._names[value.name] -= 1
+            value.name = self.fresh_name(value.name)
 
     @staticmethod
     def can_replace(old: ir.Value, new: ir.Value) -> bool:
@@ -84,8 +91,9 @@ class Editor:
     def replace(self, old: ir.Value, new: ir.Value) -> bool:
         """Let every user of `old` use `new` instead.
 
-        When `old` is an output of its graph, `new` takes its place, name and declared type there. That is not possible
-        when `new` is an input, an initializer, another output, or belongs to another graph: then nothing changes.
+        When `old` is an output of its graph, `new` takes its place, name and declared type there. That is not
+        possible when `new` is an input, an initializer, another output, or belongs to another graph: then nothing
+        changes.
 
         Args:
             old: Its node is to be removed by the caller.
@@ -109,6 +117,17 @@ class Editor:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         self.modified = True
         return True
+
+    def replace_or_copy(self, node: ir.Node, old: ir.Value, new: ir.Value) -> None:
+        """Like `replace`; where that is not possible, an `Identity` of `new` before `node` takes the place of `old`."""
+        if self.replace(old, new):
+            return
+        copy = ir.node("Identity", inputs=[new], name=self.fresh_name(old.name))
+        copy.outputs[0].name = old.name
+        inherit(copy, [node])
+        assert node.graph is not None, "the node is in a graph"
+        node.graph.insert_before(node, copy)
+        self.replace(old, copy.outputs[0])
 
     def bypass(self, node: ir.Node, value: ir.Value) -> bool:
         """Let the users of the first output of `node` use `value` instead, and remove the node.

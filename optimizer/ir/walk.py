@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-__all__ = ["all_graphs", "all_nodes", "nested_graphs", "subgraphs", "top_graphs"]
+__all__ = ["all_graphs", "all_nodes", "called_functions", "nested_graphs", "subgraphs", "top_graphs"]
 
 
 def top_graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -34,6 +34,20 @@ def nested_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
         if node.attributes:
             for subgraph in subgraphs(node):
                 yield from nested_graphs(subgraph)
+
+
+def called_functions(model: ir.Model) -> set[ir.OperatorIdentifier]:
+    """The functions that the main graph calls, and those that they call."""
+    reached: set[ir.OperatorIdentifier] = set()
+    unread = [model.graph]
+    while unread:
+        for graph in nested_graphs(unread.pop()):
+            for node in graph:
+                identifier = node.op_identifier()
+                if identifier in model.functions and identifier not in reached:
+                    reached.add(identifier)
+                    unread.append(model.functions[identifier].graph)
+    return reached
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
