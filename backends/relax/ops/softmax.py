@@ -18,13 +18,13 @@ from backends.relax.values import ChannelsLast, Result
 @emits("Softmax")
 def softmax(ctx: Emitter, node: ir.Node) -> Result:
     """exp(x - max) over its sum."""
-    return _along_axis(ctx, node, _softmax)
+    return _along_axis(ctx, node, softmax_rows)
 
 
 @emits("LogSoftmax")
 def log_softmax(ctx: Emitter, node: ir.Node) -> Result:
     """The logarithm of Softmax, without leaving the logarithmic scale."""
-    return _along_axis(ctx, node, _log_softmax)
+    return _along_axis(ctx, node, log_softmax_rows)
 
 
 @emits("Hardmax")
@@ -39,11 +39,7 @@ def hardmax(ctx: Emitter, node: ir.Node) -> Result:
 
 
 def softmax_rows(x: te.Tensor, axis: int) -> te.Tensor:
-    """Softmax of a tensor along one axis, as stages: the largest element, exponentials, their sum, the quotient."""
-    return _softmax(x, axis)
-
-
-def _softmax(x: te.Tensor, axis: int) -> te.Tensor:
+    """Softmax along one axis as stages: the largest element, exponentials, their sum, the quotient."""
     wide, rows = wider(x.dtype), {axis}
     largest = reduce_rows(x.shape, rows, x, te.max, "largest")
     powers = te.compute(
@@ -53,7 +49,8 @@ def _softmax(x: te.Tensor, axis: int) -> te.Tensor:
     return te.compute(x.shape, lambda *i: cast(powers(*i) / total(*row_of(i, rows)), x.dtype), name="softmax")
 
 
-def _log_softmax(x: te.Tensor, axis: int) -> te.Tensor:
+def log_softmax_rows(x: te.Tensor, axis: int) -> te.Tensor:
+    """The logarithm of Softmax along one axis as stages."""
     wide, rows = wider(x.dtype), {axis}
     largest = reduce_rows(x.shape, rows, x, te.max, "largest")
 
