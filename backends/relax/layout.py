@@ -1,7 +1,7 @@
 """A tensor in the axis order in which it lies: ONNX's own, or with the channels last.
 
-Data movement and reductions are written for ONNX's axes; where the operand lies with its channels last, they work on that and give a
-result that lies the same way, so that no transposition is made.
+Data movement and reductions are written for ONNX's axes; where the operand lies with its channels last, they work on
+that and give a result that lies the same way, so that no transposition is made.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def gathered(
         ctx: the emitter.
         operand: the tensor that is read.
         sizes: the result's sizes, in ONNX's order.
-        element: `(read, index, sizes, *more)` to a scalar, where `read(*index)` gives an element of the operand; every index is in
-            ONNX's order, and `sizes` are the operand's.
+        element: `(read, index, sizes, *more)` to a scalar, where `read(*index)` gives an element of the operand; every
+            index is in ONNX's order, and `sizes` are the operand's.
         name: what the kernel is called.
         more: further arguments of `element`: tensors, or (lists of) expressions over the symbolic sizes.
     """

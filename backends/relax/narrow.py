@@ -1,7 +1,8 @@
 """Element types that no processor computes in: 8-, 6- and 4-bit floats, 4- and 2-bit integers.
 
-In a compiled function each element of such a tensor is one byte that holds its bits (as ml_dtypes keeps them). ONNX only
-moves, casts and quantizes these types; this module reads such a byte as a number and rounds a number to such a byte.
+In a compiled function each element of such a tensor is one byte that holds its bits (as ml_dtypes keeps them). ONNX
+only moves, casts and quantizes these types; this module reads such a byte as a number and rounds a number to such a
+byte.
 
 Formats: OCP 8-bit floating point (E4M3, E5M2), OCP Microscaling 1.0 (E2M1, E2M3, E3M2, E8M0), and the "FNUZ" forms of
 arXiv:2206.02915.
@@ -48,6 +49,12 @@ class FloatFormat:
     def sign(self) -> int:
         """The sign's bit."""
         return 1 << (self.exponent + self.mantissa)
+
+    @property
+    def overflow(self) -> float:
+        """What lies in the middle between the largest finite number and the next that there would be."""
+        exponent, mantissa = divmod(self.largest, 1 << self.mantissa)
+        return (1 + (mantissa + 0.5) / (1 << self.mantissa)) * 2.0 ** (exponent - self.bias)
 
 
 FLOATS = {
@@ -108,28 +115,26 @@ def _decode_float(bits: tirx.Expr, form: FloatFormat) -> tirx.Expr:
 
 
 def _encode_float(x: tirx.Expr, form: FloatFormat, *, saturate: bool) -> tirx.Expr:
+    """Conditions are on floats: TVM makes all integers in a comparison 64 bits wide, those of a `reinterpret` too."""
     bits = tirx.reinterpret("int32", x)
-    magnitude = bits & _int(0x7FFFFFFF)
+    size = tirx.abs(x)
     dropped = _FLOAT_MANTISSA - form.mantissa
+    magnitude = bits & _int(0x7FFFFFFF)
     odd = tirx.shift_right(magnitude, _int(dropped)) & _int(1)
     rounded = tirx.shift_right(magnitude + _int((1 << (dropped - 1)) - 1) + odd, _int(dropped))
     normal = rounded - _int((_FLOAT_BIAS - form.bias) << form.mantissa)
-    steps = tirx.nearbyint(tirx.abs(x) * _float(2.0 ** (form.bias + form.mantissa - 1)))
-    first_normal = _int((_FLOAT_BIAS - form.bias + 1) << _FLOAT_MANTISSA)
+    steps = tirx.nearbyint(size * _float(2.0 ** (form.bias + form.mantissa - 1)))
     small = tirx.Cast("int32", tirx.min(steps, _float(2.0**form.mantissa)))
-    code = tirx.Select(magnitude < first_normal, small, normal)
+    code = tirx.Select(size < _float(2.0 ** (1 - form.bias)), small, normal)
     beyond = form.largest if saturate or form.nan is None else form.infinity or form.nan
-    code = tirx.Select(tirx.any(code > _int(form.largest), magnitude >= _int(_FLOAT_INFINITY)), _int(beyond), code)
+    limit = _float(form.overflow)
+    code = tirx.Select(size >= limit if form.largest % 2 else size > limit, _int(beyond), code)
     if form.nan is not None:
-        code = tirx.Select(magnitude > _int(_FLOAT_INFINITY), _int(form.nan), code)
-    sign = tirx.Select(bits < _int(0), _int(form.sign), _int(0))
+        code = tirx.Select(tirx.isnan(x), _int(form.nan), code)
+    sign = tirx.shift_right(bits, _int(31)) & _int(form.sign)
     if form.single_zero:
-        sign = tirx.Select(tirx.EQ(code, _int(0)), _int(0), sign)
-    if form.nan is None:  # a NaN becomes -0
-        code, sign = (
-            tirx.Select(magnitude > _int(_FLOAT_INFINITY), _int(v), e) for v, e in ((0, code), (form.sign, sign))
-        )
-    return code | sign
+        sign = tirx.Select(tirx.EQ(steps, _float(0.0)), _int(0), sign)
+    return code | sign if form.nan is not None else tirx.Select(tirx.isnan(x), _int(form.sign), code | sign)
 
 
 def _decode_scale(bits: tirx.Expr) -> tirx.Expr:

@@ -1,7 +1,7 @@
 """Element-wise kernels from formulas over scalars, with ONNX's broadcasting.
 
-A formula takes one scalar expression for each operand and gives one. float16 and bfloat16 operands reach it as float32, and
-its result is rounded back, so that a formula may be a chain of operations.
+A formula takes one scalar expression for each operand and gives one. float16 and bfloat16 operands reach it as
+float32, and its result is rounded back, so that a formula may be a chain of operations.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Operators that move elements: Transpose, Concat, Split, Slice, Pad, Tile, DepthToSpace, SpaceToDepth, CenterCropPad.
 
-Each is one kernel with simple indices, or a view; on an operand that lies with its channels last they work in that order.
+Each is one kernel with simple indices, or a view; on an operand that lies with its channels last they work in that
+order.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int, get_ints, get_str
 from backends.relax.emitter import Emitter
@@ -54,9 +55,21 @@ def concat(ctx: Emitter, node: ir.Node) -> Result:
     if len(values) == 1:
         return forward(ctx, values[0])
     if ctx.rank(values[0]) > 2 and any(ctx.prefers_channels_last(v) for v in values):
-        order = Laid(None, ctx.rank(values[0]), True)
-        return ChannelsLast(relax.op.concat([ctx.channels_last(v) for v in values], order.place(axis)))
-    return relax.op.concat([ctx.x(v) for v in values], axis)
+        place = Laid(None, ctx.rank(values[0]), True).place(axis)
+        return ChannelsLast(relax.op.concat(_agreeing(ctx, [ctx.channels_last(v) for v in values], place), place))
+    return relax.op.concat(_agreeing(ctx, [ctx.x(v) for v in values], axis), axis)
+
+
+def _agreeing(ctx: Emitter, operands: list[relax.Var], axis: int) -> list[relax.Var]:
+    """The operands with one expression for each size that they must share; what cannot be proved is checked by the run."""
+    sizes = [[prim(d) for d in x.ty.shape.values] for x in operands]
+    shared = [next((d for d in column if static_int(d) is not None), column[0]) for column in zip(*sizes, strict=True)]
+    result = []
+    for x, own in zip(operands, sizes, strict=True):
+        wanted = [d if k == axis else shared[k] for k, d in enumerate(own)]
+        same = all(static_int(simplified(ctx, a - b)) == 0 for a, b in zip(own, wanted, strict=True))
+        result.append(x if same else ctx.checked(x, wanted))
+    return result
 
 
 @emits("Split")
@@ -266,12 +279,12 @@ def _padded(
     fill = ctx.constant(value)
     fixed = None if value is not None and fill is None else tirx.const(0 if fill is None else fill.item(), dtype)
 
-    def element(read: Read, index: Index, own: Index, offsets: Index, *filler: Callable[..., tirx.Expr]) -> tirx.Expr:
+    def element(read: Read, index: Index, own: Index, offsets: Index, *filler: te.Tensor) -> tirx.Expr:
         places = [i - b for i, b in zip(index, offsets, strict=True)]
         if mode != "constant":
             return read(*(_OUTSIDE[mode](p, own[i]) if i in padded else p for i, p in enumerate(places)))
         inside = [c for i in padded for c in (places[i] >= 0, places[i] < own[i])]
-        outside = fixed if fixed is not None else filler[0](*([0] * len(filler[0].shape)))
+        outside = fixed if fixed is not None else filler[0](*([prim(0)] * len(filler[0].shape)))
         return tirx.if_then_else(tirx.all(*inside), read(*places), outside)
 
     more = [] if fixed is not None else [ctx.x(value)]

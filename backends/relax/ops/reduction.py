@@ -1,6 +1,7 @@
 """Reductions: one stage that combines the elements, and where needed one that finishes the result.
 
-float16 and bfloat16 are summed in float32. NaN anywhere gives NaN. An empty set gives the neutral element of the reduction.
+float16 and bfloat16 are summed in float32. NaN anywhere gives NaN. An empty set gives the neutral element of the
+reduction.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def reduce_log_sum_exp(ctx: Emitter, node: ir.Node) -> Result:
 
 
 def reduced_axes(ctx: Emitter, node: ir.Node) -> list[int]:
-    """The axes of a reduction, counted from the front and sorted; all of them where none is given (unless that means none)."""
+    """The axes of a reduction, counted from the front; all of them where none is given (unless that means none)."""
     rank = ctx.rank(node.inputs[0])
     axes = given_axes(ctx, node)
     if not axes and get_int(node, "noop_with_empty_axes", 0) == 0:

@@ -1,6 +1,7 @@
 """Shapes as values, and operators that only give a tensor another shape: no element moves.
 
-What is known of a shape at compile time, symbolic sizes included, stays known; a shape that is computed at run time is refused.
+What is known of a shape at compile time, symbolic sizes included, stays known; a shape that is computed at run time is
+refused.
 """
 
 from __future__ import annotations
