@@ -90,4 +90,4 @@ def gathered(
             operand.order(shape), lambda *index: element(read, operand.onnx(index), own, *rest), name=name
         )
 
-    return operand.result(ctx.te(build, operand.expr, list(sizes), *more, primfunc_name_hint=name))
+    return operand.result(ctx.te(build, operand.expr, list(sizes), *more))

@@ -79,7 +79,7 @@ def kernel(
 
         return te.compute(shape, element, name=name)
 
-    return ctx.te(compute, *tensors, primfunc_name_hint=name)
+    return ctx.te(compute, *tensors)
 
 
 def broadcast_shape(shapes: Sequence[Sequence[tirx.Expr]]) -> list[tirx.Expr]:

@@ -53,7 +53,7 @@ def arg_extremum(ctx: Emitter, node: ir.Node) -> Result:
 
         return te.compute(shape, element, name="best")[0]
 
-    reduced = ctx.te(build, source.expr, primfunc_name_hint=node.op_type.lower())
+    reduced = ctx.te(build, source.expr)
     return without_axes(ctx, node, source, [axis], reduced)
 
 
@@ -121,7 +121,7 @@ def cumulative(ctx: Emitter, node: ir.Node) -> Result:
 
     if static_int(ctx.shape(x)[axis]) == 0:
         return ctx.x(x)
-    return ctx.te(build, ctx.x(x), primfunc_name_hint=node.op_type.lower())
+    return ctx.te(build, ctx.x(x))
 
 
 Place = Callable[[tirx.Expr], tuple[tirx.Expr, ...]]

@@ -128,7 +128,7 @@ def reduce_elements(ctx: Emitter, node: ir.Node) -> Result:
             return total
         return te.compute(total.shape, lambda *i: cast(_finished(reduction, total(*i), count), dtype), name="finish")
 
-    return without_axes(ctx, node, source, axes, ctx.te(build, source.expr, primfunc_name_hint=name))
+    return without_axes(ctx, node, source, axes, ctx.te(build, source.expr))
 
 
 @emits("ReduceLogSumExp")
@@ -157,7 +157,7 @@ def reduce_log_sum_exp(ctx: Emitter, node: ir.Node) -> Result:
         )
         return te.compute(total.shape, lambda *i: cast(tirx.log(total(*i)) + shift(i), dtype), name="log_sum_exp")
 
-    return without_axes(ctx, node, source, axes, ctx.te(build, source.expr, primfunc_name_hint="log_sum_exp"))
+    return without_axes(ctx, node, source, axes, ctx.te(build, source.expr))
 
 
 def reduced_axes(ctx: Emitter, node: ir.Node) -> list[int]:
