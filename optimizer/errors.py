@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "ArtifactError",
     "CompileError",
+    "ExecutionError",
     "InputError",
     "ModelError",
     "PassError",
@@ -61,6 +62,10 @@ class ArtifactError(TersorError):
 
 class CompileError(TersorError):
     """Code generation failed; the process that did it may have crashed without taking this one along."""
+
+
+class ExecutionError(TersorError):
+    """A model that was loaded fails on these inputs: their sizes do not go together, or memory ran out."""
 
 
 class VerificationError(TersorError):

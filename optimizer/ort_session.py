@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optimizer.errors import CompileError, UnsupportedError
+from optimizer.errors import ExecutionError, UnsupportedError
 from optimizer.executable import Array
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class OrtSession:
             num_threads: As many as before when not given.
 
         Raises:
-            CompileError: ONNX Runtime failed while it ran.
+            ExecutionError: ONNX Runtime failed while it ran.
         """
         session = self._session_for(num_threads)
         feeds = dict(zip(self.input_names, inputs, strict=True))
@@ -117,7 +117,7 @@ class OrtSession:
                 return self._run_by_value(session, feeds)
             return list(session.run(None, feeds))
         except runtime_errors() as error:
-            raise CompileError(f"ONNX Runtime failed while running: {_first_line(error)}") from error
+            raise ExecutionError(f"ONNX Runtime failed while running: {_first_line(error)}") from error
 
     def profile(self, inputs: Sequence[Any], num_threads: int, repeats: int, folder: Path) -> Path:
         """Run in a session of its own with ONNX Runtime's profiler on; the trace is written into `folder`."""
@@ -192,5 +192,3 @@ def _from_value(value: Any) -> Any:
     size = value.tensor_size_in_bytes()
     raw = (ctypes.c_uint8 * size).from_address(value.data_ptr())
     return np.frombuffer(bytes(raw), dtype=dtype).reshape(value.shape()).copy()
-
-

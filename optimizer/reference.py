@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from optimizer.errors import CompileError, TersorError, UnsupportedError, VerificationError
+from optimizer.errors import ExecutionError, TersorError, UnsupportedError, VerificationError
 from optimizer.executable import Array
 from optimizer.ir.walk import all_nodes, subgraphs
 from optimizer.ort_session import OrtSession
@@ -144,7 +144,7 @@ def run_reference(model: ir.Model, inputs: Sequence[Any]) -> list[Any]:
 
     Raises:
         UnsupportedError: No runtime can load the model.
-        CompileError: The runtime failed on these inputs.
+        ExecutionError: The runtime failed on these inputs.
     """
     return _runner(model)(inputs)
 
@@ -155,7 +155,7 @@ def _first_that_runs(model: ir.Model, candidates: Iterable[list[Any]]) -> tuple[
     for inputs in candidates:
         try:
             return inputs, run(inputs)
-        except CompileError as error:
+        except ExecutionError as error:
             failure = str(error)
     raise UnsupportedError(f"no inputs were found that the model runs with ({failure}): give example_inputs")
 
@@ -186,7 +186,7 @@ def _slow_runner(model: ir.Model, why: TersorError) -> Run:
             with np.errstate(all="ignore"):
                 return list(evaluator.run(None, feeds))
         except failures as error:
-            raise CompileError(f"onnx.reference failed: {type(error).__name__}: {error}") from error
+            raise ExecutionError(f"onnx.reference failed: {type(error).__name__}: {error}") from error
 
     return run
 

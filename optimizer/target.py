@@ -85,7 +85,9 @@ class Target:
             raise TargetError(f"target must be a string or an optimizer.Target, not {type(text).__name__}")
         kind, _, detail = text.partition(":")
         if kind not in _KINDS:
-            raise TargetError(f"unknown target {text!r}{_nearest(kind, _KINDS)}; available: {', '.join(_KINDS)}, or cpu:NAME")
+            raise TargetError(
+                f"unknown target {text!r}{_nearest(kind, _KINDS)}; available: {', '.join(_KINDS)}, or cpu:NAME"
+            )
         if kind == "onnx":
             if detail:
                 raise TargetError(f"target {text!r}: 'onnx' takes no detail; use 'onnx'")
@@ -93,7 +95,9 @@ class Target:
         if detail in ("", "native"):
             return cls("cpu", detect_cpu())
         if detail not in CPUS:
-            raise TargetError(f"unknown processor in target {text!r}{_nearest(detail, CPUS)}; available: {', '.join(sorted(CPUS))}")
+            raise TargetError(
+                f"unknown processor in target {text!r}{_nearest(detail, CPUS)}; available: {', '.join(sorted(CPUS))}"
+            )
         return cls("cpu", replace(CPUS[detail], cores=_cores()))
 
     def __str__(self) -> str:

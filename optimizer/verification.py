@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optimizer.errors import CompileError, InputError, PassError, UnsupportedError, VerificationError
+from optimizer.errors import ExecutionError, InputError, PassError, UnsupportedError, VerificationError
 from optimizer.executable import Executable
 from optimizer.ir.specs import specs_of
 from optimizer.reference import Oracle, run_reference
@@ -47,7 +47,7 @@ def verify_executable(
         return plan
     try:
         outputs = executable.run(_runnable(oracle.inputs), num_threads)
-    except CompileError as error:
+    except ExecutionError as error:
         raise VerificationError(f"the compiled model fails on inputs that the original runs with: {error}") from error
     result = oracle.verify(outputs, "the compiled model")
     return Verification(plan.mode, result.error, result.tolerance)
@@ -80,7 +80,7 @@ class VerifyEach:
             return
         try:
             outputs = run_reference(model, self._oracle.inputs)
-        except (UnsupportedError, CompileError) as error:
+        except (UnsupportedError, ExecutionError) as error:
             raise PassError(f"left a graph that does not run: {error}", pass_name=pass_.name) from error
         self.errors.append(self._oracle.verify(outputs, f"the graph after pass {pass_.name!r}").error)
 

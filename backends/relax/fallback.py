@@ -11,6 +11,7 @@ import onnx_ir as ir
 from backends.relax.partition import captured
 from backends.relax.plan import Step
 from optimizer.errors import UnsupportedError
+from optimizer.ort_session import OrtSession
 
 _PROTOBUF_LIMIT = 2**31 - 1
 
@@ -49,28 +50,9 @@ def partition_model(model: ir.Model, step: Step) -> bytes:
 
 
 def open_partition(data: bytes, num_threads: int) -> Callable[[Sequence[Any]], list[Any]]:
-    """A session of ONNX Runtime over a partition.
+    """A session of ONNX Runtime over a partition; its threads do not spin, which would slow the compiled parts.
 
     Raises:
         UnsupportedError: ONNX Runtime does not take it either.
     """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except ort.capi.onnxruntime_pybind11_state.ONNXRuntimeError as error:
-        raise UnsupportedError(f"neither the backend nor ONNX Runtime can run it: {_last_line(error)}") from error
-    names = [i.name for i in session.get_inputs()]
-
-    def run(inputs: Sequence[Any]) -> list[Any]:
-        return list(session.run(None, dict(zip(names, inputs, strict=True))))
-
-    return run
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1][:300]
+    return OrtSession(data, num_threads=num_threads, spinning=False).run

@@ -220,12 +220,16 @@ def _resolve(name: str, location: str, base_dir: Path) -> Path:
             "put its data beside the model"
         )
     folder = Path(os.path.realpath(base_dir))
-    path = Path(os.path.realpath(folder / location))
+    try:
+        path = Path(os.path.realpath(folder / location))
+        exists = path.is_file()
+    except OSError as error:
+        raise ModelError(f"tensor {name!r}: {location!r} is no file name: {error.strerror or error}") from error
     if not path.is_relative_to(folder):
         raise ModelError(
             f"tensor {name!r}: {location!r} is a link that leads out of the model's folder: "
             "put its data beside the model"
         )
-    if not path.is_file():
+    if not exists:
         raise ModelError(f"tensor {name!r}: its file {str(folder / location)!r} is missing")
     return path

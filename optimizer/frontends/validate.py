@@ -21,6 +21,9 @@ _MAX_NESTING = 32
 """Subgraphs inside subgraphs; real models have three or four levels, a deeper one would exhaust Python's stack."""
 
 
+_MAX_VERSION = 2**31 - 1
+
+
 def validate(model: ir.Model) -> None:
     """Sort the model topologically and check it.
 
@@ -32,14 +35,23 @@ def validate(model: ir.Model) -> None:
             call each other in a circle, or a node that its operator's schema does not allow.
         UnsupportedError: It uses an operator that does not exist, and does not define it as a function.
     """
+    _check_versions(model)
     _check_nesting(model)
     _check_function_calls(model)
     for top in top_graphs(model):
         _drop_weight_inputs(top)
+        _forget_negative_sizes(top)
         _sort(top)
         _check_names(top)
         _check_values(top, [])
     _check_nodes(model)
+
+
+def _check_versions(model: ir.Model) -> None:
+    for top in top_graphs(model):
+        for domain, version in top.opset_imports.items():
+            if not 0 < version <= _MAX_VERSION:
+                raise ModelError(f"the model imports version {version} of domain {domain!r}, which cannot exist")
 
 
 def _check_nesting(model: ir.Model) -> None:
@@ -66,9 +78,16 @@ def _check_function_calls(model: ir.Model) -> None:
 
 def _drop_weight_inputs(graph: ir.Graph) -> None:
     """Inputs with a default value are an old way to write weights: keep the weight, drop the input."""
-    for value in [value for value in graph.inputs if value.name in graph.initializers]:
+    for value in [value for value in graph.inputs if graph.initializers.get(value.name or "") is value]:
         graph.inputs.remove(value)
-        graph.register_initializer(value)
+
+
+def _forget_negative_sizes(top: ir.Graph) -> None:
+    """Some exporters write -1 for a size that they do not know."""
+    for graph in nested_graphs(top):
+        for value in (*graph.inputs, *graph.outputs, *(out for node in graph for out in node.outputs)):
+            if value.shape is not None and any(isinstance(dim, int) and dim < 0 for dim in value.shape):
+                value.shape = ir.Shape([None if isinstance(dim, int) and dim < 0 else dim for dim in value.shape])
 
 
 def _sort(graph: ir.Graph) -> None:
@@ -122,10 +141,21 @@ def _check_values(graph: ir.Graph, outer: Sequence[set[ir.Value]]) -> None:
 
 
 def _check_nodes(model: ir.Model) -> None:
+    parameters = {id(f.graph): set(f.attributes) for f in model.functions.values()}
     for top in top_graphs(model):
         imports = top.opset_imports
         version = default_opset(imports)
         for graph in nested_graphs(top):
             for node in graph:
+                _check_references(node, parameters.get(id(top), set()))
                 if node.op_identifier() not in model.functions:
                     check_node(node, version if node.domain == "" else imports.get(node.domain))
+
+
+def _check_references(node: ir.Node, parameters: set[str]) -> None:
+    for attr in node.attributes.values():
+        if attr.is_ref() and attr.ref_attr_name not in parameters:
+            raise ModelError(
+                f"node {node.name!r} ({node.op_type}): attribute {attr.name!r} refers to {attr.ref_attr_name!r}, "
+                "which is no attribute of a function around it"
+            )

@@ -6,8 +6,8 @@ data costs none. They are for comparing a graph with itself before and after a p
 Peak activation memory is that of running the nodes in their order: a value lives from its producer to its last user;
 inputs and outputs of the graph count, weights do not.
 
-A symbolic dimension counts as what `dims` says of it, else as 1; so do dimensions that are not known at all. Values of
-unknown rank count nothing. All figures are therefore lower bounds, exact where all shapes are known.
+A symbolic dimension counts as what `dims` says of it, else as 1; so do dimensions that are not known at all. Values
+of unknown rank count nothing. All figures are therefore lower bounds, exact where all shapes are known.
 """
 
 from __future__ import annotations

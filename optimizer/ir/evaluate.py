@@ -71,7 +71,7 @@ def _in_reference(node: ir.Node, opset: int, inputs: Sequence[Array | None]) -> 
 
 
 def _in_onnx_runtime(node: ir.Node, opset: int, inputs: Sequence[Array | None]) -> list[Array] | None:
-    from optimizer.errors import CompileError, UnsupportedError
+    from optimizer.errors import ExecutionError, UnsupportedError
     from optimizer.ort_session import OrtSession
 
     proto = _named(node)
@@ -82,7 +82,7 @@ def _in_onnx_runtime(node: ir.Node, opset: int, inputs: Sequence[Array | None]) 
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
     try:
         return list(OrtSession(model.SerializeToString(), optimize=False).run([item for _, item in given]))
-    except (CompileError, UnsupportedError):
+    except (ExecutionError, UnsupportedError):
         return None
 
 

@@ -1,4 +1,4 @@
-"""A model apart from its weights: so that it can be serialized, stored or handed to a runtime without copying them."""
+"""A model apart from its weights, so that it can be serialized, stored or given to a runtime without a copy of them."""
 
 from __future__ import annotations
 
