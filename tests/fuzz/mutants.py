@@ -6,6 +6,7 @@ from random import Random
 
 import onnx
 
+from tests.fuzz.gentle import GENTLE_MUTATIONS
 from tests.fuzz.mutations import FIELD_MUTATIONS
 from tests.fuzz.seeds import seeds
 
@@ -32,17 +33,22 @@ def damage(data: bytes, random: Random) -> bytes:
 
 
 def mutant(seed: int) -> tuple[str, bytes]:
-    """What was done to which model, and the resulting file; the same for the same seed."""
+    """What was done to which model, and the resulting file; the same for the same seed.
+
+    Half of the mutants are changed gently, a third harshly, and the rest only in their bytes.
+    """
     random = Random(seed)
     name = random.choice(sorted(seeds()))
     data, story = seeds()[name], [name]
-    if random.random() < 0.75:
+    kind = random.random()
+    if kind < 0.85:
         model = onnx.load_model_from_string(data)
-        for mutation in random.choices(FIELD_MUTATIONS, k=random.choice((1, 1, 1, 2, 3))):
+        table = GENTLE_MUTATIONS if kind < 0.5 else FIELD_MUTATIONS
+        for mutation in random.choices(table, k=random.choice((1, 1, 1, 2, 3))):
             mutation(model, random)
             story.append(mutation.__name__)
         data = model.SerializeToString(deterministic=True)
-    if len(story) == 1 or random.random() < 0.1:
+    if len(story) == 1 or random.random() < 0.05:
         data = damage(data, random)
         story.append(damage.__name__)
     return " + ".join(story), data

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper
+
+from tests.fuzz.picking import all_nodes, pick_graph, pick_node, pick_tensor, pick_value
 
 Mutation = Callable[[ModelProto, Random], None]
 
@@ -30,48 +32,9 @@ OPERATORS = (
 LOCATIONS = ("../../../../etc/passwd", "/etc/passwd", "missing.bin", "", ".", "weights\0.bin", "model.onnx", "a" * 5000)
 
 
-def graphs(model: ModelProto) -> Iterator[GraphProto]:
-    """The graph and every subgraph of its nodes."""
-    waiting = [model.graph]
-    while waiting:
-        graph = waiting.pop()
-        yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.type == AttributeProto.GRAPH:
-                    waiting.append(attribute.g)
-
-
-def _graph(model: ModelProto, random: Random) -> GraphProto:
-    return random.choice(list(graphs(model)))
-
-
-def _nodes(model: ModelProto) -> list[NodeProto]:
-    return [node for graph in graphs(model) for node in graph.node] + [n for f in model.functions for n in f.node]
-
-
-def _node(model: ModelProto, random: Random) -> NodeProto:
-    nodes = _nodes(model) or [model.graph.node.add(op_type="Relu")]
-    return nodes[random.randrange(len(nodes))]
-
-
-def _tensor(model: ModelProto, random: Random) -> TensorProto:
-    if not model.graph.initializer:
-        model.graph.initializer.append(helper.make_tensor("added", TensorProto.FLOAT, [2], [1.0, 2.0]))
-    tensor: TensorProto = model.graph.initializer[random.randrange(len(model.graph.initializer))]
-    return tensor
-
-
-def _value(model: ModelProto, random: Random) -> onnx.ValueInfoProto:
-    graph = _graph(model, random)
-    values = [*graph.input, *graph.output, *graph.value_info]
-    value: onnx.ValueInfoProto = random.choice(values) if values else graph.input.add(name="added")
-    return value
-
-
 def cycle(model: ModelProto, random: Random) -> None:
     """Feed a node with an output of its own or of a later node."""
-    nodes = list(_graph(model, random).node)
+    nodes = list(pick_graph(model, random).node)
     if nodes:
         early = random.randrange(len(nodes))
         late = random.choice(nodes[early:])
@@ -82,52 +45,53 @@ def cycle(model: ModelProto, random: Random) -> None:
 
 def rename_input(model: ModelProto, random: Random) -> None:
     """Make a node read a value that does not exist, or another one."""
-    node = _node(model, random)
+    node = pick_node(model, random)
     if node.input:
         node.input[random.randrange(len(node.input))] = random.choice(ODD_NAMES)
 
 
 def rename_output(model: ModelProto, random: Random) -> None:
     """Make a node write a value that exists already, or one without a sensible name."""
-    node = _node(model, random)
+    node = pick_node(model, random)
     if node.output:
         node.output[random.randrange(len(node.output))] = random.choice(ODD_NAMES)
 
 
 def drop_node(model: ModelProto, random: Random) -> None:
     """Remove a node that others need."""
-    graph = _graph(model, random)
-    if graph.node:
-        del graph.node[random.randrange(len(graph.node))]
+    nodes = pick_graph(model, random).node
+    if nodes:
+        del nodes[random.randrange(len(nodes))]
 
 
 def repeat_node(model: ModelProto, random: Random) -> None:
     """Have one node twice: two producers of one value."""
-    _graph(model, random).node.append(_node(model, random))
+    pick_graph(model, random).node.append(pick_node(model, random))
 
 
 def shuffle_nodes(model: ModelProto, random: Random) -> None:
     """Lose the topological order."""
-    graph = _graph(model, random)
-    nodes = list(graph.node)
-    random.shuffle(nodes)
+    graph = pick_graph(model, random)
+    nodes = random.sample(list(graph.node), len(graph.node))
     del graph.node[:]
     graph.node.extend(nodes)
 
 
 def change_operator(model: ModelProto, random: Random) -> None:
     """Give a node another operator."""
-    _node(model, random).op_type = random.choice((*OPERATORS, *ODD_NAMES))
+    pick_node(model, random).op_type = random.choice((*OPERATORS, *ODD_NAMES))
 
 
 def change_domain(model: ModelProto, random: Random) -> None:
     """Give a node another domain."""
-    _node(model, random).domain = random.choice(("com.microsoft", "no.such.domain", "local", "ai.onnx.ml", *ODD_NAMES))
+    pick_node(model, random).domain = random.choice(
+        ("com.microsoft", "no.such.domain", "local", "ai.onnx.ml", *ODD_NAMES)
+    )
 
 
 def change_inputs(model: ModelProto, random: Random) -> None:
     """Give a node too many inputs, or too few."""
-    node = _node(model, random)
+    node = pick_node(model, random)
     if random.random() < 0.5:
         node.input.extend([random.choice(ODD_NAMES)] * random.choice((1, 3, 2000)))
     elif node.input:
@@ -136,7 +100,7 @@ def change_inputs(model: ModelProto, random: Random) -> None:
 
 def change_attribute(model: ModelProto, random: Random) -> None:
     """Change the numbers, the type or the presence of an attribute."""
-    nodes = [node for node in _nodes(model) if node.attribute] or [_node(model, random)]
+    nodes = [node for node in all_nodes(model) if node.attribute] or [pick_node(model, random)]
     node = random.choice(nodes)
     if not node.attribute:
         node.attribute.append(helper.make_attribute("axis", random.choice(ODD_INTEGERS)))
@@ -161,18 +125,18 @@ def change_attribute(model: ModelProto, random: Random) -> None:
 
 def refer_to_attribute(model: ModelProto, random: Random) -> None:
     """Refer to a function's attribute from where there is none."""
-    attribute = _node(model, random).attribute.add(name="axis", type=AttributeProto.INT)
+    attribute = pick_node(model, random).attribute.add(name="axis", type=AttributeProto.INT)
     attribute.ref_attr_name = random.choice(ODD_NAMES)
 
 
 def change_tensor_type(model: ModelProto, random: Random) -> None:
     """Say that a weight's bytes are of another type, maybe one that does not exist."""
-    _tensor(model, random).data_type = random.choice((*range(30), 99, -1, 2**31 - 1))
+    pick_tensor(model, random).data_type = random.choice((*range(30), 99, -1, 2**31 - 1))
 
 
 def change_tensor_shape(model: ModelProto, random: Random) -> None:
     """Say that a weight has another shape than its bytes."""
-    dims = _tensor(model, random).dims
+    dims = pick_tensor(model, random).dims
     match random.randrange(3):
         case 0 if dims:
             dims[random.randrange(len(dims))] = random.choice(ODD_INTEGERS)
@@ -184,7 +148,7 @@ def change_tensor_shape(model: ModelProto, random: Random) -> None:
 
 def change_tensor_data(model: ModelProto, random: Random) -> None:
     """Cut, extend or double a weight's data."""
-    tensor = _tensor(model, random)
+    tensor = pick_tensor(model, random)
     match random.randrange(4):
         case 0:
             tensor.raw_data = tensor.raw_data[: random.randrange(len(tensor.raw_data) + 1)]
@@ -199,14 +163,14 @@ def change_tensor_data(model: ModelProto, random: Random) -> None:
 def rename_tensor(model: ModelProto, random: Random) -> None:
     """Name a weight like something else, or have it twice."""
     if random.random() < 0.5:
-        _tensor(model, random).name = random.choice(ODD_NAMES)
+        pick_tensor(model, random).name = random.choice(ODD_NAMES)
     else:
-        model.graph.initializer.append(_tensor(model, random))
+        model.graph.initializer.append(pick_tensor(model, random))
 
 
 def externalize(model: ModelProto, random: Random) -> None:
     """Point a weight at a file that is missing, elsewhere, or shorter than it says."""
-    tensor = _tensor(model, random)
+    tensor = pick_tensor(model, random)
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=random.choice(LOCATIONS))
@@ -218,13 +182,13 @@ def externalize(model: ModelProto, random: Random) -> None:
 def sparsify(model: ModelProto, random: Random) -> None:
     """Add a sparse weight whose parts do not fit."""
     sparse = model.graph.sparse_initializer.add()
-    sparse.values.CopyFrom(_tensor(model, random))
+    sparse.values.CopyFrom(pick_tensor(model, random))
     sparse.dims.extend(random.choices(ODD_INTEGERS, k=random.randrange(3)))
 
 
 def change_value_shape(model: ModelProto, random: Random) -> None:
     """Say that a value has another shape."""
-    dims = _value(model, random).type.tensor_type.shape.dim
+    dims = pick_value(model, random).type.tensor_type.shape.dim
     match random.randrange(4):
         case 0:
             dims.add(dim_value=random.choice(ODD_INTEGERS))
@@ -238,7 +202,7 @@ def change_value_shape(model: ModelProto, random: Random) -> None:
 
 def change_value_type(model: ModelProto, random: Random) -> None:
     """Say that a value is of another type, or of none."""
-    value = _value(model, random)
+    value = pick_value(model, random)
     match random.randrange(4):
         case 0:
             value.ClearField("type")
@@ -252,7 +216,7 @@ def change_value_type(model: ModelProto, random: Random) -> None:
 
 def change_values(model: ModelProto, random: Random) -> None:
     """Rename, repeat or remove an input or output of a graph."""
-    graph = _graph(model, random)
+    graph = pick_graph(model, random)
     values = random.choice((graph.input, graph.output))
     if not values:
         return
@@ -268,7 +232,7 @@ def change_values(model: ModelProto, random: Random) -> None:
 
 def contradict(model: ModelProto, random: Random) -> None:
     """Describe a value inside the graph wrongly."""
-    node = _node(model, random)
+    node = pick_node(model, random)
     shape = random.choices(ODD_INTEGERS, k=random.randrange(4))
     name = node.output[0] if node.output else ""
     model.graph.value_info.append(helper.make_tensor_value_info(name, random.randrange(1, 17), shape))
@@ -303,19 +267,18 @@ def nest(model: ModelProto, random: Random) -> None:
 
 def recurse(model: ModelProto, random: Random) -> None:
     """Have a function that calls itself, or one that is there twice."""
-    node = _node(model, random)
+    node = pick_node(model, random)
     node.domain, node.op_type = "local", "again"
     inner = helper.make_node("again", list(node.input), list(node.output), domain="local")
     imports = [helper.make_opsetid("local", 1), helper.make_opsetid("", 17)]
-    function = helper.make_function("local", "again", list(node.input), list(node.output), [inner], imports)
+    function = helper.make_function("local", "again", node.input, node.output, [inner], imports)
     model.functions.extend([function] * random.choice((1, 2)))
     model.opset_import.append(imports[0])
 
 
 def describe(model: ModelProto, random: Random) -> None:
     """Add metadata that is there twice, and a training graph."""
-    for _ in range(2):
-        model.metadata_props.add(key=random.choice(ODD_NAMES), value=random.choice(ODD_NAMES))
+    model.metadata_props.extend([onnx.StringStringEntryProto(key=random.choice(ODD_NAMES), value="x")] * 2)
     model.training_info.add().algorithm.CopyFrom(model.graph)
 
 
