@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +22,19 @@ def export(case: ModelCase, folder: Path) -> Path:
     inputs = case.example_inputs
     assert isinstance(inputs, tuple)
     path = folder / f"{case.name}.onnx"
-    program = torch.onnx.export(
-        case.model,
-        inputs,
-        dynamo=True,
-        opset_version=EXPORT_OPSET,
-        dynamic_shapes=case.dynamic_shapes,
-        verbose=False,
-    )
+    with warnings.catch_warnings(action="ignore"):
+        logging.disable(logging.WARNING)  # What the exporter lacks for other models, and what its optimizer tries.
+        try:
+            program = torch.onnx.export(
+                case.model,
+                inputs,
+                dynamo=True,
+                opset_version=EXPORT_OPSET,
+                dynamic_shapes=case.dynamic_shapes,
+                verbose=False,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
     assert program is not None
     program.save(path, external_data=True)
     return path

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -23,16 +24,17 @@ from optimizer.timing import compete, ratio, relative_error
 
 THREADS = 2
 ROUNDS = 15
+WIDTH = 120  # Columns of what is not a terminal.
 QUERY = "How can I make my neural network answer faster?"
 SENTENCES = (
-    "Reducing the inference latency of deep learning models",
-    "A compiler can fuse operations so that a model needs less time",
+    "Fishermen mended their nets on the pier",
     "Training large networks takes many graphics cards",
-    "The library closes at six on Saturdays",
-    "My computer is slow when many programs are open",
-    "She answered the phone before it rang twice",
-    "Knead the dough for ten minutes and let it rise",
-    "The fastest train between the two cities takes three hours",
+    "Reducing the inference latency of deep learning models",
+    "The express train reaches the coast in three hours",
+    "Neurons fire when their voltage crosses a threshold",
+    "Smaller weights make a network quicker to evaluate",
+    "Let the dough rise for an hour before baking",
+    "Compiled models answer in less time than interpreted ones",
 )
 
 
@@ -79,7 +81,7 @@ def similarity_table(ranked: list[tuple[float, str]]) -> Table:
 
 def main() -> None:
     """Run the demo."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     case = models.load("minilm")
     console.print(f"MiniLM sentence encoder: {case.bytes / 1e6:.0f} MB of pretrained weights, a torch.nn.Module")
     compiled = optimize(case.model, target="cpu", example_inputs=case.example_inputs)
