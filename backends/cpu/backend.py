@@ -15,7 +15,7 @@ from backends.base import BackendInfo, Progress
 from backends.relax.client import PROCESS, compile_graph
 from backends.relax.executable import RelaxExecutable, load_executable
 from backends.relax.fallback import partition_model
-from backends.relax.packing import TRANSFORMS, aligned_empty, offsets
+from backends.relax.packing import TRANSFORMS, aligned_empty, carried, element_type, offsets
 from backends.relax.plan import ONNXRUNTIME, Plan
 from optimizer.errors import CompileError, TargetError
 from optimizer.executable import Executable
@@ -71,7 +71,7 @@ class CpuBackend:
 
 def pack(plan: Plan, graph: ir.Graph) -> np.ndarray[Any, Any]:
     """Lay all weights out in one buffer; their offsets are entered in the plan."""
-    sizes = [int(np.prod(w.shape, dtype=np.int64)) * np.dtype(w.dtype).itemsize for w in plan.weights]
+    sizes = [int(np.prod(w.shape, dtype=np.int64)) * element_type(w.dtype).itemsize for w in plan.weights]
     starts, plan.weight_bytes = offsets(sizes)
     buffer = aligned_empty(plan.weight_bytes)
     for spec, start, size in zip(plan.weights, starts, sizes, strict=True):
@@ -79,7 +79,7 @@ def pack(plan: Plan, graph: ir.Graph) -> np.ndarray[Any, Any]:
         tensor = graph.initializers[spec.source].const_value
         if tensor is None:
             raise CompileError(f"the initializer {spec.source!r} has no data")
-        packed = TRANSFORMS[spec.transform](tensor.numpy(), **spec.options)
-        view = buffer[start : start + size].view(spec.dtype).reshape(spec.shape)
+        packed = TRANSFORMS[spec.transform](carried(tensor.numpy()), **spec.options)
+        view = buffer[start : start + size].view(element_type(spec.dtype)).reshape(spec.shape)
         np.copyto(view, packed, casting="same_kind")
     return buffer

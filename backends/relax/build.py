@@ -10,7 +10,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, tirx
 
-from backends.relax.emitter import Emitter, PanelChoice, dtype_name
+from backends.relax.emitter import Emitter, PanelChoice, dtype_name, element_name
 from backends.relax.partition import Segment, captured, reads, segments
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Step, Value, WeightSpec
 from backends.relax.values import Packed, Refused, static_int
@@ -188,8 +188,6 @@ class Builder:
 _UNKNOWN_TO_RELAX = {
     ir.DataType.COMPLEX64,
     ir.DataType.COMPLEX128,
-    ir.DataType.INT4,
-    ir.DataType.UINT4,
     ir.DataType.UNDEFINED,
 }
 
@@ -203,7 +201,7 @@ def size_name(value: ir.Value, axis: int) -> str:
 
 def _value(value: ir.Value) -> Value:
     tensor = isinstance(value.type, ir.TensorType)
-    dtype = dtype_name(value.dtype) if tensor and value.dtype is not None else ""
+    dtype = element_name(value.dtype) if tensor and value.dtype is not None else ""
     if value.shape is None:
         return Value(value.name or "", dtype, None)
     shape = [d if isinstance(d, int) else size_name(value, i) for i, d in enumerate(value.shape)]

@@ -242,6 +242,10 @@ class Emitter:
             return expr
         return self.builder.emit(expr)
 
+    def checked(self, expr: relax.Var, sizes: Sequence[tirx.Expr]) -> relax.Var:
+        """The same tensor with other expressions for its sizes; the run fails if they are not what it has."""
+        return self.builder.match_cast(expr, relax.TensorType(list(sizes), str(expr.ty.dtype)))
+
     def te(self, function: Callable[..., te.Tensor], *args: object, **kwargs: object) -> relax.Var:
         """Emit a kernel described by a tensor expression over the arguments."""
         kwargs.setdefault("primfunc_name_hint", self._kernel_name)
@@ -385,13 +389,14 @@ class Emitter:
         return tuple(int(d) for d in value.shape), dtype_name(value.dtype)
 
 
+def element_name(dtype: ir.DataType) -> str:
+    """The numpy or ml_dtypes name of an ONNX element type."""
+    return "string" if dtype == ir.DataType.STRING else str(np.dtype(dtype.numpy()))
+
+
 def dtype_name(dtype: ir.DataType) -> str:
-    """The numpy or ml_dtypes name of the type in which a compiled function keeps elements of an ONNX type."""
-    if is_narrow(dtype):
-        return "uint8"
-    if dtype == ir.DataType.STRING:
-        return "string"
-    return str(np.dtype(dtype.numpy()))
+    """The name of the type in which a compiled function keeps elements of an ONNX type: of narrow ones it keeps bytes."""
+    return "uint8" if is_narrow(dtype) else element_name(dtype)
 
 
 def _sizes(expr: relax.Expr) -> list[tirx.Expr]:

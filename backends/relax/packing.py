@@ -6,6 +6,7 @@ per group, G groups, O output channels per group.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,17 @@ ALIGNMENT = 64
 """Bytes; kernels use aligned vector loads."""
 
 
+def element_type(name: str) -> np.dtype[Any]:
+    """The type with that name, of numpy or of ml_dtypes."""
+    try:
+        return np.dtype(name)
+    except TypeError:
+        return np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+
+
 def carried(array: Array) -> Array:
-    """The array as compiled functions take it: elements of the narrow types of ml_dtypes as the bytes that hold them."""
-    narrow = array.dtype.itemsize == 1 and array.dtype.isbuiltin != 1
+    """The array as compiled functions take it: elements of ml_dtypes' narrow types as the bytes that hold them."""
+    narrow = array.dtype.itemsize == 1 and array.dtype.kind == "V"
     return array.view(np.uint8) if narrow else array
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from backends.relax.packing import ALIGNMENT, aligned_empty
+from backends.relax.packing import ALIGNMENT, aligned_empty, carried, element_type
 from backends.relax.plan import RELAX, Plan, Step, Value
 from backends.relax.without_torch import torch_kept_out
 
@@ -56,12 +56,39 @@ def use_threads(count: int) -> None:
 
 
 def aligned(array: Array) -> Array:
-    """The array itself if a kernel can read it in place, else a copy that it can."""
-    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous:
+    """The array itself if a kernel can read it in place, else a copy that it can (DLPack refuses what is read-only)."""
+    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous and array.flags.writeable:
         return array
     copy = aligned_empty(max(array.nbytes, 1))[: array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def as_tensor(array: Array) -> Any:
+    """An aligned array as TVM's tensor. DLPack knows no type of ml_dtypes: narrow ones go as bytes, bfloat16 is renamed."""
+    tvm_ffi = ffi()
+    bits = carried(array)
+    if bits.dtype.kind != "V":
+        return tvm_ffi.from_dlpack(bits, require_alignment=ALIGNMENT)
+    tensor = tvm_ffi.from_dlpack(bits.view(np.uint16), require_alignment=ALIGNMENT)
+    return _renamed(tensor, bits.shape, str(bits.dtype))
+
+
+def as_array(tensor: Any, dtype: str) -> Array:
+    """TVM's tensor as an array of that type, sharing its memory."""
+    if str(tensor.dtype) == dtype:
+        element = element_type(dtype)
+        if element.kind != "V":
+            return np.from_dlpack(tensor)
+        return np.from_dlpack(_renamed(tensor, tensor.shape, "uint16")).view(element)
+    return np.from_dlpack(tensor).view(element_type(dtype))
+
+
+def _renamed(tensor: Any, shape: Sequence[int], dtype: str) -> Any:
+    """The same memory as elements of another type of the same size."""
+    tvm_ffi = ffi()
+    view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
+    return view(tensor, tvm_ffi.Shape(tuple(shape)), tvm_ffi.dtype(dtype), 0)
 
 
 class Machine:
@@ -125,9 +152,9 @@ class Machine:
         tvm_ffi = ffi()
         held = [aligned(a) for a in inputs]
         shape = tvm_ffi.Shape(tuple(sizes.get(name, 1) for name in step.sizes))
-        arguments = [tvm_ffi.from_dlpack(a, require_alignment=ALIGNMENT) for a in held]
+        arguments = [as_tensor(a) for a in held]
         results = self._machine[step.entry](*arguments, shape, self._arguments[index])
-        return [np.from_dlpack(t) for t in results]
+        return [as_array(t, value.dtype) for t, value in zip(results, step.outputs, strict=True)]
 
     def _load(self, library: Path) -> Any:
         module = ffi().load_module(str(library))
@@ -142,9 +169,9 @@ class Machine:
         tensors = []
         for position in step.weights:
             spec = self.plan.weights[position]
-            size = int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+            size = int(np.prod(spec.shape, dtype=np.int64)) * element_type(spec.dtype).itemsize
             flat = self.weights[spec.offset : spec.offset + size]
-            tensors.append(tvm_ffi.from_dlpack(flat.view(spec.dtype).reshape(spec.shape), require_alignment=ALIGNMENT))
+            tensors.append(as_tensor(flat.view(element_type(spec.dtype)).reshape(spec.shape)))
         return tvm_ffi.convert(tuple(tensors))
 
     def _own(self, output: Any, inputs: Sequence[Array]) -> Any:
