@@ -253,16 +253,18 @@ def change_versions(model: ModelProto, random: Random) -> None:
 
 def nest(model: ModelProto, random: Random) -> None:
     """Put the graph under two branches, or nearly as many as the file format can hold."""
+    if any(value.name == "nested" for value in model.graph.input):
+        return
     outputs = [value.name for value in model.graph.output]
     for level in range(random.choice((2, 10, 20))):
         inner = GraphProto(name=f"level{level}")
         inner.node.extend(model.graph.node)
         inner.output.extend(model.graph.output)
         other = inner if level < 2 else GraphProto()
-        outer = helper.make_node("If", ["flag"], outputs, then_branch=inner, else_branch=other)
+        outer = helper.make_node("If", ["nested"], outputs, then_branch=inner, else_branch=other)
         del model.graph.node[:]
         model.graph.node.append(outer)
-    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    model.graph.input.append(helper.make_tensor_value_info("nested", TensorProto.BOOL, []))
 
 
 def recurse(model: ModelProto, random: Random) -> None:
