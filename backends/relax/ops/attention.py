@@ -73,6 +73,15 @@ def attention(ctx: Emitter, node: ir.Node) -> Sequence[Result | None]:
     return [y, spec.k, spec.v, scores][: len(node.outputs)]
 
 
+@emits("FlexAttention", domain="ai.onnx.preview")
+def flex_attention(ctx: Emitter, node: ir.Node) -> Result:
+    """Attention without masks; subgraphs that change the scores are not expressed."""
+    changes = [name for name in ("score_mod", "prob_mod") if name in node.attributes]
+    if changes:
+        raise Refused(f"a {changes[0]} subgraph")
+    return emit_attention(ctx, plan_attention(ctx, node))[0]
+
+
 def plan_attention(ctx: Emitter, node: ir.Node) -> AttentionSpec:
     """Bring a node's inputs and attributes to normal form.
 
