@@ -21,8 +21,10 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 import struct
 import tempfile
+import weakref
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -105,22 +107,24 @@ def load_artifact(path: Path, get_loader: Callable[[str], Loader]) -> CompiledMo
     """
     reader = ArtifactReader(path)
     reader.check_machine()
-    folder = tempfile.TemporaryDirectory(prefix="tersor-")
+    folder = Path(tempfile.mkdtemp(prefix="tersor-"))
     try:
-        files = reader.extract(_BACKEND, Path(folder.name))
+        files = reader.extract(_BACKEND, folder)
         reader.check_others(_BACKEND)
         executable = get_loader(reader.text("backend")).load(files, reader.mapping("backend_manifest"))
         report = read_report(reader)
     except BaseException:
-        folder.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
         raise
-    return CompiledModel(
+    compiled = CompiledModel(
         executable,
-        graph=_graph_loader(reader, folder),
+        graph=_graph_loader(reader),
         report=report,
         target=reader.text("target"),
         num_threads=reader.positive("num_threads"),
     )
+    weakref.finalize(compiled, shutil.rmtree, folder, True)
+    return compiled
 
 
 def _write_parts(archive: zipfile.ZipFile, file: BinaryIO, parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:
@@ -201,10 +205,10 @@ def read_report(reader: ArtifactReader) -> Report:
         raise ArtifactError(f"{reader.path}: its report is damaged: {error}") from error
 
 
-def _graph_loader(reader: ArtifactReader, folder: object) -> Callable[[], ir.Model]:
-    """How to get the graph; holds the folder of the backend's files, which lives as long as the model."""
+def _graph_loader(reader: ArtifactReader) -> Callable[[], ir.Model]:
+    """How to get the graph."""
 
-    def load_graph(_folder: object = folder) -> ir.Model:
+    def load_graph() -> ir.Model:
         import onnx
         import onnx_ir
 

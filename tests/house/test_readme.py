@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def test_python_blocks_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     first, *rest = blocks("python", README.read_text())
     assert len(rest) == 3
-    namespace: dict[str, object] = {"model": torch.nn.Linear(4, 3).eval(), "x": torch.randn(2, 4)}
+    namespace: dict[str, Any] = {"model": torch.nn.Linear(4, 3).eval(), "x": torch.randn(2, 4)}
     exec(compile(first, "README.md, first block", "exec"), namespace)
     assert np.shape(namespace["y"]) == (2, 3)
 
