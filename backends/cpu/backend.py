@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
 
 from backends.base import BackendInfo, Progress
 from backends.relax.client import PROCESS, compile_graph
@@ -40,6 +41,7 @@ class CpuBackend:
         say = progress or (lambda _: None)
         folder = Path(tempfile.mkdtemp(prefix="tersor-"))
         try:
+            NameFixPass()(model)  # partitions refer to nodes by name
             library = folder / "kernels.so"
             say("generating code")
             plan = compile_graph(model, target.cpu, library, allow_fallback=fallback == "onnxruntime")

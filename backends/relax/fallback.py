@@ -14,6 +14,8 @@ from optimizer.errors import UnsupportedError
 from optimizer.ort_session import OrtSession
 
 _PROTOBUF_LIMIT = 2**31 - 1
+_NEWEST_IR_VERSION = 11
+"""An older version of the file format says the same, and every ONNX Runtime with our opset reads it."""
 
 
 def partition_model(model: ir.Model, step: Step) -> bytes:
@@ -43,7 +45,7 @@ def partition_model(model: ir.Model, step: Step) -> bytes:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             tensor = onnx.numpy_helper.from_array(weight.const_value.numpy(), weight.name)
         proto.initializer.append(tensor)
-    whole = onnx.ModelProto(ir_version=min(model.ir_version, onnx.IR_VERSION), graph=proto)
+    whole = onnx.ModelProto(ir_version=min(model.ir_version, _NEWEST_IR_VERSION), graph=proto)
     whole.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in graph.opset_imports.items())
     whole.functions.extend(ir.serde.serialize_function(f) for f in model.functions.values())
     return whole.SerializeToString()
