@@ -62,6 +62,8 @@ def _outer_parallel(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Blocks with control flow of their own (sorting, scatter...): their independent outer axes run in parallel."""
     if not isinstance(function.body, s_tir.SBlockRealize):
         return function
+    if function.body.block.name_hint != "root":  # one procedure, which says itself what runs in parallel
+        return _finished(function, function)
     schedule = s_tir.Schedule(function)
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         loops = schedule.get_loops(block)

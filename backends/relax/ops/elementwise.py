@@ -7,6 +7,7 @@ Selects are written so that a NaN operand is the one that is kept: `x < low ? lo
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from functools import reduce
@@ -31,7 +32,6 @@ _UNARY: dict[str, Formula] = {
     "Atanh": tirx.atanh,
     "Ceil": tirx.ceil,
     "Cos": tirx.cos,
-    "Cosh": tirx.cosh,
     "Erf": tirx.erf,
     "Exp": tirx.exp,
     "Floor": tirx.floor,
@@ -40,7 +40,6 @@ _UNARY: dict[str, Formula] = {
     "Reciprocal": lambda x: one_like(x) / x,
     "Round": tirx.nearbyint,
     "Sin": tirx.sin,
-    "Sinh": tirx.sinh,
     "Sqrt": tirx.sqrt,
     "Tan": tirx.tan,
     "Tanh": tirx.tanh,
@@ -51,6 +50,25 @@ _UNARY: dict[str, Formula] = {
 def unary(ctx: Emitter, node: ir.Node) -> Result:
     """A function of each element."""
     return pointwise(ctx, node.inputs, _UNARY[node.op_type], node.op_type.lower())
+
+
+@emits("Cosh")
+def cosh(ctx: Emitter, node: ir.Node) -> Result:
+    """Half the sum of exp(x) and exp(-x), halved in the exponent so that it overflows no sooner than the result."""
+    return pointwise(ctx, node.inputs, lambda x: _half_exp(x) + _half_exp(-x), "cosh")
+
+
+@emits("Sinh")
+def sinh(ctx: Emitter, node: ir.Node) -> Result:
+    """Half the difference of exp(x) and exp(-x); near 0, where they cancel, the first terms of the series."""
+
+    def formula(x: tirx.Expr) -> tirx.Expr:
+        square, series = x * x, one_like(x)
+        for n in (8, 6, 4, 2):
+            series = one_like(x) + series * square * tirx.const(1 / (n * (n + 1)), scalar_type(x))
+        return tirx.Select(tirx.abs(x) < one_like(x), x * series, _half_exp(x) - _half_exp(-x))
+
+    return pointwise(ctx, node.inputs, formula, "sinh")
 
 
 @emits("Abs")
@@ -250,6 +268,10 @@ def smallest(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
     if not is_float(a):
         return tirx.min(a, b)
     return tirx.Select(tirx.any(a < b, tirx.isnan(a)), a, b)
+
+
+def _half_exp(x: tirx.Expr) -> tirx.Expr:
+    return tirx.exp(x - tirx.const(math.log(2), scalar_type(x)))
 
 
 def _divisor(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
