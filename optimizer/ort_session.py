@@ -15,10 +15,12 @@ from optimizer.errors import ExecutionError, UnsupportedError
 from optimizer.executable import Array
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 __all__ = ["OrtSession", "runtime_errors", "runtime_operators"]
 
+_OLDER_OPSET = 21
 _BITS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
 
 
@@ -84,7 +86,7 @@ class OrtSession:
         self._spinning = spinning
         self._lock = threading.Lock()
         self._num_threads = num_threads
-        self._session = self._load(num_threads)
+        self._session = self._load_as_it_can(num_threads)
         self.input_names = [value.name for value in self._session.get_inputs()]
         self.output_names = [value.name for value in self._session.get_outputs()]
         self._by_value = any(_is_exotic(v.type) for v in (*self._session.get_inputs(), *self._session.get_outputs()))
@@ -127,12 +129,28 @@ class OrtSession:
             session.run(None, feeds)
         return Path(session.end_profiling())
 
+    @property
+    def model(self) -> bytes | Path:
+        """The model as it was loaded."""
+        return self._model
+
     def _session_for(self, num_threads: int | None) -> Any:
         with self._lock:
             if num_threads is not None and num_threads != self._num_threads:
                 self._session = self._load(num_threads)
                 self._num_threads = num_threads
             return self._session
+
+    def _load_as_it_can(self, num_threads: int) -> Any:
+        """Load the model; where ONNX Runtime lacks the newest version of an operator, as one of an older opset."""
+        try:
+            return self._load(num_threads)
+        except UnsupportedError:
+            older = at_older_opset(self._model) if isinstance(self._model, bytes) else None
+            if older is None:
+                raise
+            self._model = older
+            return self._load(num_threads)
 
     def _load(self, num_threads: int, profile: Path | None = None) -> Any:
         import onnxruntime
@@ -161,6 +179,39 @@ class OrtSession:
     def _run_by_value(self, session: Any, feeds: Mapping[str, Any]) -> list[Any]:
         values = {name: _to_value(array) for name, array in feeds.items()}
         return [_from_value(value) for value in session.run_with_ort_values(None, values)]
+
+
+def at_older_opset(data: bytes) -> bytes | None:
+    """A serialized model as one of opset 21, if each of its nodes is one; `None` otherwise.
+
+    Opset 22 added bfloat16 to many operators and changed nothing else; ONNX Runtime has no kernels for some of these.
+    """
+    import onnx
+
+    proto = onnx.ModelProto.FromString(data)
+    default = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if not default or default[0].version <= _OLDER_OPSET or proto.functions:
+        return None
+    if not all(_exists_at(node, _OLDER_OPSET) for node in proto.graph.node):
+        return None
+    default[0].version = _OLDER_OPSET
+    older: bytes = proto.SerializeToString(deterministic=True)
+    return older
+
+
+def _exists_at(node: onnx.NodeProto, version: int) -> bool:
+    from onnx import defs
+
+    if node.domain not in ("", "ai.onnx"):
+        return True
+    try:
+        schema = defs.get_schema(node.op_type, version, "")
+    except defs.SchemaError:
+        return False
+    bodies = [attr.g for attr in node.attribute if attr.HasField("g")]
+    return all(attr.name in schema.attributes for attr in node.attribute) and all(
+        _exists_at(inner, version) for body in bodies for inner in body.node
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -85,7 +85,7 @@ class OrtBackend:
             progress("loading the graph into ONNX Runtime")
         data, files = detach_weights(model)
         session = OrtSession(data, files)
-        parts: dict[str, Part] = {_MODEL: data, **files}
+        parts: dict[str, Part] = {_MODEL: session.model, **files}
         return OrtExecutable(session, specs_of(model.graph.inputs), specs_of(model.graph.outputs), parts)
 
     def load(self, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
