@@ -1,8 +1,11 @@
 """The rule for convolutions: register tiles of neighbouring pixels x vectors of output channels.
 
-Letters as in `backends.relax.ops.conv`. The data is [N, H, W, G*C], the weights [G, P, KH, KW*C, width] in P panels. One task computes one
-row of output pixels for one panel. Padding is never stored: rows of the window that lie outside the image are left out of the loop over KH,
-and the tiles at the left and right edge, which are known at compile time, are generated without the taps that fall outside.
+Letters as in `backends.relax.ops.conv`. The data is [N, H, W, G*C], the weights [G, P, KH, KW*C, width] in P panels.
+One task computes one
+row of output pixels for one panel. Padding is never stored: rows of the window that lie outside the image are left
+out of the loop over KH,
+and the tiles at the left and right edge, which are known at compile time, are generated without the taps that fall
+outside.
 """
 
 from __future__ import annotations

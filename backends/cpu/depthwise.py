@@ -1,6 +1,7 @@
 """The rule for depthwise convolutions: vectors of channels, several neighbouring pixels at a time.
 
-The data is [N, H, W, C], the weights [KH, KW, C]. One task computes one row of output pixels. Padding is treated as in `conv2d`.
+The data is [N, H, W, C], the weights [KH, KW, C]. One task computes one row of output pixels. Padding is treated as
+in `conv2d`.
 """
 
 from __future__ import annotations

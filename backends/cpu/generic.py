@@ -1,7 +1,10 @@
-"""The rule for everything that is not a heavy operator: element-wise chains, reductions, normalisations, softmax, data movement.
+"""The rule for everything that is not a heavy operator: element-wise chains, reductions, normalisations, softmax,
+data movement.
 
-Stages that share their leading axes run row by row, with the intermediate results of a row in small buffers of the thread. Each stage is
-vectorised along the axis that its loads follow contiguously: the last spatial axis, or, for a reduction over a contiguous axis, the
+Stages that share their leading axes run row by row, with the intermediate results of a row in small buffers of the
+thread. Each stage is
+vectorised along the axis that its loads follow contiguously: the last spatial axis, or, for a reduction over a
+contiguous axis, the
 reduction itself, with a vector of partial results.
 """
 

@@ -1,7 +1,9 @@
 """A fused kernel, taken apart: the form in which schedule rules see what TVM's fusion leaves.
 
-`FuseTIR` gives one function per kernel: a sequence of blocks, each a computation of one buffer over spatial and reduction axes. `decode`
-turns that into `Stage`s; element-wise producers are inlined into their consumers, so that what is left is what deserves a loop nest.
+`FuseTIR` gives one function per kernel: a sequence of blocks, each a computation of one buffer over spatial and
+reduction axes. `decode`
+turns that into `Stage`s; element-wise producers are inlined into their consumers, so that what is left is what
+deserves a loop nest.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Stage:
-    """The computation of one buffer: for all axes, `buffer[spatial axes] = value` (`value` reads `buffer` itself if it is a reduction).
+    """The computation of one buffer: for all axes, `buffer[spatial axes] = value` (`value` reads `buffer` itself if
+    it is a reduction).
 
     Attributes:
         name: the block's name.

@@ -1,6 +1,7 @@
 """Small helpers to write down loop nests as TIR.
 
-Every index is int64. A body is given as a Python function of the loop variable, so that what is unrolled in Python (register tiles, the
+Every index is int64. A body is given as a Python function of the loop variable, so that what is unrolled in Python
+(register tiles, the
 taps of a window) and what is a loop in the generated code read alike.
 """
 

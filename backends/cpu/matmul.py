@@ -1,7 +1,9 @@
 """The rule for matrix products: register tiles of rows x vectors over panels of columns.
 
-Letters: R rows that share one B, N columns, K the reduced axis, P panels of W columns. One task computes some rows of one panel: the
-panel (K x W) stays in the second-level cache while the rows pass by. Rows and columns that do not fill a tile get tiles of their own size,
+Letters: R rows that share one B, N columns, K the reduced axis, P panels of W columns. One task computes some rows of
+one panel: the
+panel (K x W) stays in the second-level cache while the rows pass by. Rows and columns that do not fill a tile get
+tiles of their own size,
 so that nothing is computed twice and no inner loop tests a bound.
 """
 

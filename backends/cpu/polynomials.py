@@ -1,7 +1,9 @@
 """Transcendental functions as arithmetic that vectorises, where the C library would be called element by element.
 
-Float32. The polynomials are least-squares fits at Chebyshev nodes; the errors against the exact functions are held by a test. NaN goes in
-and comes out; infinities and overflow give what IEEE says. The reductions are the textbook ones (Muller, Elementary Functions, ch. 11).
+Float32. The polynomials are least-squares fits at Chebyshev nodes; the errors against the exact functions are held by
+a test. NaN goes in
+and comes out; infinities and overflow give what IEEE says. The reductions are the textbook ones (Muller, Elementary
+Functions, ch. 11).
 """
 
 from __future__ import annotations

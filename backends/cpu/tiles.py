@@ -1,9 +1,13 @@
 """The analytic tile model of a CPU: how large a register tile, from the vector unit and the caches alone.
 
-A register tile of `rows` x `vectors` accumulators needs, for each step along the reduced axis, `vectors` loads of B, `rows` broadcasts of
-A and `rows * vectors` multiply-adds. With two FMA pipes and two load ports of full width (every x86 server core since Haswell) the step
-takes as many cycles as the larger of the two, and at least the latency of an FMA divided by what is in flight (Goto and van de Geijn,
-Anatomy of High-Performance Matrix Multiplication, 2008; Low et al., Analytical Modeling Is Enough for High-Performance BLIS, 2016).
+A register tile of `rows` x `vectors` accumulators needs, for each step along the reduced axis, `vectors` loads of B,
+`rows` broadcasts of
+A and `rows * vectors` multiply-adds. With two FMA pipes and two load ports of full width (every x86 server core since
+Haswell) the step
+takes as many cycles as the larger of the two, and at least the latency of an FMA divided by what is in flight (Goto
+and van de Geijn,
+Anatomy of High-Performance Matrix Multiplication, 2008; Low et al., Analytical Modeling Is Enough for
+High-Performance BLIS, 2016).
 """
 
 from __future__ import annotations

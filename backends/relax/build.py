@@ -12,7 +12,7 @@ from tvm import relax, tirx
 
 from backends.relax.emitter import Emitter, PanelChoice, dtype_name, element_name
 from backends.relax.partition import Segment, captured, reads, segments
-from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Step, Value, WeightSpec
+from backends.relax.plan import ONNXRUNTIME, RELAX, Formula, Plan, Step, Value, WeightSpec
 from backends.relax.values import Packed, Refused, static_int
 
 _T = relax.transform
@@ -51,6 +51,7 @@ class Builder:
         self.schedule = schedule
         self.tiles = tiles
         self.sizes: dict[str, tirx.Var] = {}
+        self.definitions: dict[tirx.Var, tirx.Expr] = {}
         self.reasons: dict[ir.Node, str] = {}
         self.table: dict[Packed, int] = {}
 
@@ -77,6 +78,7 @@ class Builder:
             [_value(v) for v in self.graph.outputs],
             steps,
             weights,
+            derived={v.name: formula(e) for v, e in self.definitions.items()},
         )
 
     def _probe(self, nodes: list[ir.Node]) -> None:
@@ -107,7 +109,7 @@ class Builder:
                     refuse(producer, refusal.reason)
 
     def _emitter(self, builder: relax.BlockBuilder) -> Emitter:
-        return Emitter(builder, self.constants, self.weights, self.sizes, self.tiles)
+        return Emitter(builder, self.constants, self.weights, self.sizes, self.definitions, self.tiles)
 
     def _bind_placeholder(self, emitter: Emitter, value: ir.Value) -> relax.Var | None:
         """Bind a value that comes from outside the segment, if Relax can hold it."""
@@ -169,7 +171,7 @@ class Builder:
                 bound = [(v, var) for v in inputs if (var := self._bind_placeholder(emitter, v)) is not None]
                 emitter.run(part.nodes, refuse)
                 results = module.emit_output(relax.Tuple([emitter.x(v) for v in outputs]))
-            sizes = relax.Var("sizes", relax.ShapeType(list(self.sizes.values())))
+            sizes = relax.Var("sizes", relax.ShapeType([*self.sizes.values(), *self.definitions]))
             params = [var for _, var in bound]
             module.emit_func_output(results, params=[*params, sizes, *emitter.packed.values()])
         function = module.get()[entry].with_attr("num_input", len(params) + 1)
@@ -179,7 +181,7 @@ class Builder:
             entry,
             [_value(v) for v, _ in bound],
             [_value(v) for v in outputs],
-            sizes=list(self.sizes),
+            sizes=[*self.sizes, *(v.name for v in self.definitions)],
             weights=[self.table.setdefault(p, len(self.table)) for p in emitter.packed],
             nodes=[n.name or "" for n in part.nodes],
         )
@@ -190,6 +192,25 @@ _UNKNOWN_TO_RELAX = {
     ir.DataType.COMPLEX128,
     ir.DataType.UNDEFINED,
 }
+
+
+_OPERATORS = {tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.FloorMod: "%"}
+
+
+def formula(expr: tirx.Expr) -> Formula:
+    """An expression over symbolic sizes as nested lists: a number, a name, or [operator, left, right].
+
+    Raises:
+        Refused: it has an operator that sizes cannot have.
+    """
+    if isinstance(expr, tirx.IntImm):
+        return int(expr.value)
+    if isinstance(expr, tirx.Var):
+        return str(expr.name)
+    for kind, operator in {**_OPERATORS, tirx.Max: "max", tirx.Min: "min"}.items():
+        if isinstance(expr, kind):
+            return [operator, formula(expr.a), formula(expr.b)]
+    raise Refused(f"a size computed as {expr}")
 
 
 def size_name(value: ir.Value, axis: int) -> str:
@@ -215,7 +236,7 @@ def _compile(module: tvm.IRModule, target: tvm.target.Target, schedule: tvm.tran
             [
                 _T.CanonicalizeBindings(),
                 _T.EliminateCommonSubexpr(),
-                _T.LegalizeOps(),
+                _T.LegalizeOps(skip_ops=["relax.reshape"]),  # it stays a view
                 _T.AnnotateTIROpPattern(),
                 _T.FuseOps(),
                 _T.FuseTIR(),

@@ -1,6 +1,7 @@
 """Matrix products as tensor expressions that the schedule rules know.
 
-The rules need the columns of B to lie next to each other. A constant B is packed in panels [..., P, K, W] when the model is compiled (W
+The rules need the columns of B to lie next to each other. A constant B is packed in panels [..., P, K, W] when the
+model is compiled (W
 columns a panel, chosen by the target); any other B is used as it lies, [..., K, N], transposed first if need be.
 """
 

@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 import tvm
-from tvm import relax, te, tirx
+import tvm_ffi
+from tvm import relax, sym, te, tirx
 
 from backends.relax.narrow import is_narrow
 from backends.relax.packing import carried
@@ -40,10 +41,12 @@ class Emitter:
     """Emits one segment of a graph into one Relax function.
 
     Args:
-        builder: the builder of the module that the function becomes part of; a function scope must be open while nodes are emitted.
+        builder: the builder of the module that the function becomes part of; a function scope must be open while
+        nodes are emitted.
         constants: the values of small initializers, by name.
         weights: the names of all initializers, small and large; their shapes and dtypes stand on the values.
         sizes: the symbolic sizes by name, shared by all segments of a model.
+        definitions: the derived sizes, as expressions over the symbolic ones; shared likewise, grown by `derived`.
         tiles: how wide the target wants the panels of packed weights.
 
     Attributes:
@@ -56,12 +59,14 @@ class Emitter:
         constants: Mapping[str, np.ndarray],
         weights: set[str],
         sizes: dict[str, tirx.Var],
+        definitions: dict[tirx.Var, tirx.Expr],
         tiles: PanelChoice,
     ) -> None:
         self.builder = builder
         self.constants = constants
         self.weights = weights
         self.sizes = sizes
+        self.definitions = definitions
         self.tiles = tiles
         self.packed: dict[Packed, relax.Var] = {}
         self._slots: dict[ir.Value, Slot] = {}
@@ -281,6 +286,20 @@ class Emitter:
     def size(self, name: str) -> tirx.Var:
         """The symbolic size of that name."""
         return self.sizes.setdefault(name, tirx.Var(name, "int64"))
+
+    def derived(self, expr: tirx.Expr) -> tirx.Expr:
+        """A computed size as a symbol of its own, so that the kernels that use it need not know how it is computed.
+
+        Equal expressions give the same symbol. A constant or a symbol stays what it is.
+        """
+        plain = sym.Analyzer().simplify(tvm_ffi.structural_map(expr, (tirx.Var, lambda v: self.definitions.get(v, v))))
+        if isinstance(plain, (tirx.IntImm, tirx.Var)):
+            return plain
+        known = next((v for v, e in self.definitions.items() if tvm_ffi.structural_equal(e, plain)), None)
+        if known is None:
+            known = tirx.Var(f"size{len(self.definitions)}", "int64")
+            self.definitions[known] = plain
+        return known
 
     def run(self, nodes: Sequence[ir.Node], on_refused: Callable[[ir.Node, str], None]) -> None:
         """Emit the nodes in order; a refused one is reported and its outputs become unknown."""

@@ -1,6 +1,7 @@
 """How an initializer is laid out for the kernel that reads it; pure numpy, done once, when the model is compiled.
 
-Shape letters: K the reduced axis, N the columns, P = ceil(N / width) panels, [KH, KW] the window of a convolution, C its input channels
+Shape letters: K the reduced axis, N the columns, P = ceil(N / width) panels, [KH, KW] the window of a convolution, C
+its input channels
 per group, G groups, O output channels per group.
 """
 

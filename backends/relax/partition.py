@@ -56,7 +56,8 @@ def reads(node: ir.Node) -> set[ir.Value]:
 def segments(nodes: Sequence[ir.Node], refused: set[ir.Node]) -> list[Segment]:
     """Cut the graph into segments that alternate between the compiled code and the fallback.
 
-    All nodes of one kind that are ready are taken before the kind is changed, which gives the smallest number of changes for the first
+    All nodes of one kind that are ready are taken before the kind is changed, which gives the smallest number of
+    changes for the first
     kind chosen; both first choices are tried.
     """
     if not refused:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+Formula = int | str | list[Any]
+"""A size: a number, the name of a symbolic size, or [operator, left, right]."""
+
 RELAX = "relax"
 ONNXRUNTIME = "onnxruntime"
 
@@ -16,7 +19,8 @@ class Value:
     Attributes:
         name: its name in the graph.
         dtype: numpy or ml_dtypes name; "" where a step of ONNX Runtime passes on something that is not a tensor.
-        shape: sizes; a string is a symbolic size's name, or an expression that only the run evaluates. None: unknown rank.
+        shape: sizes; a string is a symbolic size's name, or an expression that only the run evaluates. None: unknown
+        rank.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Plan:
         inputs, outputs: of the whole graph.
         weight_bytes: length of the weight buffer.
         kernels: kernel name -> names of the nodes it computes.
+        derived: sizes that are computed from the symbolic ones.
     """
 
     inputs: list[Value]
@@ -76,6 +81,7 @@ class Plan:
     weights: list[WeightSpec]
     weight_bytes: int = 0
     kernels: dict[str, list[str]] = field(default_factory=dict)
+    derived: dict[str, Formula] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only."""
@@ -100,4 +106,5 @@ class Plan:
             [WeightSpec(**w) for w in data["weights"]],
             data["weight_bytes"],
             data["kernels"],
+            data["derived"],
         )

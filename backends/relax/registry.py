@@ -1,12 +1,14 @@
 """The table of emitters: which function expresses which ONNX operator in Relax.
 
-An emitter is a function `(ctx, node) -> Result | Sequence[Result]`, registered for one or more operators of one domain::
+An emitter is a function `(ctx, node) -> Result | Sequence[Result]`, registered for one or more operators of one
+domain::
 
     @emits("Relu")
     def relu(ctx: Emitter, node: ir.Node) -> Result:
         return ctx.elementwise([node.inputs[0]], relax.op.nn.relu)
 
-It returns one result for each output of the node (a single result stands for a list of one; `None` for an output that is not used).
+It returns one result for each output of the node (a single result stands for a list of one; `None` for an output that
+is not used).
 What it cannot express it refuses with `Refused("why")`; the node then runs in the fallback partition.
 """
 

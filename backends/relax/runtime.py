@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backends.relax.packing import ALIGNMENT, aligned_empty, carried, element_type
-from backends.relax.plan import RELAX, Plan, Step, Value
+from backends.relax.plan import RELAX, Formula, Plan, Step, Value
 from backends.relax.without_torch import torch_kept_out
 
 Array = npt.NDArray[Any]
@@ -68,6 +69,8 @@ def as_tensor(array: Array) -> Any:
     """An aligned array as TVM's tensor. DLPack knows no type of ml_dtypes: narrow ones go as bytes, bfloat16 is renamed."""
     tvm_ffi = ffi()
     bits = carried(array)
+    if bits.size == 0:  # numpy's strides are not what TVM takes for compact
+        return _renamed(tvm_ffi.from_dlpack(np.empty(0, f"u{bits.itemsize}")), bits.shape, str(bits.dtype))
     if bits.dtype.kind != "V":
         return tvm_ffi.from_dlpack(bits, require_alignment=ALIGNMENT)
     tensor = tvm_ffi.from_dlpack(bits.view(np.uint16), require_alignment=ALIGNMENT)
@@ -151,7 +154,10 @@ class Machine:
     def _run_compiled(self, index: int, step: Step, inputs: list[Any], sizes: Mapping[str, int]) -> list[Any]:
         tvm_ffi = ffi()
         held = [aligned(a) for a in inputs]
-        shape = tvm_ffi.Shape(tuple(sizes.get(name, 1) for name in step.sizes))
+        known = (
+            {**sizes, **{k: evaluate(f, sizes) for k, f in self.plan.derived.items()}} if self.plan.derived else sizes
+        )
+        shape = tvm_ffi.Shape(tuple(known.get(name, 1) for name in step.sizes))
         arguments = [as_tensor(a) for a in held]
         results = self._machine[step.entry](*arguments, shape, self._arguments[index])
         return [as_array(t, value.dtype) for t, value in zip(results, step.outputs, strict=True)]
@@ -200,6 +206,27 @@ def _learn_sizes(sizes: dict[str, int], value: Value, array: Any) -> None:
         for declared, actual in zip(value.shape, array.shape, strict=False):
             if isinstance(declared, str):
                 sizes.setdefault(declared, int(actual))
+
+
+_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "max": max,
+    "min": min,
+}
+
+
+def evaluate(formula: Formula, sizes: Mapping[str, int]) -> int:
+    """The value of a derived size; a symbolic size that no tensor has shown yet counts as 1."""
+    if isinstance(formula, int):
+        return formula
+    if isinstance(formula, str):
+        return sizes.get(formula, 1)
+    name, left, right = formula
+    return _ARITHMETIC[name](evaluate(left, sizes), evaluate(right, sizes))
 
 
 def _last_uses(plan: Plan) -> list[list[str]]:

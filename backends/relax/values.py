@@ -1,7 +1,9 @@
 """What the emitter knows of an ONNX value while it walks the graph.
 
-A value can be known in several forms at once: as a Relax expression in ONNX's own axis order, as one with the channels last, as a
-list of symbolic integers (shape arithmetic), or as a constant. Emitters ask for the form they work in; conversions are emitted once.
+A value can be known in several forms at once: as a Relax expression in ONNX's own axis order, as one with the
+channels last, as a
+list of symbolic integers (shape arithmetic), or as a constant. Emitters ask for the form they work in; conversions
+are emitted once.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A window of `kernel` taps, `dilations` apart, moves by `strides` over `sizes` el
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -39,13 +39,20 @@ class Window:
     outputs: tuple[tirx.Expr, ...]
 
     @classmethod
-    def of(cls, node: ir.Node, sizes: Sequence[tirx.Expr], kernel: Sequence[int]) -> Window:
+    def of(
+        cls,
+        node: ir.Node,
+        sizes: Sequence[tirx.Expr],
+        kernel: Sequence[int],
+        named: Callable[[tirx.Expr], tirx.Expr] = lambda size: size,
+    ) -> Window:
         """The window that a node's attributes describe.
 
         Args:
             node: a pool or a convolution.
             sizes: the input's spatial sizes.
             kernel: the taps an axis.
+            named: makes a symbol of a computed size; see `Emitter.derived`.
 
         Raises:
             Refused: the attributes contradict the rank.
@@ -65,7 +72,8 @@ class Window:
             before, after = [prim(p) for p in explicit[:rank]], [prim(p) for p in explicit[rank:]]
         round_up = get_int(node, "ceil_mode", 0) == 1
         outputs = [
-            _positions(*axis, round_up=round_up) for axis in zip(sizes, spans, strides, before, after, strict=True)
+            named(_positions(*axis, round_up=round_up))
+            for axis in zip(sizes, spans, strides, before, after, strict=True)
         ]
         return cls(
             tuple(sizes), tuple(kernel), tuple(strides), tuple(dilations), tuple(before), tuple(after), tuple(outputs)
@@ -105,12 +113,13 @@ def pad_channels_last(x: te.Tensor, window: Window, value: tirx.Expr) -> te.Tens
     """Pad x: [N, spatial..., C] so that every window of it can be read."""
     if window.inside():
         return x
+    sizes = x.shape[1:-1]
 
     def element(*index: tirx.Expr) -> tirx.Expr:
         batch, *position, channel = index
         moved = [p - b for p, b in zip(position, window.before, strict=True)]
         known = [
-            c for p, size in zip(moved, window.sizes, strict=True) for c in (tirx.GE(p, prim(0)), tirx.LT(p, size))
+            c for p, size in zip(moved, sizes, strict=True) for c in (tirx.GE(p, prim(0)), tirx.LT(p, size))
         ]
         return tirx.if_then_else(tirx.all(*known), x[(batch, *moved, channel)], value)
 

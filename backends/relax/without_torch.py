@@ -1,6 +1,7 @@
 """Importing TVM without importing torch.
 
-`tvm_ffi` imports torch when it is installed, for one case (Windows, one torch release) that does not concern us; it costs a second
+`tvm_ffi` imports torch when it is installed, for one case (Windows, one torch release) that does not concern us; it
+costs a second
 and 150 MB, and a saved model must load where torch is not wanted.
 """
 

@@ -1,6 +1,7 @@
 """The compile process: `python -m backends.relax.worker`.
 
-Reads requests from its standard input and answers on its standard output, each a pickle with its length before it. It is started by
+Reads requests from its standard input and answers on its standard output, each a pickle with its length before it. It
+is started by
 `backends.relax.client`, lives as long as its parent, and can crash without taking the parent along.
 """
 

@@ -1,39 +1,21 @@
 """Conv, on channels-last data.
 
-Letters: N images, [H, W] in, [OH, OW] out, [KH, KW] the window, G groups of C input and O output channels. A convolution over one axis is
+Letters: N images, [H, W] in, [OH, OW] out, [KH, KW] the window, G groups of C input and O output channels. A
+convolution over one axis is
 one over two with H = KH = 1. A 1x1 convolution of every pixel is a matrix product.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from backends.relax.attributes import get_int, get_ints, get_str
+from backends.relax.attributes import get_int
 from backends.relax.contraction import FLOATS, product
 from backends.relax.emitter import Emitter
 from backends.relax.registry import emits
 from backends.relax.values import ChannelsLast, Refused, Result, prim, static_int
-
-
-@dataclass(frozen=True)
-class Window:
-    """Strides, dilations and pads of the spatial axes."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    begins: tuple[int, ...]
-    ends: tuple[int, ...]
-
-    def out(self, axis: int, size: int | tirx.Expr) -> tirx.Expr:
-        """The output size along a spatial axis."""
-        reach = self.dilations[axis] * (self.kernel[axis] - 1) + 1
-        span = prim(size) + (self.begins[axis] + self.ends[axis] - reach)
-        exact = static_int(span)
-        return prim(exact // self.strides[axis] + 1) if exact is not None else tirx.floordiv(span, self.strides[axis]) + 1
+from backends.relax.window import Window, pad_channels_last
 
 
 @emits("Conv")
@@ -45,7 +27,7 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
     weights = ctx.static_shape(w, "the weights' shape")
     spatial = len(weights) - 2
     groups = get_int(node, "group", 1)
-    window = window_of(node, weights[2:], ctx.shape(x)[2:])
+    window = Window.of(node, ctx.shape(x)[2:], weights[2:], ctx.derived)
     data = ctx.channels_last(x)
     if spatial == 1:
         data = ctx.emit(relax.op.expand_dims(data, [1]))
@@ -64,38 +46,21 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
     return ChannelsLast(result if bias is None else relax.op.add(result, ctx.x(bias)))
 
 
-def window_of(node: ir.Node, kernel: list[int], sizes: list[tirx.Expr]) -> Window:
-    """The attributes of a convolution or pool, with `auto_pad` worked out.
-
-    Raises:
-        Refused: `auto_pad` of a symbolic size.
-    """
-    rank = len(kernel)
-    strides = get_ints(node, "strides", [1] * rank) or []
-    dilations = get_ints(node, "dilations", [1] * rank) or []
-    pads = get_ints(node, "pads", [0] * 2 * rank) or []
-    mode = get_str(node, "auto_pad", "NOTSET")
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        pads = [0] * 2 * rank
-        for a in range(rank):
-            size = static_int(sizes[a])
-            if size is None:
-                raise Refused("auto_pad of a symbolic size")
-            reach = dilations[a] * (kernel[a] - 1) + 1
-            total = max(0, (-(-size // strides[a]) - 1) * strides[a] + reach - size)
-            small, large = total // 2, total - total // 2
-            pads[a], pads[a + rank] = (small, large) if mode == "SAME_UPPER" else (large, small)
-    elif mode == "VALID":
-        pads = [0] * 2 * rank
-    return Window(tuple(kernel), tuple(strides), tuple(dilations), tuple(pads[:rank]), tuple(pads[rank:]))
-
-
 def _with_height_one(window: Window) -> Window:
-    return Window((1, *window.kernel), (1, *window.strides), (1, *window.dilations), (0, *window.begins), (0, *window.ends))
+    zero, one = (prim(0),), (prim(1),)
+    return Window(
+        one + window.sizes,
+        (1, *window.kernel),
+        (1, *window.strides),
+        (1, *window.dilations),
+        zero + window.before,
+        zero + window.after,
+        one + window.outputs,
+    )
 
 
 def _is_pointwise(window: Window) -> bool:
-    return all(k == 1 for k in window.kernel + window.strides) and not any(window.begins + window.ends)
+    return all(k == 1 for k in window.kernel + window.strides) and window.inside()
 
 
 def _pointwise(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int]) -> relax.Var:
@@ -110,28 +75,36 @@ def _pointwise(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int]) -
     return product(ctx, data, weight, out, width)
 
 
-def _padded_width(ctx: Emitter, data: relax.Var, window: Window) -> tuple[relax.Var, Window]:
-    """Pad explicitly along W where its size is symbolic: the schedule's edge tiles need it to be known."""
-    if static_int(data.ty.shape.values[2]) is not None or not (window.begins[1] or window.ends[1]):
-        return data, window
-    padded = ctx.emit(relax.op.nn.pad(data, [0, 0, 0, 0, window.begins[1], window.ends[1], 0, 0]))
-    return padded, Window(window.kernel, window.strides, window.dilations, (window.begins[0], 0), (window.ends[0], 0))
+def _padded(ctx: Emitter, data: relax.Var, window: Window) -> tuple[relax.Var, tuple[int, int]]:
+    """The data and the pads in front that are left to the kernel.
+
+    The schedule's edge tiles need to know the width and the pads; where these are symbolic, the padding is stored.
+    """
+    begins = [static_int(b) for b in window.before]
+    if static_int(window.sizes[1]) is not None and begins[0] is not None and begins[1] is not None:
+        return data, (begins[0], begins[1])
+    return (data if window.inside() else _stored_padding(ctx, data, window)), (0, 0)
+
+
+def _stored_padding(ctx: Emitter, data: relax.Var, window: Window) -> relax.Var:
+    zero = tirx.const(0, str(data.ty.dtype))
+    return ctx.te(lambda x: pad_channels_last(x, window, zero), data, primfunc_name_hint="pad")
 
 
 def _direct(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int], groups: int, window: Window) -> relax.Var:
-    data, window = _padded_width(ctx, data, window)
+    data, (ph, pw) = _padded(ctx, data, window)
     out, c = weights[0] // groups, weights[1]
     kh, kw = window.kernel
-    n, h, width_in, _ = data.ty.shape.values
-    ow = window.out(1, width_in)
+    oh, ow = window.outputs
     width = ctx.tiles.panel_width(static_int(ow), out, kh * kw * c)
     panels = -(-out // width)
     weight = ctx.weight(w, "conv_panels", [groups, panels, kh, kw * c, width], groups=groups, width=width)
     sh, sw = window.strides
     dh, dw = window.dilations
-    ph, pw = window.begins
+    inside_always = _never_outside(window, ph, pw)
 
     def build(x: te.Tensor, f: te.Tensor) -> te.Tensor:
+        n, h, width_in, _ = x.shape
         ry = te.reduce_axis((0, kh), "ry")
         rx = te.reduce_axis((0, kw * c), "rx")
 
@@ -141,37 +114,46 @@ def _direct(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int], grou
             ix = col * sw + tirx.floordiv(rx, c) * dw - pw
             inside = tirx.all(iy >= 0, iy < h, ix >= 0, ix < width_in)
             value = x[i, iy, ix, g * c + tirx.floormod(rx, c)]
-            if any(window.begins + window.ends):
+            if not inside_always:
                 value = tirx.if_then_else(inside, value, tirx.const(0, str(x.dtype)))
             return te.sum(value * f[g, tirx.floordiv(own, width), ry, rx, tirx.floormod(own, width)], axis=[ry, rx])
 
         attrs = {"tersor.kernel": "conv2d", "tersor.window": [kh, kw, sh, sw, dh, dw, ph, pw], "tersor.groups": groups}
-        return te.compute((n, window.out(0, h), ow, groups * out), element, name="conv2d", attrs=attrs)
+        return te.compute((n, oh, ow, groups * out), element, name="conv2d", attrs=attrs)
 
     return ctx.te(build, data, weight, primfunc_name_hint="conv2d")
 
 
+def _never_outside(window: Window, ph: int, pw: int) -> bool:
+    """Whether every tap lies inside the data as the kernel gets it."""
+    return (ph, pw) == (0, 0) and (static_int(window.sizes[1]) is None or window.inside())
+
+
 def _depthwise(ctx: Emitter, data: relax.Var, w: ir.Value, window: Window) -> relax.Var:
-    data, window = _padded_width(ctx, data, window)
-    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = window.kernel, window.strides, window.dilations, window.begins
-    n, h, width_in, c = data.ty.shape.values
+    data, (ph, pw) = _padded(ctx, data, window)
+    (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.strides, window.dilations
+    inside_always = _never_outside(window, ph, pw)
+    c = data.ty.shape.values[3]
     shape = ctx.static_shape(w)
     flat = ctx.weight(w, "depthwise", [*shape[2:], shape[0]])
-    weight = ctx.emit(relax.op.reshape(flat, relax.ShapeExpr([prim(kh), prim(kw), prim(c)]))) if len(shape) == 3 else flat
+    weight = (
+        ctx.emit(relax.op.reshape(flat, relax.ShapeExpr([prim(kh), prim(kw), prim(c)]))) if len(shape) == 3 else flat
+    )
 
     def build(x: te.Tensor, f: te.Tensor) -> te.Tensor:
+        n, h, width_in, _ = x.shape
         ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
 
         def element(i: tirx.Expr, y: tirx.Expr, col: tirx.Expr, o: tirx.Expr) -> tirx.Expr:
             iy, ix = y * sh + ry * dh - ph, col * sw + rx * dw - pw
             value = x[i, iy, ix, o]
-            if any(window.begins + window.ends):
+            if not inside_always:
                 inside = tirx.all(iy >= 0, iy < h, ix >= 0, ix < width_in)
                 value = tirx.if_then_else(inside, value, tirx.const(0, str(x.dtype)))
             return te.sum(value * f[ry, rx, o], axis=[ry, rx])
 
         attrs = {"tersor.kernel": "depthwise", "tersor.window": [kh, kw, sh, sw, dh, dw, ph, pw]}
-        return te.compute((n, window.out(0, h), window.out(1, width_in), c), element, name="depthwise", attrs=attrs)
+        return te.compute((n, *window.outputs, c), element, name="depthwise", attrs=attrs)
 
     return ctx.te(build, data, weight, primfunc_name_hint="depthwise")
 
@@ -185,9 +167,7 @@ def _general(ctx: Emitter, data: relax.Var, w: ir.Value, groups: int, window: Wi
     if len(weights) == rank + 1:
         plain = ctx.emit(relax.op.expand_dims(plain, [2]))
     f = ctx.emit(relax.op.permute_dims(plain, [*range(2, rank + 2), 1, 0]))
-    sizes = list(data.ty.shape.values)
-    pads = [0, 0, *(p for pair in zip(window.begins, window.ends, strict=True) for p in pair), 0, 0]
-    padded = ctx.emit(relax.op.nn.pad(data, pads)) if any(pads) else data
+    padded = data if window.inside() else _stored_padding(ctx, data, window)
 
     def build(x: te.Tensor, f: te.Tensor) -> te.Tensor:
         taps = [te.reduce_axis((0, k), f"r{a}") for a, k in enumerate(window.kernel)]
@@ -199,7 +179,6 @@ def _general(ctx: Emitter, data: relax.Var, w: ir.Value, groups: int, window: Wi
             channel = tirx.floordiv(o, out) * c + rc if groups > 1 else rc
             return te.sum(x[(i, *at, channel)] * f[(*taps, rc, o)], axis=[*taps, rc])
 
-        spatial = [window.out(a, sizes[a + 1]) for a in range(rank)]
-        return te.compute((sizes[0], *spatial, groups * out), element, name="conv")
+        return te.compute((x.shape[0], *window.outputs, groups * out), element, name="conv")
 
     return ctx.te(build, padded, f, primfunc_name_hint="conv")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 from tvm import relax, te, tirx
@@ -52,7 +53,8 @@ def average_pool(ctx: Emitter, node: ir.Node) -> Result:
         def mean(*index: tirx.Expr) -> tirx.Expr:
             if window.inside():
                 return cast(total(*index) * tirx.const(1.0 / window.taps, wide), dtype)
-            taps = window.taps_at(index[1:-1], count_padding=count_padding)
+            own = replace(window, sizes=tuple(x_NSC.shape[1:-1]))  # a kernel names its symbolic sizes itself
+            taps = own.taps_at(index[1:-1], count_padding=count_padding)
             return cast(total(*index) / tirx.Cast(wide, taps), dtype)
 
         return te.compute(total.shape, mean, name="average_pool")
@@ -143,7 +145,7 @@ def _window(ctx: Emitter, node: ir.Node) -> Window:
     kernel = get_ints(node, "kernel_shape")
     if kernel is None:
         raise Refused("kernel_shape is missing")
-    return Window.of(node, sizes, kernel)
+    return Window.of(node, sizes, kernel, ctx.derived)
 
 
 def _reduce_windows(
