@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --retries 10
-CODE   := optimizer passes backends models
+CODE   := optimizer passes backends models benchmarks examples tests
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
@@ -35,7 +35,7 @@ lint: $(VENV)/dev.stamp ## ruff check and ruff format --check
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/dev.stamp ## mypy --strict
-	$(BIN)/mypy $(CODE) tests
+	$(BIN)/mypy $(CODE)
 
 layers: $(VENV)/dev.stamp ## The import layers of .importlinter
 	$(BIN)/lint-imports

@@ -6,19 +6,19 @@ import threading
 from pathlib import Path
 
 _PROC = Path("/proc")
-PERIOD_SECONDS = 0.02
+PERIOD_SECONDS = 0.005
 
 
 class PeakMemory:
     """Watch a process until it ends.
 
-    The peak of each process is the kernel's own (`VmHWM`), so none is missed between two looks; they are added as if
-    all had been at the same time, and pages that two of them share count twice. The sum is therefore an upper bound.
+    The peak is the largest sum of what all of them had at one moment, looked at every few milliseconds; pages that two
+    of them share count twice. It is never less than the peak of a single process, which the kernel itself keeps.
     """
 
     def __init__(self, pid: int) -> None:
         self._root = pid
-        self._peaks: dict[int, int] = {}
+        self._peak = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -27,12 +27,13 @@ class PeakMemory:
         """The peak in bytes."""
         self._done.set()
         self._thread.join()
-        return sum(self._peaks.values())
+        return self._peak
 
     def _watch(self) -> None:
         while not self._done.wait(PERIOD_SECONDS):
-            for pid in family(self._root):
-                self._peaks[pid] = max(self._peaks.get(pid, 0), high_water_mark(pid))
+            figures = [resident(pid) for pid in family(self._root)]
+            together = sum(now for now, _ in figures)
+            self._peak = max(self._peak, together, *(most for _, most in figures))
 
 
 def family(pid: int) -> list[int]:
@@ -49,13 +50,12 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def high_water_mark(pid: int) -> int:
-    """The most physical memory that a process has had, in bytes; 0 when it is gone."""
+def resident(pid: int) -> tuple[int, int]:
+    """The physical memory that a process has now and the most it has had, in bytes; 0 when it is gone."""
     try:
         status = (_PROC / str(pid) / "status").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+        return 0, 0
+    lines = dict(line.split(":", 1) for line in status.splitlines())
+    now, most = (int(lines.get(name, "0 kB").split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, most

@@ -15,6 +15,7 @@ import importlib.metadata
 import multiprocessing
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from benchmarks.memory import PeakMemory
 from optimizer.timing import ContestantFailed, Measurement, Ratio, compete, ratio, relative_error
 
 MODELS = ("bert-base", "minilm", "vit-b16", "resnet-50", "mobilenet-v2", "ppocr-rec", "efficientnet-lite0")
+WIDTH = 140  # Columns of what is not a terminal.
 RESULTS = Path(__file__).with_name("RESULTS.md")
 BEGIN, END = "<!-- begin: written by make bench -->", "<!-- end -->"
 COLUMNS = (
@@ -210,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of each contestant (default 2)")
     parser.add_argument("--write", action="store_true", help=f"write the table into {RESULTS.name}")
     options = parser.parse_args(arguments)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     rows = []
     for name in options.models:
         with console.status(name):
