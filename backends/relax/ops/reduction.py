@@ -19,6 +19,7 @@ from backends.relax.attributes import get_int
 from backends.relax.emitter import Emitter
 from backends.relax.known import Elements, known, simplified, symbolic
 from backends.relax.layout import Laid, laid
+from backends.relax.ops.cast import converted
 from backends.relax.ops.elementwise import largest, smallest
 from backends.relax.ops.shape import given_axes
 from backends.relax.pointwise import pointwise
@@ -99,8 +100,6 @@ _REDUCTIONS = {
     "ReduceSumSquare": Reduction(_add, _zero, _square),
     "ReduceLogSum": Reduction(_add, _zero, finish=_logarithm),
 }
-_ALL = Reduction(tirx.all, lambda _: tirx.const(True, "bool"))
-_ANY = Reduction(tirx.any, lambda _: tirx.const(False, "bool"))
 
 
 @emits(*_REDUCTIONS)
@@ -108,8 +107,6 @@ def reduce_elements(ctx: Emitter, node: ir.Node) -> Result:
     """The combination of the elements along the given axes."""
     x = node.inputs[0]
     reduction = _REDUCTIONS[node.op_type]
-    if ctx.dtype(x) == "bool":
-        reduction = {"ReduceMax": _ANY, "ReduceMin": _ALL}.get(node.op_type, reduction)
     axes = reduced_axes(ctx, node)
     folded = _folded(ctx, node, reduction, axes)
     if folded is not None:
@@ -122,11 +119,13 @@ def reduce_elements(ctx: Emitter, node: ir.Node) -> Result:
     def build(tensor: te.Tensor) -> te.Tensor:
         places = [source.place(a) for a in axes]
         count = math.prod((tensor.shape[p] for p in places), start=prim(1))
-        total = combined(tensor, places, reduction, wider(str(tensor.dtype)), name)
         dtype = str(tensor.dtype)
+        total = combined(tensor, places, reduction, "uint8" if dtype == "bool" else wider(dtype), name)
         if reduction.finish is None and scalar_type(total) == dtype:
             return total
-        return te.compute(total.shape, lambda *i: cast(_finished(reduction, total(*i), count), dtype), name="finish")
+        return te.compute(
+            total.shape, lambda *i: converted(_finished(reduction, total(*i), count), dtype), name="finish"
+        )
 
     return without_axes(ctx, node, source, axes, ctx.te(build, source.expr))
 

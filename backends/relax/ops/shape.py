@@ -198,6 +198,9 @@ def reshaped(ctx: Emitter, value: ir.Value | None, sizes: Sequence[tirx.Expr]) -
         rearranged = moved(ctx, value, lambda a: a.reshape([d or 0 for d in fixed]))
         if rearranged is not None:
             return rearranged
+    if 0 in fixed:  # Relax would take the 0 for "as in the input"
+        dtype = ctx.dtype(value)
+        return relax.op.full(relax.ShapeExpr(list(sizes)), relax.const(0, dtype), dtype)
     source = ctx.x(value)
     if ctx.prefers_channels_last(value) and _only_one_channel_order(ctx.shape(value)):
         source = ctx.channels_last(value)
