@@ -46,23 +46,28 @@ class EliminateCommonSubexpressions(Pass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Merge within each graph, and with the graphs around it."""
         editor = Editor(model)
+        merged: dict[ir.Node, list[ir.Node]] = {}
         for graph in top_graphs(model):
-            _merge_in(editor, graph, ChainMap())
+            _merge_in(editor, graph, ChainMap(), merged)
+        for kept, removed in merged.items():
+            inherit(kept, removed)
         return ir.passes.PassResult(model, editor.modified)
 
 
-def _merge_in(editor: Editor, graph: ir.Graph, seen: ChainMap[Hashable, ir.Node]) -> None:
+def _merge_in(
+    editor: Editor, graph: ir.Graph, seen: ChainMap[Hashable, ir.Node], merged: dict[ir.Node, list[ir.Node]]
+) -> None:
     for node in graph:
         inner = list(subgraphs(node))
         for subgraph in inner:
-            _merge_in(editor, subgraph, seen.new_child())
+            _merge_in(editor, subgraph, seen.new_child(), merged)
         if inner or not _is_pure(node):
             continue
         key = _key(node)
         if key not in seen:
             seen[key] = node
         elif _merge(editor, seen[key], node):
-            inherit(seen[key], [node])
+            merged.setdefault(seen[key], []).append(node)
 
 
 def _is_pure(node: ir.Node) -> bool:

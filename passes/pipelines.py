@@ -56,6 +56,8 @@ def cleanup() -> Fixpoint:
             FoldConstants(),
             # Before everything that matches patterns: what it brings in is to be matched too.
             FoldConstantIf(),
+            # After fold-constant-if: a constant that was an output of the branch no longer is one.
+            LiftConstants(),
             # Before everything that matches patterns: a no-op in the middle hides them.
             EliminateIdentities(),
             MergeReshapes(),

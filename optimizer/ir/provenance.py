@@ -5,12 +5,15 @@ Both are kept as JSON lists in the node's `metadata_props`, so they survive `sav
     tersor.from  ["conv1", "bn1"]
     tersor.by    ["fold-batch-norm"]
 
+A node that stands for very many names the first of them.
+
 A pass that replaces or merges nodes calls `inherit(new, old_nodes)`. The pass manager fills in the rest after each
 pass.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 
@@ -22,6 +25,8 @@ __all__ = ["BY", "FROM", "Snapshot", "inherit", "makers", "mark_originals", "ori
 
 FROM = "tersor.from"
 BY = "tersor.by"
+_MAX_NAMES = 100
+"""Merging a chain of n nodes one by one would otherwise write n * n names."""
 
 
 def origins(node: ir.Node) -> tuple[str, ...]:
@@ -97,4 +102,4 @@ def _read(node: ir.Node, key: str) -> tuple[str, ...]:
 
 
 def _write(node: ir.Node, key: str, values: Iterable[str]) -> None:
-    node.metadata_props[key] = json.dumps(list(values), ensure_ascii=False)
+    node.metadata_props[key] = json.dumps(list(itertools.islice(values, _MAX_NAMES)), ensure_ascii=False)

@@ -1,0 +1,16 @@
+"""Test your own passes: graphs for hypothesis, and the checks that every pass must stand.
+
+    from hypothesis import given
+    from optimizer.testing import check_pass, models
+
+    @given(models())
+    def test_my_pass(model):
+        check_pass(MyPass(), model)
+
+Needs the extra `tersor[testing]`.
+"""
+
+from optimizer.testing.checks import check_pass, difference
+from optimizer.testing.strategies import FAMILIES, models
+
+__all__ = ["FAMILIES", "check_pass", "difference", "models"]
