@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Protocol
 
 from optimizer.executable import Executable
 from optimizer.target import Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Progress = Callable[[str], None]
 """Called with a short description when a backend starts a new stage."""
@@ -46,7 +47,9 @@ class Backend(Protocol):
         """Start whatever takes time to start; called as early as the target is known. Returns at once."""
         ...
 
-    def compile(self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None) -> Executable:
+    def compile(
+        self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None
+    ) -> Executable:
         """Compile a graph.
 
         Args:

@@ -87,7 +87,7 @@ def _checked(spec: TensorSpec, value: Any) -> Any:
     array = _to_array(spec, value)
     if spec.shape is not None and array.ndim != len(spec.shape):
         raise InputError(
-            f"input {spec.name!r} must have {len(spec.shape)} dimensions {_shape(spec)}, not {array.shape}"
+            f"input {spec.name!r} must have {len(spec.shape)} dimensions {_shape(spec)}, its shape is {array.shape}"
         )
     return np.ascontiguousarray(array) if array.ndim else array
 

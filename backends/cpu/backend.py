@@ -6,21 +6,20 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
-from onnx_ir.passes.common import NameFixPass
 
 from backends.base import BackendInfo, Progress
-from backends.relax.client import PROCESS, compile_graph
 from backends.relax.executable import RelaxExecutable, load_executable
-from backends.relax.fallback import partition_model
 from backends.relax.packing import TRANSFORMS, aligned_empty, carried, element_type, offsets
 from backends.relax.plan import ONNXRUNTIME, Plan
 from optimizer.errors import CompileError, TargetError
 from optimizer.executable import Executable
 from optimizer.target import Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 class CpuBackend:
@@ -30,12 +29,19 @@ class CpuBackend:
 
     def prewarm(self) -> None:
         """Start the compile process."""
+        from backends.relax.client import PROCESS
+
         PROCESS.start()
 
     def compile(
         self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None
     ) -> Executable:
-        """See `backends.base.Backend.compile`."""
+        """See `backends.base.Backend.compile`. What only compiling needs is imported here: loading does without it."""
+        from onnx_ir.passes.common import NameFixPass
+
+        from backends.relax.client import compile_graph
+        from backends.relax.fallback import partition_model
+
         if target.cpu is None:
             raise TargetError(f"target {target} has no processor; use 'cpu' or 'cpu:NAME'")
         say = progress or (lambda _: None)

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from backends.relax.fallback import open_partition
 from backends.relax.packing import ALIGNMENT
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Value
 from backends.relax.runtime import Machine
 from optimizer.errors import ArtifactError
 from optimizer.executable import Executable, KernelTime, Part, TensorSpec
+from optimizer.ort_session import OrtSession
 
 Array = npt.NDArray[Any]
 
@@ -68,7 +68,10 @@ class RelaxExecutable:
         """See `Executable.run`."""
         with self._lock:
             if num_threads not in self._sessions:
-                self._sessions[num_threads] = {k: open_partition(m, num_threads) for k, m in self._partitions.items()}
+                self._sessions[num_threads] = {
+                    name: OrtSession(data, num_threads=num_threads, spinning=False).run
+                    for name, data in self._partitions.items()
+                }
         return self._machine.run(inputs, num_threads, self._sessions[num_threads])
 
     def profile(self, inputs: Sequence[Array], num_threads: int, repeats: int) -> list[KernelTime]:

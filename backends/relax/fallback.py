@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import onnx
 import onnx_ir as ir
 
 from backends.relax.partition import captured
 from backends.relax.plan import Step
 from optimizer.errors import UnsupportedError
-from optimizer.ort_session import OrtSession
 
 _PROTOBUF_LIMIT = 2**31 - 1
 _NEWEST_IR_VERSION = 11
@@ -49,12 +45,3 @@ def partition_model(model: ir.Model, step: Step) -> bytes:
     whole.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in graph.opset_imports.items())
     whole.functions.extend(ir.serde.serialize_function(f) for f in model.functions.values())
     return whole.SerializeToString()
-
-
-def open_partition(data: bytes, num_threads: int) -> Callable[[Sequence[Any]], list[Any]]:
-    """A session of ONNX Runtime over a partition; its threads do not spin, which would slow the compiled parts.
-
-    Raises:
-        UnsupportedError: ONNX Runtime does not take it either.
-    """
-    return OrtSession(data, num_threads=num_threads, spinning=False).run

@@ -301,9 +301,9 @@ def test_something_else_is_no_model(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ModelError, match="is empty"):
         load_model(path)
-    with pytest.raises(ModelError, match="cannot read the model .*No such file"):
+    with pytest.raises(ModelError, match=r"cannot read the model .*No such file"):
         load_model(tmp_path / "missing.onnx")
-    with pytest.raises(ModelError, match="cannot read the model .*directory"):
+    with pytest.raises(ModelError, match=r"cannot read the model .*directory"):
         load_model(tmp_path)
     with pytest.raises(InputError, match="not dict"):
         load_model({})

@@ -1,0 +1,151 @@
+"""The oracle runs the original model, and its tolerance can fail."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from optimizer.errors import UnsupportedError, VerificationError
+from optimizer.frontends import load_model
+from optimizer.reference import EPSILON_PER_OP, Oracle, compare, tolerance_of
+from tests.optimizer.build import INT64, model, node, perceptron, perceptron_output, value
+
+
+@pytest.fixture
+def oracle() -> Oracle:
+    return Oracle(load_model(perceptron()), seed=0)
+
+
+def test_the_oracle_computes_what_the_model_says(oracle: Oracle) -> None:
+    np.testing.assert_allclose(oracle.outputs[0], perceptron_output(oracle.inputs[0]), rtol=1e-4, atol=1e-4)
+    assert oracle.dims == {"batch": 2}
+    assert oracle.tolerance == pytest.approx(1e-5 * math.sqrt(4))
+
+
+def test_a_small_error_passes_and_a_larger_one_does_not(oracle: Oracle) -> None:
+    right = oracle.outputs[0]
+    good = oracle.compare([right * (1 + 1e-6)])
+    assert good.passed
+    assert good.error == pytest.approx(1e-6, rel=0.1)
+    bad = oracle.compare([right * (1 + 1e-4)])
+    assert not bad.passed
+    with pytest.raises(
+        VerificationError, match=r"pass 'x' does not compute .* output 'y': its relative error is 1.0e-04"
+    ):
+        oracle.verify([right * (1 + 1e-4)], "pass 'x'")
+
+
+def test_one_wrong_element_of_many_is_found() -> None:
+    right = np.ones(1000, np.float32)
+    wrong = right.copy()
+    wrong[7] = 1.001
+    assert not compare([wrong], [right], ["y"], 1e-5).passed
+
+
+ONE = np.ones(4, np.float32)
+NAN = np.array([1, np.nan, np.inf, -np.inf], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "reason"),
+    [
+        (ONE[:3], ONE, "its shape is .3,., it must be .4,."),
+        (ONE.astype(np.float64), ONE, "its type is float64, it must be float32"),
+        (NAN, ONE, "NaN or infinity stand at other places"),
+        (ONE, NAN, "NaN or infinity stand at other places"),
+        (np.array([1, np.nan, -np.inf, -np.inf], np.float32), NAN, "NaN or infinity stand at other places"),
+        (np.array([1, 2]), np.array([1, 3]), "1 of its 2 elements differ"),
+        (np.array([True]), np.array([False]), "1 of its 1 elements differ"),
+        (np.array(["a"], object), np.array(["b"], object), "its strings differ"),
+        ([ONE], [ONE, ONE], "it has 1 elements, it must have 2"),
+        (None, [ONE], "one of the two is absent"),
+        ([ONE], None, "one of the two is absent"),
+        ([ONE * 2], [ONE], "its relative error is 1.0e.00"),
+    ],
+)
+def test_what_differs_is_named(actual: object, expected: object, reason: str) -> None:
+    result = compare([actual], [expected], ["y"], 1e-5)
+    assert not result.passed
+    assert re.search(reason, result.reason)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        NAN,
+        np.zeros(3, np.float32),
+        np.array([1, 2], np.int64),
+        np.array(["a", "b"], object),
+        np.array([1.5], ml_dtypes.bfloat16),
+        np.array([1, -2], ml_dtypes.int4),
+        np.array([1 + 2j], np.complex64),
+        [ONE, NAN],
+        None,
+    ],
+    ids=range(9),
+)
+def test_equal_results_pass(same: object) -> None:
+    result = compare([same], [same], ["y"], 1e-5)
+    assert result.passed
+    assert result.error == 0
+
+
+def test_the_worst_output_is_named() -> None:
+    result = compare([ONE, ONE * 1.5, ONE * 1.1], [ONE, ONE, ONE], ["a", "b", "c"], 1e-5)
+    assert result.output == "b"
+
+
+def test_where_the_graph_rounds_one_percent_of_the_integers_may_differ() -> None:
+    right = np.zeros(1000, np.uint8)
+    wrong = right.copy()
+    wrong[:10] = 1
+    assert compare([wrong], [right], ["q"], 1e-5, rounds=True).passed
+    wrong[:11] = 1
+    assert not compare([wrong], [right], ["q"], 1e-5, rounds=True).passed
+    assert not compare([wrong[:1]], [right[:1]], ["q"], 1e-5).passed
+
+
+def chain(length: int, dtype: int = onnx.TensorProto.FLOAT) -> ir.Model:
+    nodes = [node("Tanh", [f"x{i}"], [f"x{i + 1}"]) for i in range(length)]
+    return load_model(model(nodes, [value("x0", [4], dtype)], [value(f"x{length}", [4], dtype)]))
+
+
+def test_the_tolerance_grows_with_the_root_of_the_longest_chain() -> None:
+    assert tolerance_of(chain(100)) == pytest.approx(1e-4)
+    assert tolerance_of(chain(1)) == EPSILON_PER_OP[ir.DataType.FLOAT]
+    assert tolerance_of(chain(4, onnx.TensorProto.FLOAT16)) == pytest.approx(2 * EPSILON_PER_OP[ir.DataType.FLOAT16])
+    nodes = [node("ArgMax", ["x"], ["y"])]
+    chooses = load_model(model(nodes, [value("x", [4, 4])], [value("y", None, INT64)]))
+    assert tolerance_of(chooses) == 1e-2
+
+
+def test_a_model_that_onnx_runtime_cannot_load_runs_in_the_reference_implementation() -> None:
+    dtype = onnx.TensorProto.INT4
+    proto = model([node("Identity", ["x"], ["y"])], [value("x", [4], dtype)], [value("y", [4], dtype)])
+    oracle = Oracle(load_model(proto), seed=0)
+    assert oracle.compare(oracle.inputs).passed
+
+
+def test_sizes_are_found_by_trying() -> None:
+    """Only an image of at least 32 pixels survives four poolings of 7."""
+    nodes = [node("MaxPool", [f"x{i}"], [f"x{i + 1}"], kernel_shape=[7, 7]) for i in range(5)]
+    proto = model(nodes, [value("x0", [1, 3, "height", "width"])], [value("x5", None)])
+    assert Oracle(load_model(proto), seed=0).dims["height"] > 30
+
+
+def test_why_there_is_no_reference_is_said() -> None:
+    nodes = [node("RandomNormalLike", ["x"], ["y"], name="noise")]
+    proto = model(nodes, [value("x", [4])], [value("y", [4])])
+    with pytest.raises(UnsupportedError, match="'noise': RandomNormalLike gives another result in each run"):
+        Oracle(load_model(proto), seed=0)
+    proto = model([node("Reshape", ["x", "s"], ["y"])], [value("x", [5]), value("s", [2], INT64)], [value("y", None)])
+    with pytest.raises(
+        UnsupportedError, match=r"no inputs were found that the model runs with .*: give example_inputs"
+    ):
+        Oracle(load_model(proto), seed=0)
