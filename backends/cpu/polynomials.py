@@ -40,12 +40,21 @@ _ERF_LARGE = (
     2.7690778491983624e-07,
 )
 _LOG = (0.6666666655547848, 0.4000012218744525, 0.28550762084030795, 0.23332223857250878)
+_SIN = (-0.16666666663744298, 0.008333331831472548, -0.00019840063401587325, 2.724690732182578e-06)
+_COS = (0.041666666664228226, -0.0013888887635829408, 2.4800580858852648e-05, -2.72984352073577e-07)
+_HALF_PI_HIGH = 1.5707963267341256
+"""Its last 20 bits are zero, so that small multiples are exact."""
+_HALF_PI_LOW = 6.077100506506192e-11
 _LN2_HIGH = 0.693359375
 _LN2_LOW = -2.12194440e-4
 
 
 def _f(value: float) -> Expr:
     return tirx.const(value, "float32")
+
+
+def _d(value: float) -> Expr:
+    return tirx.const(value, "float64")
 
 
 def _let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
@@ -166,7 +175,46 @@ def log(x: Expr) -> Expr:
     return _let(x, of)
 
 
-FUNCTIONS: dict[str, Callable[[Expr], Expr]] = {"exp": exp, "sigmoid": sigmoid, "tanh": tanh, "erf": erf, "log": log}
+def _circular(x: Expr, quadrants: int) -> Expr:
+    """Sine of x plus so many quarters of a turn. Whole quarters are taken off in float64, good to 1e6 and beyond."""
+
+    def of_rest(rest: Expr, quadrant: Expr) -> Expr:
+        square = rest * rest
+        sine = _let(square, lambda s: rest + rest * s * _horner(s, _SIN))
+        cosine = _let(square, lambda s: _f(1.0) - _f(0.5) * s + s * s * _horner(s, _COS))
+        value = tirx.Select((quadrant & tirx.const(1, "int32")) == tirx.const(0, "int32"), sine, cosine)
+        return _let(value, lambda v: tirx.Select(quadrant < tirx.const(2, "int32"), v, _f(0.0) - v))
+
+    def of_turns(y: Expr, k: Expr) -> Expr:
+        rest = tirx.Cast("float32", (y - k * _d(_HALF_PI_HIGH)) - k * _d(_HALF_PI_LOW))
+        shifted = k + _d(float(quadrants))
+        quadrant = tirx.Cast("int32", shifted - _d(4.0) * tirx.floor(shifted * _d(0.25)))
+        return _let(rest, lambda r: _let(quadrant, lambda q: of_rest(r, q)))
+
+    return _let(
+        tirx.Cast("float64", x), lambda y: _let(tirx.nearbyint(y * _d(2.0 / math.pi)), lambda k: of_turns(y, k))
+    )
+
+
+def sin(x: Expr) -> Expr:
+    """Sine."""
+    return _let(x, lambda x: tirx.Select(x == _f(0.0), x, _circular(x, 0)))
+
+
+def cos(x: Expr) -> Expr:
+    """Cosine."""
+    return _let(x, lambda x: _circular(x, 1))
+
+
+FUNCTIONS: dict[str, Callable[[Expr], Expr]] = {
+    "exp": exp,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+    "erf": erf,
+    "log": log,
+    "sin": sin,
+    "cos": cos,
+}
 
 
 def expand(expr: Expr) -> Expr:

@@ -18,14 +18,25 @@ def run(op: str, x: np.ndarray) -> np.ndarray:
 def exact(op: str, x: np.ndarray) -> np.ndarray:
     from scipy import special
 
-    functions = {"Exp": np.exp, "Tanh": np.tanh, "Erf": special.erf, "Sigmoid": special.expit, "Log": np.log}
+    functions = {"Exp": np.exp, "Tanh": np.tanh, "Erf": special.erf, "Sigmoid": special.expit, "Log": np.log} | {
+        "Sin": np.sin,
+        "Cos": np.cos,
+    }
     with np.errstate(all="ignore"):
         return np.asarray(functions[op](x.astype(np.float64)))
 
 
 @pytest.mark.parametrize(
     ("op", "low", "high"),
-    [("Exp", -87, 88.7), ("Tanh", -12, 12), ("Erf", -5, 5), ("Sigmoid", -80, 30), ("Log", 1e-30, 1e4)],
+    [
+        ("Exp", -87, 88.7),
+        ("Tanh", -12, 12),
+        ("Erf", -5, 5),
+        ("Sigmoid", -80, 30),
+        ("Log", 1e-30, 1e4),
+        ("Sin", -1e4, 1e4),
+        ("Cos", -1e4, 1e4),
+    ],
 )
 def test_relative_error(op: str, low: float, high: float) -> None:
     x = np.concatenate([np.linspace(low, high, 40001), np.geomspace(1e-30, 1, 2001)]).astype(np.float32)
@@ -42,3 +53,11 @@ def test_special_values(op: str) -> None:
     assert np.array_equal(np.isnan(ours), np.isnan(truth))
     assert np.array_equal(np.isinf(ours), np.isinf(truth))
     assert np.allclose(ours, truth, rtol=1e-6, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("op", ["Sin", "Cos"])
+def test_circular_functions_at_the_ends(op: str) -> None:
+    x = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 1e6, -1e6], np.float32)
+    ours, truth = run(op, x), exact(op, x).astype(np.float32)
+    assert np.allclose(ours, truth, rtol=1e-6, atol=1e-7, equal_nan=True)
+    assert np.array_equal(np.signbit(ours[:2]), np.signbit(truth[:2]))
