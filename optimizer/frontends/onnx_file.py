@@ -1,4 +1,4 @@
-"""An `.onnx` file, a `ModelProto` or an `onnx_ir.Model` becomes a model of our own, with its weights shared or mapped."""
+"""An `.onnx` file, a `ModelProto` or an `onnx_ir.Model` becomes a model of our own; weights are shared or mapped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def from_path(path: str | os.PathLike[str]) -> ir.Model:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(detach_weights(data, file.name))
-    except DecodeError as error:
+    except (ModelError, DecodeError) as error:
         raise ModelError(f"{str(file)!r} is no ONNX model, or damaged: {error}") from error
     return _to_ir(proto, file.parent, {file.name: data})
 

@@ -98,11 +98,9 @@ def _fields(data: memoryview, start: int, end: int) -> Iterator[_Field]:
         elif wire_type in (FIXED64, FIXED32):
             stop = payload + (8 if wire_type == FIXED64 else 4)
         else:
-            raise ModelError(
-                f"byte {position} is not the start of a protobuf field: the file is no ONNX model, or damaged"
-            )
+            raise ModelError(f"byte {position} is not the start of a protobuf field")
         if stop > end or number == 0:
-            raise ModelError(f"the field at byte {position} ends outside its message: the file is truncated or damaged")
+            raise ModelError(f"the field at byte {position} ends outside its message")
         yield _Field(number, wire_type, position, payload, stop)
         position = stop
 
@@ -111,13 +109,13 @@ def _read_varint(data: memoryview, position: int, end: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if position >= end:
-            raise ModelError(f"the file stops inside a number at byte {position}: it is truncated")
+            raise ModelError(f"the file stops inside a number at byte {position}")
         byte = data[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise ModelError(f"the number that ends at byte {position} is longer than 64 bits: the file is damaged")
+    raise ModelError(f"the number that ends at byte {position} is longer than 64 bits")
 
 
 def _varint(value: int) -> bytes:

@@ -57,8 +57,7 @@ class OnnxInference:
 
 
 class _Question:
-    """A node with its inputs called `i0, i1, ...` and its outputs `o0, o1, ...`, so that equal questions look equal.
-    """
+    """A node with its inputs called `i0, i1, ...` and its outputs `o0, o1, ...`, so that equal questions look equal."""
 
     def __init__(self, view: NodeView) -> None:
         self._view = view

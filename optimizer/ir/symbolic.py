@@ -189,8 +189,7 @@ def is_limited(part: Dim, whole: Dim) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def parse_dim(text: str) -> Dim:
-    """Read the text of an `Expr`, or of what an exporter writes (`"2*batch + 1"`); any other text names one symbol.
-    """
+    """Read the text of an `Expr`, or of what an exporter writes (`"2*batch + 1"`); any other text names one symbol."""
     if text.isidentifier() or len(text) > _MAX_PARSED:
         return symbol(text)
     try:

@@ -1,4 +1,4 @@
-"""A compiled model in one file: complete or absent, checked before it is used, loaded without the compile-time parts."""
+"""A compiled model in one file: complete or absent, checked before it is used, loaded without compile-time parts."""
 
 from __future__ import annotations
 
@@ -120,18 +120,18 @@ def test_unpacked_files_are_private_and_go_away(saved: Path, tmp_path: Path, mon
 # --- Damage ---
 
 
-def rewritten(path: Path, change: Callable[[dict[str, bytes]], None], **options: int) -> Path:
+def rewritten(path: Path, change: Callable[[dict[str, bytes]], object], compression: int = 0) -> Path:
     """The same archive with other entries."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     change(entries)
-    with zipfile.ZipFile(path, "w", **options) as archive:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
     return path
 
 
-def manifest_changed(change: Callable[[dict[str, object]], None]) -> Callable[[dict[str, bytes]], None]:
+def manifest_changed(change: Callable[[dict[str, object]], object]) -> Callable[[dict[str, bytes]], None]:
     def apply(entries: dict[str, bytes]) -> None:
         manifest = json.loads(entries["manifest.json"])
         change(manifest)
@@ -174,8 +174,8 @@ def test_no_flipped_bit_anywhere_gives_another_exception(saved: Path, compiled: 
     assert refused > 100
 
 
-def drop(name: str) -> Callable[[dict[str, bytes]], None]:
-    return lambda entries: entries.pop(name) and None
+def drop(name: str) -> Callable[[dict[str, bytes]], object]:
+    return lambda entries: entries.pop(name)
 
 
 def traversal(manifest: dict[str, object]) -> None:
@@ -206,7 +206,7 @@ def wrong_size(manifest: dict[str, object]) -> None:
         (lambda entries: entries.update({"manifest.json": b"[" * 100000}), "its manifest is no JSON"),
         (manifest_changed(lambda m: m.update(format=99)), "has format 99, this version reads 1: save the model again"),
         (manifest_changed(lambda m: m.update(machine={"system": "Plan 9"})), "was compiled for .*Plan 9.*compile it"),
-        (manifest_changed(lambda m: m.pop("target") and None), "its manifest lacks 'target'"),
+        (manifest_changed(lambda m: m.pop("target")), "its manifest lacks 'target'"),
         (manifest_changed(lambda m: m.update(num_threads=0)), "its manifest says num_threads=0"),
         (manifest_changed(lambda m: m.update(backend_manifest={})), "damaged signature"),
         (manifest_changed(traversal), r"forbidden name 'backend/\.\./\.\./evil'"),
@@ -214,7 +214,7 @@ def wrong_size(manifest: dict[str, object]) -> None:
         (manifest_changed(wrong_size), "'report.json' is missing or has the wrong size"),
     ],
 )
-def test_a_tampered_file_is_refused(saved: Path, change: Callable[[dict[str, bytes]], None], message: str) -> None:
+def test_a_tampered_file_is_refused(saved: Path, change: Callable[[dict[str, bytes]], object], message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         load(rewritten(saved, change))
 
@@ -271,7 +271,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(compiled: CompiledMode
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        with pytest.raises(ArtifactError, match="cannot write .*; nothing was written"):
+        with pytest.raises(ArtifactError, match=r"cannot write .*; nothing was written"):
             getattr(compiled, save)(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

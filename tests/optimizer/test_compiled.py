@@ -107,12 +107,12 @@ def test_inputs_that_do_not_go_together_are_one_clear_error() -> None:
 class Slow:
     """An executable that notices when it is run twice at a time."""
 
-    inputs = (TensorSpec("x", "float32", (1,)),)
-    outputs = (TensorSpec("y", "float32", (1,)),)
     backend = "slow"
-    notes: list[str] = []
 
     def __init__(self) -> None:
+        self.inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "float32", (1,)),)
+        self.outputs: tuple[TensorSpec, ...] = (TensorSpec("y", "float32", (1,)),)
+        self.notes: list[str] = []
         self.running = 0
         self.overlapped = False
         self.pause = threading.Event()

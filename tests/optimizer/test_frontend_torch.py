@@ -95,7 +95,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line() -> None:
             return torch.from_numpy(np.sort(x.numpy()))
 
     module = Unexportable()
-    with pytest.raises(UnsupportedError, match="PyTorch cannot export this model to ONNX: .+") as caught:
+    with pytest.raises(UnsupportedError, match=r"PyTorch cannot export this model to ONNX: .+") as caught:
         load_model(module, example_inputs=X)
     assert "\n" not in str(caught.value)
     assert module.training

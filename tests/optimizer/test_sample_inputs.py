@@ -29,7 +29,7 @@ def embedding() -> onnx.ModelProto:
         node("Where", ["flag", "one", "zero"], ["weight"]),
         node("Add", ["position", "position"], ["y"]),
     ]
-    weights = {
+    weights: dict[str, np.ndarray] = {
         "table": np.zeros((11, 3), np.float32),
         "axis": np.array([2], np.int64),
         "one": np.array(1, np.float32),
