@@ -19,7 +19,6 @@ from backends.cpu.epilogue import Epilogue
 from backends.cpu.kernel import Kernel, Stage
 from backends.cpu.loops import (
     BufferLoad,
-    BufferStore,
     Expr,
     IfThenElse,
     Stmt,
@@ -38,6 +37,7 @@ from backends.cpu.loops import (
     simplify,
     vectorized,
 )
+from backends.cpu.register_tile import RegisterTile, span, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
@@ -118,6 +118,7 @@ class _Nest:
         self.weights = _source(loads, 5)
         self.dtype = str(stage.buffer.dtype)
         self.lanes = tiles.lanes(self.dtype)
+        self.staged = local([tiles.cpu.vector_registers * self.lanes], self.dtype, "staged")
         self.panels = int(self.weights.shape[1])
         self.width = int(self.weights.shape[4])
         self.depth = int(self.weights.shape[3]) // self.taps.kw
@@ -131,7 +132,8 @@ class _Nest:
             rest = tirx.floordiv(index, rows)
             panel = tirx.floormod(rest, self.panels)
             rest = tirx.floordiv(rest, self.panels)
-            return self._row(tirx.floordiv(rest, self.groups), tirx.floormod(rest, self.groups), panel, y)
+            row = self._row(tirx.floordiv(rest, self.groups), tirx.floormod(rest, self.groups), panel, y)
+            return allocate([self.staged], row)
 
         return sequence([parallel(simplify(product([n, rows]) * (self.groups * self.panels)), task)])
 
@@ -189,27 +191,18 @@ class _Nest:
         interior: bool,
     ) -> Stmt:
         lanes = self.lanes
-        total = pixels * vectors * lanes
-        accumulators = local([total], self.dtype, "accumulators")
+        tile = RegisterTile(pixels, vectors, lanes, self.dtype)
         taps, c = self.taps, self.depth
-
-        def place(p: int, v: int) -> Expr:
-            return tirx.Ramp(i64((p * vectors + v) * lanes), i64(1), lanes)
 
         def multiply(row: Expr, ry: Expr, column: int, channel: Expr, depth: Expr, live: list[int]) -> Stmt:
             """One step along KW*C: `column` is the tap's, relative to the pixel's first."""
-            w = [
-                BufferLoad(self.weights, [group, panel, ry, depth, tirx.Ramp(i64(v * lanes), i64(1), lanes)])
-                for v in range(vectors)
-            ]
+            w = [BufferLoad(self.weights, [group, panel, ry, depth, span(v * lanes, lanes)]) for v in range(vectors)]
             statements = []
             for p in live:
                 x = (i64(start) + p) * taps.sw + column - taps.pw
                 element = BufferLoad(self.data, [image, row, x + self._tap(channel), self._channel(group, channel)])
-                value = tirx.Broadcast(element, lanes)
-                for v in range(vectors):
-                    here = [place(p, v)]
-                    statements.append(BufferStore(accumulators, BufferLoad(accumulators, here) + value * w[v], here))
+                value = wide(element, lanes)
+                statements += [tile.add(p, v, value * w[v]) for v in range(vectors)]
             return sequence(statements)
 
         def window_row(ry: Expr) -> Stmt:
@@ -234,22 +227,13 @@ class _Nest:
             return sequence(statements)
 
         begin, count = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)
-        zero = tirx.Broadcast(tirx.const(0, self.dtype), lanes)
-        init = [BufferStore(accumulators, zero, [place(p, v)]) for p in range(pixels) for v in range(vectors)]
-        body = loop(count, window_row, start=begin, name="ry")
-        staged = local([total], self.dtype, "staged")
-        copies = [
-            BufferStore(staged, BufferLoad(accumulators, [place(p, v)]), [place(p, v)])
-            for p in range(pixels)
-            for v in range(vectors)
-        ]
         first = group * self.out + panel * self.width
-        finish = loop(
-            pixels,
-            lambda p: self._finish(image, y, i64(start) + p, first, staged, p * (vectors * lanes), channels),
-            name="p",
-        )
-        return allocate([accumulators, staged], sequence([*init, body, *copies, finish]))
+
+        def finish(p: Expr, offset: Expr) -> Stmt:
+            return self._finish(image, y, i64(start) + p, first, offset, channels)
+
+        body = loop(count, window_row, start=begin, name="ry")
+        return allocate(tile.buffers, sequence([*tile.zero(), body, *tile.finish(self.staged, finish)]))
 
     def _tap(self, channel: Expr) -> Expr:
         """How many pixels a step along KW*C lies to the right; the steps of a group stay within a pixel."""
@@ -260,11 +244,11 @@ class _Nest:
             return tirx.floormod(channel, self.depth)
         return group * self.depth + channel
 
-    def _finish(self, image: Expr, y: Expr, x: Expr, first: Expr, staged: Var, offset: Expr, channels: int) -> Stmt:
+    def _finish(self, image: Expr, y: Expr, x: Expr, first: Expr, offset: Expr, channels: int) -> Stmt:
         def vector(start: Expr, n: int) -> Stmt:
             def one(lane: Expr) -> Stmt:
                 return self.epilogue.store(
-                    [image, y, x, first + start + lane], BufferLoad(staged, [offset + start + lane])
+                    [image, y, x, first + start + lane], BufferLoad(self.staged, [offset + start + lane])
                 )
 
             return sequence([vectorized(n, one)])

@@ -14,7 +14,6 @@ from backends.cpu.epilogue import Epilogue
 from backends.cpu.kernel import Kernel, Stage
 from backends.cpu.loops import (
     BufferLoad,
-    BufferStore,
     Expr,
     Stmt,
     allocate,
@@ -29,6 +28,7 @@ from backends.cpu.loops import (
     sequence,
     vectorized,
 )
+from backends.cpu.register_tile import RegisterTile, span
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
@@ -59,6 +59,7 @@ class _Nest:
         self.weights = next(ld.source for ld in loads if len(ld.indices) == 3)
         self.dtype = str(stage.buffer.dtype)
         self.lanes = tiles.lanes(self.dtype)
+        self.staged = local([tiles.cpu.vector_registers * self.lanes], self.dtype, "staged")
         self.most = min(_MOST_PIXELS, tiles.cpu.vector_registers // 2 - 1)
 
     def build(self) -> Stmt:
@@ -66,7 +67,8 @@ class _Nest:
 
         def task(index: Expr) -> Stmt:
             image, y = tirx.floordiv(index, rows), tirx.floormod(index, rows)
-            return over_vectors(channels, self.lanes, lambda first, lanes: self._row(image, y, first, lanes))
+            row = over_vectors(channels, self.lanes, lambda first, lanes: self._row(image, y, first, lanes))
+            return allocate([self.staged], row)
 
         return sequence([parallel(product([n, rows]), task)])
 
@@ -105,17 +107,14 @@ class _Nest:
         self, image: Expr, y: Expr, first: Expr, lanes: int, start: Expr | int, pixels: int, interior: bool
     ) -> Stmt:
         taps = self.taps
-        accumulators = local([pixels * lanes], self.dtype, "accumulators")
-
-        def span(base: Expr | int) -> Expr:
-            return tirx.Ramp(i64(base), i64(1), lanes) if lanes > 1 else i64(base)
+        tile = RegisterTile(pixels, 1, lanes, self.dtype)
 
         def window_row(ry: Expr) -> Stmt:
             row = y * taps.sh + ry * taps.dh - taps.ph
             width = known(self.data.shape[2])
             statements = []
             for t in range(taps.kw):
-                weight = BufferLoad(self.weights, [ry, i64(t), span(first)])
+                weight = BufferLoad(self.weights, [ry, i64(t), span(first, lanes)])
                 for p in range(pixels):
                     if (
                         not interior
@@ -125,29 +124,19 @@ class _Nest:
                     ):
                         continue
                     x = (i64(start) + p) * taps.sw + (t * taps.dw - taps.pw)
-                    here = [span(p * lanes)]
-                    value = BufferLoad(self.data, [image, row, x, span(first)]) * weight
-                    statements.append(BufferStore(accumulators, BufferLoad(accumulators, here) + value, here))
+                    statements.append(
+                        tile.add(p, 0, BufferLoad(self.data, [image, row, x, span(first, lanes)]) * weight)
+                    )
             return sequence(statements)
 
         begin, count = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)
-        zero = tirx.const(0, self.dtype)
-        init = [
-            BufferStore(accumulators, tirx.Broadcast(zero, lanes) if lanes > 1 else zero, [span(p * lanes)])
-            for p in range(pixels)
-        ]
-        body = loop(count, window_row, start=begin, name="ry")
-        staged = local([pixels * lanes], self.dtype, "staged")
-        copies = [
-            BufferStore(staged, BufferLoad(accumulators, [span(p * lanes)]), [span(p * lanes)]) for p in range(pixels)
-        ]
 
-        def finish(p: Expr) -> Stmt:
+        def finish(p: Expr, offset: Expr) -> Stmt:
             def one(lane: Expr) -> Stmt:
-                return self.epilogue.store(
-                    [image, y, i64(start) + p, first + lane], BufferLoad(staged, [p * lanes + lane])
-                )
+                value = BufferLoad(self.staged, [offset + lane])
+                return self.epilogue.store([image, y, i64(start) + p, first + lane], value)
 
             return sequence([vectorized(lanes, one)])
 
-        return allocate([accumulators, staged], sequence([*init, body, *copies, loop(pixels, finish, name="p")]))
+        body = loop(count, window_row, start=begin, name="ry")
+        return allocate(tile.buffers, sequence([*tile.zero(), body, *tile.finish(self.staged, finish)]))

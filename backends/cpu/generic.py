@@ -44,6 +44,9 @@ from optimizer.target import Cpu
 _PARALLEL_WORK = 16384
 """Scalar operations below which starting the threads costs more than it saves."""
 
+_CHUNKS_A_CORE = 4
+"""Parts into which the rows are cut, for each core: enough that no thread waits long for the others."""
+
 _PARTIALS = 4
 """Vectors of partial results in a reduction, to hide the latency of an addition."""
 
@@ -86,20 +89,27 @@ def _inner_axes(stage: Stage, cpu: Cpu) -> int:
 
 
 def _row_by_row(kernel: Kernel, shared: int, cpu: Cpu) -> Stmt:
-    lead = kernel.stages[0].spatial[:shared]
-    extents = [a.extent for a in lead]
+    """Rows in a few chunks, so that the buffers of a row are allocated once a chunk."""
+    extents = [a.extent for a in kernel.stages[0].spatial[:shared]]
+    rows = product(extents)
+    size = known(rows)
+    chunks = _CHUNKS_A_CORE * cpu.cores if size is None else min(_CHUNKS_A_CORE * cpu.cores, size)
+    small = {
+        s.buffer: local([a.extent for a in s.spatial[shared:]] or [i64(1)], str(s.buffer.dtype), s.buffer.name)
+        for s in kernel.stages
+        if not kernel.is_output(s.buffer)
+    }
 
     def row(index: Expr) -> Stmt:
         coordinates = unflatten(index, extents)
-        small: dict[Var, Var] = {}
-        for stage in kernel.stages:
-            if not kernel.is_output(stage.buffer):
-                rest = [a.extent for a in stage.spatial[shared:]] or [i64(1)]
-                small[stage.buffer] = local(rest, str(stage.buffer.dtype), stage.buffer.name, "global")
-        statements = [_row_stage(stage, shared, coordinates, small, cpu) for stage in kernel.stages]
-        return allocate(list(small.values()), sequence(statements))
+        return sequence([_row_stage(stage, shared, coordinates, small, cpu) for stage in kernel.stages])
 
-    return sequence([parallel(product(extents), row, worthwhile=_worthwhile(kernel.stages))])
+    def chunk(index: Expr) -> Stmt:
+        begin = tirx.floordiv(index * rows, chunks)
+        count = tirx.floordiv((index + 1) * rows, chunks) - begin
+        return allocate(list(small.values()), sequence([loop(simplify(count), lambda r: row(begin + r), name="row")]))
+
+    return sequence([parallel(chunks, chunk, worthwhile=_worthwhile(kernel.stages))])
 
 
 def _row_stage(stage: Stage, shared: int, coordinates: list[Expr], small: dict[Var, Var], cpu: Cpu) -> Stmt:
@@ -235,11 +245,6 @@ def _point(stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along
             ]
         )
 
-    folds = []
-    size = width
-    while size > 1:
-        size //= 2
-        folds.append(_fold(partial, size, combine))
     body = sequence(
         [
             *(
@@ -247,20 +252,27 @@ def _point(stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along
                 for o in range(0, width, lanes)
             ),
             _loops(others, {}, row),
-            *folds,
-            store(indices, BufferLoad(partial, [i64(0)])),
+            store(indices, _folded(partial, width, lanes, combine)),
         ]
     )
     return allocate([partial], body)
 
 
-def _fold(partial: Var, size: int, combine: Callable[[Expr, Expr], Expr]) -> Stmt | None:
-    return vectorized(
-        size,
-        lambda lane: BufferStore(
-            partial, combine(BufferLoad(partial, [lane]), BufferLoad(partial, [lane + size])), [lane]
-        ),
-    )
+def _folded(partial: Var, width: int, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """All partial results combined, by halves, in registers."""
+    vectors = [BufferLoad(partial, [tirx.Ramp(i64(o), i64(1), lanes)]) for o in range(0, width, lanes)]
+    while len(vectors) > 1:
+        half = len(vectors) // 2
+        vectors = [combine(a, b) for a, b in zip(vectors[:half], vectors[half:], strict=True)]
+    result = vectors[0]
+    while lanes > 1:
+        lanes //= 2
+        lower, upper = (
+            tirx.Shuffle([result], [tirx.const(k, "int32") for k in part])
+            for part in (range(lanes), range(lanes, 2 * lanes))
+        )
+        result = combine(lower, upper)
+    return result
 
 
 def _serial_reduction(stage: Stage, value: Expr, point: dict[Var, Expr], store: Store) -> Stmt:
@@ -282,11 +294,18 @@ def _serial_reduction(stage: Stage, value: Expr, point: dict[Var, Expr], store: 
 
 def _combiner(stage: Stage, value: Expr) -> Callable[[Expr, Expr], Expr] | None:
     """How partial results of the reduction are combined; `None` if it is not one of the associative operators."""
+
+    def is_own(expr: Expr) -> bool:
+        return isinstance(expr, TensorLoad) and expr.source.same_as(stage.buffer)
+
     for kind in (tirx.Add, tirx.Max, tirx.Min, tirx.Mul):
-        if isinstance(value, kind) and any(
-            isinstance(side, TensorLoad) and side.source.same_as(stage.buffer) for side in (value.a, value.b)
-        ):
+        if isinstance(value, kind) and (is_own(value.a) or is_own(value.b)):
             return kind
+    if isinstance(value, tirx.Select) and is_own(value.true_value) and isinstance(value.condition, tirx.Or):
+        compared = value.condition.a
+        if isinstance(compared, tirx.GT | tirx.LT):
+            larger = isinstance(compared, tirx.GT) == is_own(compared.a)
+            return lambda a, b: tirx.Select(tirx.Or(a > b if larger else a < b, tirx.isnan(a)), a, b)
     return None
 
 
@@ -296,8 +315,10 @@ def _along_reduction(stage: Stage) -> Axis | None:
         return None
     loads = [ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer)]
     last = stage.spatial[-1] if stage.spatial else None
-    if last is not None and known(last.extent) != 1 and all(_stride(ld, last.var) in (0, 1) for ld in loads):
-        return None
+    if last is not None and known(last.extent) != 1:
+        strides = [_stride(ld, last.var) for ld in loads]
+        if 1 in strides and all(s in (0, 1) for s in strides):
+            return None
     for axis in reversed(stage.reduction):
         strides = [_stride(ld, axis.var) for ld in loads]
         if loads and all(s in (0, 1) for s in strides) and 1 in strides:

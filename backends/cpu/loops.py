@@ -105,9 +105,9 @@ def over_vectors(extent: Index, widest: int, body: Callable[[Expr, int], Stmt]) 
     )
 
 
-def local(shape: Sequence[Index], dtype: str, name: str, scope: str = "local") -> Var:
-    """A buffer of the kernel's own."""
-    return tirx.decl_buffer([i64(s) for s in shape], dtype, name, scope=scope)
+def local(shape: Sequence[Index], dtype: str, name: str) -> Var:
+    """A buffer of the kernel's own: on the stack if it is below 1 KiB, else from TVM's workspace pool."""
+    return tirx.decl_buffer([i64(s) for s in shape], dtype, name)
 
 
 def allocate(buffers: Sequence[Var], body: Stmt) -> Stmt:

@@ -19,7 +19,6 @@ from backends.cpu.epilogue import Epilogue
 from backends.cpu.kernel import Axis, Kernel, Stage
 from backends.cpu.loops import (
     BufferLoad,
-    BufferStore,
     Expr,
     IfThenElse,
     Stmt,
@@ -40,6 +39,7 @@ from backends.cpu.loops import (
     uses,
     vectorized,
 )
+from backends.cpu.register_tile import RegisterTile, span, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
@@ -108,6 +108,7 @@ class _Nest:
         self.tiles = tiles
         self.dtype = str(epilogue.heavy.buffer.dtype)
         self.lanes = tiles.lanes(self.dtype)
+        self.staged = local([tiles.cpu.vector_registers * self.lanes], self.dtype, "staged")
         self.row_extents = [a.extent for a in parts.rows]
         self.total_rows = product(self.row_extents)
         self.columns = known(parts.column.extent)
@@ -125,7 +126,7 @@ class _Nest:
             panel = tirx.floormod(rest, panels)
             batch = unflatten(tirx.floordiv(rest, panels), batch_extents)
             point = {a.var: b for a, b in zip(self.parts.batch, batch, strict=True)}
-            return self._panel(point, panel, chunk, chunks)
+            return allocate([self.staged], self._panel(point, panel, chunk, chunks))
 
         return sequence([parallel(simplify(batches * panels * chunks), task, worthwhile=self._worthwhile(batches))])
 
@@ -250,12 +251,7 @@ class _Nest:
         lanes: int,
         valid: Expr,
     ) -> Stmt:
-        total = rows * vectors * lanes
-        accumulators = local([total], self.dtype, "accumulators")
-        zero = tirx.const(0, self.dtype)
-
-        def place(r: int, v: int) -> Expr:
-            return _span((r * vectors + v) * lanes, lanes)
+        tile = RegisterTile(rows, vectors, lanes, self.dtype)
 
         def at_row(r: int) -> dict[Var, Expr]:
             coordinates = unflatten(simplify(start + r), self.row_extents)
@@ -265,37 +261,27 @@ class _Nest:
             statements = []
             columns = [self._right(point, panel, first, k, v, lanes) for v in range(vectors)]
             for r in range(rows):
-                a = _wide(substitute(self.parts.left, {**at_row(r), self.parts.depth.var: k}), lanes)
-                for v in range(vectors):
-                    here = [place(r, v)]
-                    statements.append(BufferStore(accumulators, BufferLoad(accumulators, here) + a * columns[v], here))
+                a = wide(substitute(self.parts.left, {**at_row(r), self.parts.depth.var: k}), lanes)
+                statements += [tile.add(r, v, a * columns[v]) for v in range(vectors)]
             return sequence(statements)
 
-        init = [
-            BufferStore(accumulators, _wide(zero, lanes), [place(r, v)]) for r in range(rows) for v in range(vectors)
-        ]
-        body = sequence([*init, loop(self.parts.depth.extent, step, name="k")])
-        staged = local([total], self.dtype, "staged")
-        copies = [
-            BufferStore(staged, BufferLoad(accumulators, [place(r, v)]), [place(r, v)])
-            for r in range(rows)
-            for v in range(vectors)
-        ]
-        finish = loop(
-            rows,
-            lambda r: self._finish_row(point, simplify(start + r), first, staged, r * (vectors * lanes), valid, lanes),
-        )
-        return allocate([accumulators, staged], sequence([body, *copies, finish]))
+        def finish(r: Expr, offset: Expr) -> Stmt:
+            return self._finish_row(point, simplify(start + r), first, offset, valid, lanes)
+
+        body = loop(self.parts.depth.extent, step, name="k")
+        return allocate(tile.buffers, sequence([*tile.zero(), body, *tile.finish(self.staged, finish)]))
 
     def _finish_row(
-        self, point: dict[Var, Expr], row: Expr, first: Expr, staged: Var, offset: Expr, valid: Expr, lanes: int
+        self, point: dict[Var, Expr], row: Expr, first: Expr, offset: Expr, valid: Expr, lanes: int
     ) -> Stmt:
         at = {**point, **{a.var: c for a, c in zip(self.parts.rows, unflatten(row, self.row_extents), strict=True)}}
         lead = [at[a.var] for a in self.parts.lead]
 
         def vector(start: Expr, n: int) -> Stmt:
             def one(lane: Expr) -> Stmt:
-                return self.epilogue.store([*lead, first + start + lane], BufferLoad(staged, [offset + start + lane]))
+                return self.epilogue.store(
+                    [*lead, first + start + lane], BufferLoad(self.staged, [offset + start + lane])
+                )
 
             return sequence([vectorized(n, one)])
 
@@ -305,14 +291,6 @@ class _Nest:
         load = self.parts.right
         if self.parts.width is not None:
             batch = [substitute(i, point) for i in load.indices[:-3]]
-            return BufferLoad(load.source, [*batch, panel, k, _span(vector * lanes, lanes)])
+            return BufferLoad(load.source, [*batch, panel, k, span(vector * lanes, lanes)])
         lead = [substitute(i, {**point, self.parts.depth.var: k}) for i in load.indices[:-1]]
-        return BufferLoad(load.source, [*lead, _span(first + vector * lanes, lanes)])
-
-
-def _span(start: Expr | int, lanes: int) -> Expr:
-    return tirx.Ramp(i64(start), i64(1), lanes) if lanes > 1 else i64(start)
-
-
-def _wide(value: Expr, lanes: int) -> Expr:
-    return tirx.Broadcast(value, lanes) if lanes > 1 else value
+        return BufferLoad(load.source, [*lead, span(first + vector * lanes, lanes)])

@@ -1,0 +1,65 @@
+"""A tile of results that lives in vector registers while the reduced axis is swept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import tirx
+
+from backends.cpu.loops import BufferLoad, BufferStore, Expr, Stmt, Var, i64, local, loop
+
+
+def span(start: Expr | int, lanes: int) -> Expr:
+    """The indices of `lanes` neighbours."""
+    return tirx.Ramp(i64(start), i64(1), lanes) if lanes > 1 else i64(start)
+
+
+def wide(value: Expr, lanes: int) -> Expr:
+    """The value in every lane."""
+    return tirx.Broadcast(value, lanes) if lanes > 1 else value
+
+
+class RegisterTile:
+    """`rows` x `vectors` accumulators of `lanes` lanes.
+
+    Each row is a buffer of its own: TVM keeps buffers below 1 KiB on the stack, where LLVM turns them into registers; larger ones cost
+    two calls of the allocator.
+    """
+
+    def __init__(self, rows: int, vectors: int, lanes: int, dtype: str) -> None:
+        self.rows = rows
+        self.vectors = vectors
+        self.lanes = lanes
+        self.dtype = dtype
+        self.buffers = [local([vectors * lanes], dtype, f"row{r}") for r in range(rows)]
+
+    def zero(self) -> list[Stmt]:
+        """Clear the accumulators."""
+        nothing = wide(tirx.const(0, self.dtype), self.lanes)
+        return [
+            BufferStore(b, nothing, [span(v * self.lanes, self.lanes)])
+            for b in self.buffers
+            for v in range(self.vectors)
+        ]
+
+    def add(self, row: int, vector: int, value: Expr) -> Stmt:
+        """Add to one accumulator."""
+        here = [span(vector * self.lanes, self.lanes)]
+        return BufferStore(self.buffers[row], BufferLoad(self.buffers[row], here) + value, here)
+
+    def finish(self, staged: Var, body: Callable[[Expr, Expr], Stmt]) -> list[Stmt | None]:
+        """Copy the accumulators to `staged`, then run `body(row, offset)` for each row, whose results start at `staged[offset]`.
+
+        The loop over the rows stays a loop: what follows a heavy operator can be long, and is generated once.
+        """
+        size = self.vectors * self.lanes
+        copies = [
+            BufferStore(
+                staged,
+                BufferLoad(b, [span(v * self.lanes, self.lanes)]),
+                [span(r * size + v * self.lanes, self.lanes)],
+            )
+            for r, b in enumerate(self.buffers)
+            for v in range(self.vectors)
+        ]
+        return [*copies, loop(self.rows, lambda r: body(r, r * size), name="row")]
