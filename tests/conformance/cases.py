@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 
 from optimizer import optimize
 from optimizer.errors import TersorError, UnsupportedError
@@ -77,6 +78,8 @@ def _array(item: Any) -> Any:
     """A value of a test as it is given to a compiled model: arrays, lists of arrays, `None`."""
     if isinstance(item, (list, tuple)):
         return [_array(i) for i in item]
+    if isinstance(item, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(item)
     return item if item is None or isinstance(item, np.ndarray) else np.asarray(item)
 
 

@@ -18,7 +18,8 @@ from tvm import relax, sym, te, tirx
 
 from backends.relax.attributes import get_float, get_int
 from backends.relax.contraction import product
-from backends.relax.emitter import Emitter, dtype_name
+from backends.relax.emitter import Emitter
+from backends.relax.forms import dtype_name
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, wider
 from backends.relax.stages import broadcast_index, reduce_rows, row_of
@@ -97,8 +98,8 @@ def plan_attention(ctx: Emitter, node: ir.Node) -> AttentionSpec:
     past = prim(0)
     if past_key is not None and past_value is not None:
         past = ctx.shape(past_key)[2]
-        k = ctx.emit(relax.op.concat([ctx.x(past_key), k], axis=2))
-        v = ctx.emit(relax.op.concat([ctx.x(past_value), v], axis=2))
+        total = ctx.derived(past + _sizes(k)[2])
+        k, v = (ctx.te(_after, ctx.x(old), new, total) for old, new in ((past_key, k), (past_value, v)))
     _check_heads(q, k)
     if not ctx.dtype(query) == ctx.dtype(key) == ctx.dtype(value):
         raise Refused("query, key and value differ in type")
@@ -132,13 +133,13 @@ def emit_attention(ctx: Emitter, spec: AttentionSpec) -> tuple[relax.Expr, relax
     _, key_heads, keys, value_size = _sizes(spec.v)
     dtype = str(spec.q.ty.dtype)
     wide = wider(dtype)
-    grouped_rows = tirx.floordiv(heads, key_heads) * rows
+    grouped_rows = ctx.derived(tirx.floordiv(heads, key_heads) * rows)
     q = _reshaped(ctx, spec.q, [batch, key_heads, grouped_rows, size])
     q, k, v = (x if wide == dtype else ctx.emit(relax.op.astype(x, wide)) for x in (q, spec.k, spec.v))
     products = product(ctx, q, ctx.emit(relax.op.permute_dims(k, [0, 1, 3, 2])), keys, None)
     scores = _reshaped(ctx, products, [batch, heads, rows, keys])
     operands = [x for x in (spec.mask, spec.valid) if x is not None]
-    probabilities = ctx.te(lambda s, *rest: _probabilities(spec, s, *rest), scores, *operands)
+    probabilities = ctx.te(lambda s, past, *rest: _probabilities(spec, s, past, *rest), scores, spec.past, *operands)
     grouped = _reshaped(ctx, probabilities, [batch, key_heads, grouped_rows, keys])
     y = _reshaped(ctx, product(ctx, grouped, v, value_size, None), [batch, heads, rows, value_size])
     if spec.packed:
@@ -149,15 +150,15 @@ def emit_attention(ctx: Emitter, spec: AttentionSpec) -> tuple[relax.Expr, relax
     if spec.output == _PROBABILITIES:
         return y, probabilities if wide == dtype else relax.op.astype(probabilities, dtype)
     stage = spec.output
-    return y, ctx.te(lambda s, *rest: _intermediate(spec, stage, s, *rest), scores, *operands)
+    return y, ctx.te(lambda s, past, *rest: _intermediate(spec, stage, s, past, *rest), scores, spec.past, *operands)
 
 
-def _probabilities(spec: AttentionSpec, scores: te.Tensor, *operands: te.Tensor) -> te.Tensor:
+def _probabilities(spec: AttentionSpec, scores: te.Tensor, past: tirx.Expr, *operands: te.Tensor) -> te.Tensor:
     """Softmax of the masked scores: [B, H, S, T]; a row that sees no key is zero."""
     dtype = wider(str(spec.q.ty.dtype))
     wide = wider(spec.softmax_dtype)
     keys = {3}
-    masked = te.compute(scores.shape, lambda *i: cast(_biased(spec, scores, operands, i), wide), name="masked")
+    masked = te.compute(scores.shape, lambda *i: cast(_biased(spec, scores, past, operands, i), wide), name="masked")
     largest = reduce_rows(scores.shape, keys, masked, te.max, "largest")
     nothing, zero = tirx.const(float("-inf"), wide), tirx.const(0, wide)
     finite = te.compute(
@@ -173,10 +174,12 @@ def _probabilities(spec: AttentionSpec, scores: te.Tensor, *operands: te.Tensor)
     return te.compute(scores.shape, lambda *i: cast(powers(*i) * share(*row_of(i, keys)), dtype), name="probabilities")
 
 
-def _intermediate(spec: AttentionSpec, stage: int, scores: te.Tensor, *operands: te.Tensor) -> te.Tensor:
+def _intermediate(
+    spec: AttentionSpec, stage: int, scores: te.Tensor, past: tirx.Expr, *operands: te.Tensor
+) -> te.Tensor:
     def element(*i: tirx.Expr) -> tirx.Expr:
         if stage == _BIASED:
-            return _biased(spec, scores, operands, i)
+            return _biased(spec, scores, past, operands, i)
         scaled = scores(*i) * tirx.const(spec.scale, scores.dtype)
         return _capped(scaled, spec.softcap) if stage == _CAPPED else scaled
 
@@ -192,7 +195,11 @@ def _capped(score: tirx.Expr, softcap: float) -> tirx.Expr:
 
 
 def _biased(
-    spec: AttentionSpec, scores: te.Tensor, operands: Sequence[te.Tensor], index: Sequence[tirx.Expr]
+    spec: AttentionSpec,
+    scores: te.Tensor,
+    past: tirx.Expr,
+    operands: Sequence[te.Tensor],
+    index: Sequence[tirx.Expr],
 ) -> tirx.Expr:
     """A score after scaling, bending and masking; minus infinity where the key is not seen."""
     b, _, row, key = index
@@ -204,7 +211,7 @@ def _biased(
     if mask is not None:
         score, covered = _with_mask(score, mask, index, scores.shape[3])
         seen += covered
-    diagonal = row + (valid(b) - scores.shape[2] if valid is not None else spec.past)
+    diagonal = row + (valid(b) - scores.shape[2] if valid is not None else past)
     if spec.causal:
         seen.append(key <= diagonal)
     if spec.left >= 0:
@@ -231,6 +238,17 @@ def _with_mask(
         return score + bias, []
     nothing = tirx.const(float("-inf"), str(score.expr_ty()))
     return score + tirx.if_then_else(index[3] < covered, bias, nothing), []
+
+
+def _after(old: te.Tensor, new: te.Tensor, total: tirx.Expr) -> te.Tensor:
+    """The new positions behind the old ones, on the axis before the last."""
+    *outer, past, size = old.shape
+
+    def element(*i: tirx.Expr) -> tirx.Expr:
+        *lead, t, d = i
+        return tirx.if_then_else(t < past, old(*lead, t, d), new(*lead, t - past, d))
+
+    return te.compute((*outer, total, size), element, name="cache")
 
 
 def _heads(ctx: Emitter, value: ir.Value | None, heads: int) -> relax.Var:

@@ -56,9 +56,9 @@ def conv_transpose(ctx: Emitter, node: ir.Node) -> Result:
     groups = get_int(node, "group", 1)
     channels, per_group, *kernel = ctx.static_shape(w, "the kernel")
     batch, _, *sizes = ctx.shape(x)
-    spread = _transposed(node, sizes, kernel)
+    spread = _transposed(ctx, node, sizes, kernel)
     taps = math.prod(kernel)
-    rows = batch * math.prod(sizes, start=prim(1))
+    rows = ctx.derived(batch * math.prod(sizes, start=prim(1)))
     data = _by_group(ctx, ctx.channels_last(x), rows, groups, channels // groups)
     columns = _kernel_columns(ctx, w, groups, channels, per_group, len(kernel))
     products_GRKM = product(ctx, data, columns, prim(taps * per_group), None)
@@ -94,7 +94,7 @@ def col2im(ctx: Emitter, node: ir.Node) -> Result:
     x, image, block = node.inputs
     kernel = ctx.static_ints(block, "block_shape") or []
     declared = declared_shape(node.outputs[0])
-    sizes = ctx.ints(image) or [prim(d) for d in (declared or [])[2:]]
+    sizes = [ctx.derived(d) for d in ctx.ints(image) or []] or [prim(d) for d in (declared or [])[2:]]
     if len(sizes) != len(kernel):
         raise Refused("image_shape is computed at run time")
     rank = len(kernel)
@@ -138,6 +138,7 @@ def deform_conv(ctx: Emitter, node: ir.Node) -> Result:
     strides, dilations = get_ints(node, "strides", [1, 1]) or [], get_ints(node, "dilations", [1, 1]) or []
     before = (get_ints(node, "pads", [0] * 4) or [])[:2]
     batch, _, *outputs = ctx.shape(offset)
+    rows = ctx.derived(batch * math.prod(outputs, start=prim(1)))
     taps, channels = math.prod(kernel), per_group * groups
     dtype = ctx.dtype(x)
 
@@ -158,7 +159,6 @@ def deform_conv(ctx: Emitter, node: ir.Node) -> Result:
             value = _between(x_NIC, n, at, c, dtype)
             return value * mask_[0](n, moved, oy, ox) if mask_ else value
 
-        rows = batch * math.prod(outputs, start=prim(1))
         return te.compute((prim(groups), rows, prim(taps * per_group)), element, name="columns")
 
     operands = [ctx.x(v) for v in (offset, mask) if v is not None]
@@ -179,7 +179,7 @@ def deform_conv(ctx: Emitter, node: ir.Node) -> Result:
     return ChannelsLast(ctx.te(gather, sums, *([ctx.x(bias)] if bias is not None else [])))
 
 
-def _transposed(node: ir.Node, sizes: Sequence[tirx.Expr], kernel: Sequence[int]) -> _Spread:
+def _transposed(ctx: Emitter, node: ir.Node, sizes: Sequence[tirx.Expr], kernel: Sequence[int]) -> _Spread:
     """Output sizes and padding, by the formulas of the operator's specification."""
     rank = len(sizes)
     strides = get_ints(node, "strides", [1] * rank) or []
@@ -201,7 +201,8 @@ def _transposed(node: ir.Node, sizes: Sequence[tirx.Expr], kernel: Sequence[int]
         half = tirx.floordiv(total, prim(2))
         outputs.append(target)
         before.append(half if auto_pad == "SAME_UPPER" else total - half)
-    return _Spread(tuple(sizes), tuple(outputs), tuple(kernel), tuple(strides), tuple(dilations), tuple(before))
+    made = tuple(ctx.derived(o) for o in outputs)
+    return _Spread(tuple(sizes), made, tuple(kernel), tuple(strides), tuple(dilations), tuple(before))
 
 
 def _by_group(ctx: Emitter, x: relax.Var, rows: tirx.Expr, groups: int, channels: int) -> relax.Var:

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_float, get_int, get_ints
-from backends.relax.emitter import Emitter, dtype_name
+from backends.relax.emitter import Emitter
+from backends.relax.forms import dtype_name
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, wider
 from backends.relax.stages import broadcast_index, reduce_rows, row_of
@@ -123,7 +124,7 @@ def group_normalization(ctx: Emitter, node: ir.Node) -> Result:
 
         return te.compute(x_NGCS.shape, element, name="group_norm")
 
-    size = math.prod(spatial, start=prim(1))
+    size = ctx.derived(math.prod(spatial, start=prim(1)))
     grouped = ctx.emit(relax.op.reshape(ctx.x(x), relax.ShapeExpr([n, prim(groups), prim(per_group), size])))
     y = ctx.te(build, grouped, ctx.x(scale), ctx.x(bias))
     return relax.op.reshape(y, relax.ShapeExpr([n, c, *spatial]))

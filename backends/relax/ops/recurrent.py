@@ -93,7 +93,7 @@ def _input_products(
     if layout.batch_first:
         data = ctx.emit(relax.op.permute_dims(data, [1, 0, 2]))
     width = ctx.shape(x)[2]
-    rows = ctx.emit(relax.op.reshape(data, relax.ShapeExpr([prim(1), layout.batch * layout.steps, width])))
+    rows = ctx.emit(relax.op.reshape(data, relax.ShapeExpr([prim(1), ctx.derived(layout.batch * layout.steps), width])))
     products = times(ctx, rows, w, transposed=True)
 
     def build(all_DRG: te.Tensor, bias_: te.Tensor) -> te.Tensor:

@@ -138,7 +138,7 @@ def _resized_axes(ctx: Emitter, node: ir.Node, given: ir.Value | None, *, by_siz
         if declared is None:
             raise Refused("the size of the result is computed at run time")
         outputs = [prim(declared[a]) for a in axes]
-    found = [_Axis(a, sizes[a], o, k) for k, (a, o) in enumerate(zip(axes, outputs, strict=True))]
+    found = [_Axis(a, sizes[a], ctx.derived(o), k) for k, (a, o) in enumerate(zip(axes, outputs, strict=True))]
     crops = get_str(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
     return [a for a in found if not _same_size(a) or (crops and a.place > 1)] or found[-1:]
 

@@ -49,7 +49,7 @@ def affine_grid(ctx: Emitter, node: ir.Node) -> Result:
     declared = declared_shape(node.outputs[0])
     if sizes is None and declared is None:
         raise Refused("the size is computed at run time")
-    outputs = sizes[2:] if sizes is not None else [prim(d) for d in (declared or [])[1:-1]]
+    outputs = [ctx.derived(d) for d in sizes[2:]] if sizes is not None else [prim(d) for d in (declared or [])[1:-1]]
 
     def build(theta_: te.Tensor) -> te.Tensor:
         dtype = str(theta_.dtype)

@@ -15,7 +15,8 @@ from tvm import relax, te, tirx
 
 from backends.relax.attributes import declared_shape, get_int
 from backends.relax.contraction import product
-from backends.relax.emitter import Emitter, dtype_name
+from backends.relax.emitter import Emitter
+from backends.relax.forms import dtype_name
 from backends.relax.registry import emits
 from backends.relax.scalars import cast
 from backends.relax.values import Refused, Result, prim, static_int
@@ -63,7 +64,8 @@ def stft(ctx: Emitter, node: ir.Node) -> Result:
     declared = declared_shape(node.outputs[0])
     if steps is None and declared is None:
         raise Refused("frame_step is computed at run time")
-    frames = tirx.floordiv(samples - size, steps[0]) + 1 if steps is not None else prim((declared or [])[1])
+    given = tirx.floordiv(samples - size, steps[0]) + 1 if steps is not None else prim((declared or [])[1])
+    frames = ctx.derived(given)
     dtype = ctx.dtype(signal)
     operands = [ctx.x(window)] if window is not None else []
     run_time = [ctx.emit(relax.op.reshape(ctx.x(step), relax.ShapeExpr([1])))] if steps is None else []
@@ -163,7 +165,7 @@ def _transformed(
     ctx: Emitter, x: relax.Var, lead: list[tirx.Expr], matrix: Floats, parts: int, dtype: str
 ) -> relax.Expr:
     """x: [L, T, P] times a matrix [T * P, F * P'], as [L, F, P']."""
-    rows = relax.op.reshape(x, relax.ShapeExpr([math.prod(lead, start=prim(1)), prim(matrix.shape[0])]))
+    rows = relax.op.reshape(x, relax.ShapeExpr([ctx.derived(math.prod(lead, start=prim(1))), prim(matrix.shape[0])]))
     constant = ctx.emit(relax.const(matrix.astype(dtype)))
     y = product(ctx, ctx.emit(rows), constant, prim(matrix.shape[1]), None)
     return ctx.emit(relax.op.reshape(y, relax.ShapeExpr([*lead, prim(matrix.shape[1] // parts), prim(parts)])))

@@ -41,10 +41,8 @@ def hardmax(ctx: Emitter, node: ir.Node) -> Result:
 def softmax_rows(x: te.Tensor, axis: int) -> te.Tensor:
     """Softmax along one axis as stages: the largest element, exponentials, their sum, the quotient."""
     wide, rows = wider(x.dtype), {axis}
-    largest = reduce_rows(x.shape, rows, x, te.max, "largest")
-    powers = te.compute(
-        x.shape, lambda *i: tirx.exp(cast(x(*i), wide) - cast(largest(*row_of(i, rows)), wide)), name="powers"
-    )
+    largest = reduce_rows(x.shape, rows, lambda *i: cast(x(*i), wide), te.max, "largest")
+    powers = te.compute(x.shape, lambda *i: tirx.exp(cast(x(*i), wide) - largest(*row_of(i, rows))), name="powers")
     total = reduce_rows(x.shape, rows, powers, te.sum, "total")
     return te.compute(x.shape, lambda *i: cast(powers(*i) / total(*row_of(i, rows)), x.dtype), name="softmax")
 
@@ -52,10 +50,10 @@ def softmax_rows(x: te.Tensor, axis: int) -> te.Tensor:
 def log_softmax_rows(x: te.Tensor, axis: int) -> te.Tensor:
     """The logarithm of Softmax along one axis as stages."""
     wide, rows = wider(x.dtype), {axis}
-    largest = reduce_rows(x.shape, rows, x, te.max, "largest")
+    largest = reduce_rows(x.shape, rows, lambda *i: cast(x(*i), wide), te.max, "largest")
 
     def centred(*i: tirx.Expr) -> tirx.Expr:
-        return cast(x(*i), wide) - cast(largest(*row_of(i, rows)), wide)
+        return cast(x(*i), wide) - largest(*row_of(i, rows))
 
     total = reduce_rows(x.shape, rows, lambda *i: tirx.exp(centred(*i)), te.sum, "total")
     logarithm = te.compute(total.shape, lambda *i: tirx.log(total(*i)), name="logarithm")
