@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from optimizer.errors import InputError
 from optimizer.executable import Executable, TensorSpec
 from optimizer.profile import Profile
 from optimizer.report import Report
-from optimizer.signature import bind, is_torch, to_torch
+from optimizer.signature import bind, is_mapping, is_torch, to_torch
 
 if TYPE_CHECKING:
     import os
@@ -101,10 +101,8 @@ class CompiledModel:
             InputError: An input is missing, unknown, or of the wrong type, rank or size.
         """
         results = self._run(bind(self.inputs, args, kwargs))
-        values = [*args, *kwargs.values()]
-        if len(args) == 1 and isinstance(args[0], Mapping):
-            values = [*args[0].values(), *kwargs.values()]
-        if any(is_torch(value) for value in values):
+        given = args[0].values() if len(args) == 1 and is_mapping(args[0]) else args
+        if any(map(is_torch, given)) or any(map(is_torch, kwargs.values())):
             results = [to_torch(value) for value in results]
         return results[0] if len(results) == 1 else tuple(results)
 

@@ -8,6 +8,7 @@ floats are rounded as usual.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from optimizer.errors import InputError
 from optimizer.executable import Array, TensorSpec
 
-__all__ = ["bind", "is_torch", "to_torch"]
+__all__ = ["bind", "is_mapping", "is_torch", "to_torch"]
 
 
 def bind(specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -31,11 +32,16 @@ def bind(specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, 
     Raises:
         InputError: An input is missing, unknown, given twice, or of the wrong type, rank or size.
     """
-    if len(args) == 1 and isinstance(args[0], Mapping):
+    if len(args) == 1 and is_mapping(args[0]):
         return bind(specs, (), {**args[0], **kwargs})
     values = [_checked(spec, value) for spec, value in zip(specs, _in_order(specs, args, kwargs), strict=True)]
     _check_sizes(specs, values)
     return values
+
+
+def is_mapping(value: object) -> bool:
+    """Whether the value is a mapping from names to inputs. Arrays, the usual case, are told apart fast."""
+    return type(value) is not np.ndarray and isinstance(value, Mapping)
 
 
 def is_torch(value: object) -> bool:
@@ -84,12 +90,13 @@ def _list(specs: Sequence[TensorSpec]) -> str:
 def _checked(spec: TensorSpec, value: Any) -> Any:
     if "(" in spec.dtype:
         return _elements(spec, value)
-    array = _to_array(spec, value)
+    fits = type(value) is np.ndarray and value.dtype == _dtype(spec.dtype) and value.flags.c_contiguous
+    array: Array = value if fits else _to_array(spec, value)
     if spec.shape is not None and array.ndim != len(spec.shape):
         raise InputError(
             f"input {spec.name!r} must have {len(spec.shape)} dimensions {_shape(spec)}, its shape is {array.shape}"
         )
-    return np.ascontiguousarray(array) if array.ndim else array
+    return array if fits or not array.ndim else np.ascontiguousarray(array)
 
 
 def _elements(spec: TensorSpec, value: Any) -> Any:
@@ -142,7 +149,7 @@ def _cast(spec: TensorSpec, array: Array) -> Array:
         if array.dtype.kind not in "OSU":
             raise _wrong_type(spec, array.dtype.name)
         return array.astype(object)
-    wanted = _dtype(spec)
+    wanted = _dtype(spec.dtype)
     if array.dtype == wanted:
         return array
     if array.dtype.newbyteorder("=") == wanted or _widens(array.dtype, wanted):
@@ -165,7 +172,7 @@ def _from_python(spec: TensorSpec, value: Any) -> Array:
         if raw.dtype.kind not in "OSU":
             raise _wrong_type(spec, raw.dtype.name)
         return raw.astype(object)
-    wanted = _dtype(spec)
+    wanted = _dtype(spec.dtype)
     allowed = {"b": "b", "i": "iufcV", "u": "iufcV", "f": "fcV", "c": "c"}.get(raw.dtype.kind, "")
     if wanted.kind not in allowed and raw.size:
         raise _wrong_type(spec, raw.dtype.name)
@@ -176,13 +183,16 @@ def _from_python(spec: TensorSpec, value: Any) -> Array:
     return array
 
 
-def _dtype(spec: TensorSpec) -> np.dtype[Any]:
+@functools.cache
+def _dtype(name: str) -> np.dtype[Any]:
+    if name == "string":
+        return np.dtype(object)
     try:
-        known: np.dtype[Any] = np.dtype(spec.dtype)
+        known: np.dtype[Any] = np.dtype(name)
     except TypeError:
         import ml_dtypes
 
-        known = np.dtype(getattr(ml_dtypes, spec.dtype))
+        known = np.dtype(getattr(ml_dtypes, name))
     return known
 
 
@@ -197,19 +207,20 @@ def _shape(spec: TensorSpec) -> str:
 
 def _check_sizes(specs: Sequence[TensorSpec], values: Sequence[Any]) -> None:
     """Fixed sizes must be as declared; a named size must be the same wherever its name stands."""
-    seen: dict[str, tuple[int, str]] = {}
+    seen: dict[str, tuple[int, TensorSpec]] = {}
     for spec, value in zip(specs, values, strict=True):
         if spec.shape is None or not isinstance(value, np.ndarray):
             continue
         for axis, (wanted, given) in enumerate(zip(spec.shape, value.shape, strict=True)):
-            if isinstance(wanted, int) and wanted != given:
+            if wanted == given or wanted is None:
+                continue
+            if isinstance(wanted, int):
                 raise InputError(
                     f"input {spec.name!r} must have shape {_shape(spec)}, not {value.shape}: axis {axis} is fixed"
                 )
-            if isinstance(wanted, str) and wanted.isidentifier():
-                first, where = seen.setdefault(wanted, (given, f"{spec.name!r}"))
-                if first != given:
-                    raise InputError(
-                        f"dimension {wanted!r} is {first} in input {where} but {given} in input {spec.name!r}: "
-                        "give both the same size"
-                    )
+            first, where = seen.setdefault(wanted, (given, spec))
+            if first != given and wanted.isidentifier():
+                raise InputError(
+                    f"dimension {wanted!r} is {first} in input {where.name!r} but {given} in input {spec.name!r}: "
+                    "give both the same size"
+                )
