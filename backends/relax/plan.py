@@ -18,7 +18,7 @@ class Value:
 
     Attributes:
         name: its name in the graph.
-        dtype: numpy or ml_dtypes name; "" where a step of ONNX Runtime passes on something that is not a tensor.
+        dtype: numpy or ml_dtypes name; ONNX's name of the type (`seq(tensor(float))`) where it is not a tensor.
         shape: sizes; a string is a symbolic size's name, or an expression that only the run evaluates. None: unknown
         rank.
     """

@@ -14,7 +14,7 @@ from dataclasses import replace
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from backends.relax.attributes import get_int, get_ints
+from backends.relax.attributes import declared_shape, get_int, get_ints
 from backends.relax.emitter import Emitter
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, lowest, wider
@@ -115,9 +115,8 @@ def max_unpool(ctx: Emitter, node: ir.Node) -> Result:
     pads = get_ints(node, "pads", [0] * 2 * len(sizes)) or []
     before, after = pads[: len(sizes)], pads[len(sizes) :]
     unpooled = [(d - 1) * s + k - b - a for d, s, k, b, a in zip(sizes, strides, kernel, before, after, strict=True)]
-    wanted = ctx.ints(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else [n, c, *unpooled]
-    if wanted is None:
-        raise Refused("output_shape is computed at run time")
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    wanted = _output_shape(ctx, node, given) if given is not None else [n, c, *unpooled]
     elements = math.prod([n, c, *unpooled], start=prim(1))
     flat = relax.op.full(relax.ShapeExpr([elements]), relax.const(0, ctx.dtype(x)), ctx.dtype(x))
     count = relax.ShapeExpr([math.prod(ctx.shape(x), start=prim(1))])
@@ -126,9 +125,8 @@ def max_unpool(ctx: Emitter, node: ir.Node) -> Result:
         relax.op.scatter_elements(ctx.emit(flat), ctx.emit(places), ctx.emit(values)),
         relax.ShapeExpr([n, c, *unpooled]),
     )
-    if len(node.inputs) < 3 or node.inputs[2] is None:
+    if given is None:
         return filled
-    grow = [w - u for w, u in zip(wanted[2:], unpooled, strict=True)]
 
     def build(y: te.Tensor) -> te.Tensor:
         def element(*index: tirx.Expr) -> tirx.Expr:
@@ -137,7 +135,16 @@ def max_unpool(ctx: Emitter, node: ir.Node) -> Result:
 
         return te.compute(wanted, element, name="unpooled")
 
-    return ctx.te(build, ctx.emit(filled)) if grow else filled
+    return ctx.te(build, ctx.emit(filled))
+
+
+def _output_shape(ctx: Emitter, node: ir.Node, given: ir.Value) -> list[tirx.Expr]:
+    elements, declared = ctx.ints(given), declared_shape(node.outputs[0])
+    if elements is not None:
+        return elements
+    if declared is None:
+        raise Refused("output_shape is computed at run time")
+    return [prim(d) for d in declared]
 
 
 def _window(ctx: Emitter, node: ir.Node) -> Window:
