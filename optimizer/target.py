@@ -1,4 +1,4 @@
-"""What the code will run on: the kind of target, and for a CPU the vector unit and the memory hierarchy that schedules are made for."""
+"""What the code will run on: the kind of target, and for a CPU its vector unit and memory hierarchy."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CPUS: dict[str, Cpu] = {
     "znver4": Cpu("znver4", 64, 32, 32 * _KIB, 1 * _MIB, 32 * _MIB),
     "znver5": Cpu("znver5", 64, 32, 48 * _KIB, 1 * _MIB, 32 * _MIB),
 }
-"""CPUs that can be named as `"cpu:NAME"`; sizes are those of the vendors' optimisation manuals (the smallest model of a series)."""
+"""CPUs that can be named as `"cpu:NAME"`; sizes as in the vendors' manuals (the smallest model of a series)."""
 
 _KINDS = ("cpu", "onnx")
 

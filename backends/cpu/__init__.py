@@ -1,0 +1,1 @@
+"""Code for CPUs: the tile model and the schedule rules."""

@@ -10,7 +10,9 @@ outside.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 
@@ -40,6 +42,9 @@ from backends.cpu.loops import (
 from backends.cpu.register_tile import RegisterTile, span, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
+
+TileAt = Callable[[Expr | int, int, bool], Stmt]
+"""Generates the tile at a pixel: (first pixel, number of pixels, whether all taps lie inside)."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Taps:
 
 
 def edges(taps: Taps, out_width: int, width: int, tile: int) -> list[tuple[int, int, bool]]:
-    """Cut a row of output pixels into runs (start, pixels, interior): tiles at the edges one by one, the interior as one run."""
+    """Cut a row of output pixels into runs (start, pixels, interior): the tiles at the edges, and the interior."""
     runs: list[tuple[int, int, bool]] = []
     start = 0
     while start < out_width:
@@ -160,21 +165,23 @@ class _Nest:
         statements = []
         for start, count, interior in edges(self.taps, size, width, tile):
             if interior:
-                statements.append(
-                    loop(count // tile, lambda t, s=start: at(i64(s) + t * tile, tile, True), name="tile")
-                )  # type: ignore[misc]
+                run = partial(self._interior, start, tile, at)
+                statements.append(loop(count // tile, run, name="tile"))
             else:
                 statements.append(at(start, count, False))
         return sequence(statements)
 
-    def _symbolic_row(self, out_width: Expr, tile: int, at: object) -> Stmt:
+    def _interior(self, start: int, tile: int, at: TileAt, index: Expr) -> Stmt:
+        return at(i64(start) + index * tile, tile, True)
+
+    def _symbolic_row(self, out_width: Expr, tile: int, at: TileAt) -> Stmt:
         """A width that is known only at run time: there is no padding along it."""
         whole = tirx.floordiv(out_width, tile)
         done = whole * tile
         return sequence(
             [
-                loop(whole, lambda t: at(t * tile, tile, True), name="tile"),  # type: ignore[operator]
-                loop(out_width - done, lambda r: at(done + r, 1, True), name="rest"),  # type: ignore[operator]
+                loop(whole, lambda t: at(t * tile, tile, True), name="tile"),
+                loop(out_width - done, lambda r: at(done + r, 1, True), name="rest"),
             ]
         )
 
@@ -205,6 +212,9 @@ class _Nest:
                 statements += [tile.add(p, v, value * w[v]) for v in range(vectors)]
             return sequence(statements)
 
+        def tap(row: Expr, ry: Expr, t: int, live: list[int], channel: Expr) -> Stmt:
+            return multiply(row, ry, t * taps.dw, channel, channel + t * c, live)
+
         def window_row(ry: Expr) -> Stmt:
             row = y * taps.sh + ry * taps.dh - taps.ph
             every = list(range(pixels))
@@ -219,11 +229,8 @@ class _Nest:
                     else [p for p in every if taps.inside(start + p, t, width)]
                 )
                 if live:
-                    statements.append(
-                        loop(
-                            c, lambda ch, t=t, live=live: multiply(row, ry, t * taps.dw, ch, ch + t * c, live), name="c"
-                        )
-                    )  # type: ignore[misc]
+                    step = partial(tap, row, ry, t, live)
+                    statements.append(loop(c, step, name="c"))
             return sequence(statements)
 
         begin, count = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)

@@ -32,8 +32,9 @@ class Axis:
 
 @dataclass(frozen=True)
 class Stage:
-    """The computation of one buffer: for all axes, `buffer[spatial axes] = value` (`value` reads `buffer` itself if
-    it is a reduction).
+    """The computation of one buffer: for all axes, `buffer[spatial axes] = value`.
+
+    A reduction's `value` reads `buffer` itself.
 
     Attributes:
         name: the block's name.

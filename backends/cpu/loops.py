@@ -8,13 +8,15 @@ taps of a window) and what is a loop in the generated code read alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import tvm_ffi
 from tvm import sym, tirx
 from tvm.ir import TensorLoad
 from tvm.tirx import AllocBuffer, BufferLoad, BufferStore, Expr, For, ForKind, IfThenElse, SeqStmt, Stmt, Var
 
-Index = Expr | int
+Index: TypeAlias = Any
+"""An int64 expression or a Python integer."""
 
 
 def i64(value: Index) -> Expr:
@@ -87,7 +89,7 @@ def lanes_of(extent: Index, widest: int) -> list[tuple[int, int, int]]:
 
 
 def over_vectors(extent: Index, widest: int, body: Callable[[Expr, int], Stmt]) -> Stmt:
-    """Cover [0, extent) with vectors: `body(first, lanes)`; the rest in narrower ones, or one by one if the extent is symbolic."""
+    """Cover [0, extent) by `body(first, lanes)`; the rest in narrower vectors, or singly if the extent is symbolic."""
     if known(extent) is None:
         vectors = tirx.floordiv(i64(extent), widest)
         done = vectors * widest

@@ -86,7 +86,7 @@ def _exp_in_range(x: Expr) -> Expr:
 
 
 def exp(x: Expr) -> Expr:
-    """e**x, within 2 units in the last place; scaled in two steps, so that subnormal results and true overflow come out right."""
+    """e**x, within 2 units in the last place, subnormal results and overflow included: it is scaled in two steps."""
 
     def scaled(n: Expr, r: Expr) -> Expr:
         half = tirx.shift_right(n, tirx.const(1, "int32"))

@@ -22,8 +22,8 @@ def wide(value: Expr, lanes: int) -> Expr:
 class RegisterTile:
     """`rows` x `vectors` accumulators of `lanes` lanes.
 
-    Each row is a buffer of its own: TVM keeps buffers below 1 KiB on the stack, where LLVM turns them into registers; larger ones cost
-    two calls of the allocator.
+    Each row is a buffer of its own: TVM keeps buffers below 1 KiB on the stack, where LLVM turns them into registers;
+    larger ones cost two calls of the allocator.
     """
 
     def __init__(self, rows: int, vectors: int, lanes: int, dtype: str) -> None:
@@ -48,9 +48,10 @@ class RegisterTile:
         return BufferStore(self.buffers[row], BufferLoad(self.buffers[row], here) + value, here)
 
     def finish(self, staged: Var, body: Callable[[Expr, Expr], Stmt]) -> list[Stmt | None]:
-        """Copy the accumulators to `staged`, then run `body(row, offset)` for each row, whose results start at `staged[offset]`.
+        """Copy the accumulators to `staged`, then run `body(row, offset)` on each row.
 
-        The loop over the rows stays a loop: what follows a heavy operator can be long, and is generated once.
+        The results of a row start at `staged[offset]`. The loop over the rows stays a loop: what follows a heavy
+        operator can be long, and is generated once.
         """
         size = self.vectors * self.lanes
         copies = [

@@ -27,7 +27,7 @@ def llvm_target(cpu: Cpu) -> tvm.target.Target:
 def scheduler(cpu: Cpu) -> tvm.transform.Pass:
     """The pass that schedules every kernel of a module."""
 
-    @tvm.transform.module_pass(opt_level=0, name="ScheduleForCpu")
+    @tvm.transform.module_pass(opt_level=0, name="ScheduleForCpu")  # type: ignore[untyped-decorator]
     def schedule(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         for var, function in list(module.functions.items()):
             if isinstance(function, tirx.PrimFunc) and not (function.attrs and function.attrs.get("tirx.is_scheduled")):
@@ -38,7 +38,7 @@ def scheduler(cpu: Cpu) -> tvm.transform.Pass:
 
 
 def schedule_function(function: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
-    """One kernel: by the first rule that takes it, or in parallel over its outer axes where it is no sequence of simple blocks."""
+    """One kernel by the first rule that takes it; what is no sequence of simple blocks runs in parallel outside."""
     kernel = decode(function)
     if kernel is None:
         return _outer_parallel(function)

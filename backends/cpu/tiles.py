@@ -61,6 +61,7 @@ class Tiles:
             rows: how many rows are multiplied with B; `None` if that is symbolic.
             columns: N.
             depth: K.
+            dtype: of the elements.
         """
         lanes = self.lanes(dtype)
         total = _ROWS_WHEN_SYMBOLIC if rows is None else max(rows, 1)

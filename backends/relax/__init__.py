@@ -1,0 +1,1 @@
+"""What every target that TVM compiles for shares: emitters, packing, build and runtime."""

@@ -1,4 +1,4 @@
-"""From a graph to a plan and a native module. Runs in the compile process; the only place that drives TVM's compiler."""
+"""From a graph to a plan and a module. Runs in the compile process; the only place that drives TVM's compiler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, tirx
 
-from backends.relax.emitter import Emitter, PanelChoice, dtype_name, element_name
+from backends.relax.emitter import Emitter, PanelChoice
+from backends.relax.forms import dtype_name, element_name
 from backends.relax.partition import Segment, captured, reads, segments
 from backends.relax.plan import ONNXRUNTIME, RELAX, Formula, Plan, Step, Value, WeightSpec
 from backends.relax.values import Packed, Refused, static_int
@@ -222,11 +223,18 @@ def size_name(value: ir.Value, axis: int) -> str:
 
 def _value(value: ir.Value) -> Value:
     tensor = isinstance(value.type, ir.TensorType)
-    dtype = element_name(value.dtype) if tensor and value.dtype is not None else ""
+    dtype = element_name(value.dtype) if tensor and value.dtype is not None else _type_name(value.type)
     if value.shape is None:
         return Value(value.name or "", dtype, None)
     shape = [d if isinstance(d, int) else size_name(value, i) for i, d in enumerate(value.shape)]
     return Value(value.name or "", dtype, shape)
+
+
+def _type_name(kind: ir.TypeProtocol | None) -> str:
+    """As ONNX writes the type of something that is not a tensor: `seq(tensor(float))`."""
+    if isinstance(kind, (ir.SequenceType, ir.OptionalType)):
+        return f"{'seq' if isinstance(kind, ir.SequenceType) else 'optional'}({_type_name(kind.elem_type)})"
+    return "" if kind is None else f"tensor({kind.dtype.name.lower()})"
 
 
 def _compile(module: tvm.IRModule, target: tvm.target.Target, schedule: tvm.transform.Pass, library: Path) -> None:

@@ -30,7 +30,7 @@ class CompileProcess:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the process)
 
     def start(self) -> None:
         """Start the child if it is not running; returns at once."""
@@ -166,6 +166,6 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
         tensor = value.const_value
         if tensor is not None:
             proto.graph.input.append(
-                onnx.helper.make_tensor_value_info(name, int(tensor.dtype), [int(d) for d in tensor.shape])
+                onnx.helper.make_tensor_value_info(name, int(tensor.dtype), list(tensor.shape.numpy()))
             )
     return proto

@@ -53,10 +53,8 @@ def _packed(ctx: Emitter, left: relax.Var, b: ir.Value, transposed: bool, alpha:
     *batch, k, n = [*shape[:-2], shape[-1], shape[-2]] if transposed else shape
     rows = _rows(left, bool(batch) and any(d != 1 for d in batch))
     width = ctx.tiles.panel_width(rows, n, k)
-    options = (
-        {"width": width} | ({"transposed": True} if transposed else {}) | ({"alpha": alpha} if alpha != 1.0 else {})
-    )
-    weight = ctx.weight(b, "panels", [*batch, -(-n // width), k, width], **options)
+    shape = [*batch, -(-n // width), k, width]
+    weight = ctx.weight(b, "panels", shape, width=width, transposed=transposed, alpha=alpha)
     return product(ctx, left, weight, n, width)
 
 

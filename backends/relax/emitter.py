@@ -20,7 +20,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, sym, te, tirx
 
-from backends.relax.narrow import is_narrow
+from backends.relax.forms import aligned_channels_last, dtype_name, sizes_of, tensor_of_ints
 from backends.relax.packing import carried
 from backends.relax.registry import emitters
 from backends.relax.values import ChannelsLast, Packed, Refused, Result, Slot, SymbolicInts, prim, static_int
@@ -88,14 +88,14 @@ class Emitter:
 
     def x(self, value: ir.Value | None) -> relax.Var:
         """The value in ONNX's axis order."""
-        slot = self._slot(value)
+        slot = self.slot(value)
         if slot.plain is None:
             slot.plain = self._materialise(slot)
         return slot.plain
 
     def channels_last(self, value: ir.Value | None) -> relax.Var:
         """The value as [N, spatial..., C]."""
-        slot = self._slot(value)
+        slot = self.slot(value)
         if slot.channels_last is None:
             plain = self.x(value)
             rank = self.rank(value)
@@ -104,14 +104,14 @@ class Emitter:
 
     def prefers_channels_last(self, value: ir.Value | None) -> bool:
         """Whether the value is known with its channels last, and not in ONNX's order."""
-        slot = self._slot(value)
+        slot = self.slot(value)
         return slot.channels_last is not None and slot.plain is None
 
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
         """The value as an array, if it is a small constant."""
         if value is None:
             return None
-        slot = self._slot(value)
+        slot = self.slot(value)
         if slot.constant is None and slot.ints is not None:
             known = [static_int(e) for e in slot.ints.elements]
             if all(k is not None for k in known):
@@ -130,9 +130,11 @@ class Emitter:
         dtype: str | None = None,
         **options: object,
     ) -> relax.Var:
-        """An initializer as an argument of the function, laid out by `backends.relax.packing`'s function `transform`.
+        """An initializer as an argument of the function.
 
         Args:
+            value: the initializer.
+            transform: how it is laid out: a function of `backends.relax.packing`, by name.
             shape: the packed shape; the initializer's own by default.
             dtype: the packed dtype; the initializer's own by default.
             options: keyword arguments of the transform (hashable, JSON types).
@@ -153,7 +155,7 @@ class Emitter:
         """The elements of a small integer tensor (row-major) if they are known, as int64 expressions."""
         if value is None:
             return None
-        slot = self._slot(value)
+        slot = self.slot(value)
         if (
             slot.ints is None
             and slot.constant is not None
@@ -194,15 +196,15 @@ class Emitter:
 
     def shape(self, value: ir.Value | None) -> list[tirx.Expr]:
         """The sizes of the value's axes, in ONNX's order."""
-        slot = self._slot(value)
+        slot = self.slot(value)
         if slot.constant is not None:
             return [prim(d) for d in slot.constant.shape]
         if slot.ints is not None:
             return [prim(d) for d in slot.ints.shape]
         if slot.plain is None and slot.channels_last is not None:
-            n, *spatial, c = _sizes(slot.channels_last)
+            n, *spatial, c = sizes_of(slot.channels_last)
             return [n, c, *spatial]
-        return _sizes(self.x(value))
+        return sizes_of(self.x(value))
 
     def rank(self, value: ir.Value | None) -> int:
         """The number of axes."""
@@ -221,7 +223,7 @@ class Emitter:
 
     def dtype(self, value: ir.Value | None) -> str:
         """The element type, as a numpy or ml_dtypes name."""
-        slot = self._slot(value)
+        slot = self.slot(value)
         if slot.constant is not None:
             return str(slot.constant.dtype)
         if slot.ints is not None:
@@ -271,14 +273,14 @@ class Emitter:
         operands = [v for v in values if v is not None]
         if any(self.prefers_channels_last(v) for v in operands):
             rank = max(self.rank(v) for v in operands)
-            aligned = [self._aligned_channels_last(v, rank) for v in operands]
+            aligned = [aligned_channels_last(self, v, rank) for v in operands]
             if all(a is not None for a in aligned):
                 return ChannelsLast(function(*aligned))
         return function(*(self.operand(v) for v in operands))
 
     def operand(self, value: ir.Value) -> relax.Expr:
-        """The value in ONNX's order; a constant of one element becomes an immediate in the kernel, with its shape kept if not a scalar."""
-        slot = self._slot(value)
+        """The value in ONNX's order; a constant scalar becomes an immediate in the kernel."""
+        slot = self.slot(value)
         if slot.constant is not None and slot.constant.ndim == 0:
             return relax.const(slot.constant, str(slot.constant.dtype))
         return self.x(value)
@@ -334,7 +336,12 @@ class Emitter:
             del self._slots[value]
             raise Refused(f"emitted {found} where the model declares {declared}")
 
-    def _slot(self, value: ir.Value | None) -> Slot:
+    def slot(self, value: ir.Value | None) -> Slot:
+        """All that is known of a value.
+
+        Raises:
+            Refused: nothing is known here.
+        """
         if value is None:
             raise Refused("a required input is missing")
         slot = self._slots.get(value)
@@ -347,7 +354,7 @@ class Emitter:
 
     def _materialise(self, slot: Slot) -> relax.Expr:
         if slot.channels_last is not None:
-            rank = len(_sizes(slot.channels_last))
+            rank = len(sizes_of(slot.channels_last))
             order = [0, rank - 1, *range(1, rank - 1)]
             return self.emit(relax.op.permute_dims(slot.channels_last, order)) if rank > 2 else slot.channels_last
         if slot.constant is not None and slot.constant.size <= 1:
@@ -355,71 +362,12 @@ class Emitter:
         if slot.value.name in self.weights:
             return self.weight(slot.value)
         if slot.ints is not None:
-            return self._tensor_of_ints(slot.ints)
+            return tensor_of_ints(self, slot.ints)
         if slot.constant is not None:
             return self.emit(relax.const(slot.constant, str(slot.constant.dtype)))
         raise Refused(f"its input {slot.value.name!r} is not available here")
 
-    def _tensor_of_ints(self, ints: SymbolicInts) -> relax.Var:
-        elements = [tirx.Cast(ints.dtype, e) if ints.dtype != "int64" else e for e in ints.elements]
-
-        def build() -> te.Tensor:
-            def element(*index: tirx.Expr) -> tirx.Expr:
-                position = prim(0)
-                for i, d in zip(index, ints.shape, strict=True):
-                    position = position * d + i
-                chosen = elements[-1]
-                for k in range(len(elements) - 2, -1, -1):
-                    chosen = tirx.Select(position == k, elements[k], chosen)
-                return chosen
-
-            return te.compute(ints.shape, element, name="sizes")
-
-        if not elements:
-            return self.emit(relax.const(np.zeros(ints.shape, ints.dtype), ints.dtype))
-        return self.te(build)
-
-    def _aligned_channels_last(self, value: ir.Value, rank: int) -> relax.Expr | None:
-        """An operand of an element-wise operation with its channels last, or `None` where its axes do not line up."""
-        own = self.rank(value)
-        slot = self._slot(value)
-        if own == 0 or (slot.constant is not None and slot.constant.size == 1):
-            return self.operand(value) if own == 0 else relax.const(slot.constant.reshape(()), str(slot.constant.dtype))
-        if own == rank:
-            if slot.plain is not None and slot.channels_last is None and not self.is_weight(value):
-                spatial = [static_int(d) for d in self.shape(value)[2:]]
-                if all(d == 1 for d in spatial):
-                    shape = self.shape(value)
-                    slot.channels_last = self.emit(
-                        relax.op.reshape(slot.plain, relax.ShapeExpr([shape[0], *shape[2:], shape[1]]))
-                    )
-            return self.channels_last(value)
-        sizes = self.shape(value)
-        missing = rank - own
-        padded = [prim(1)] * missing + sizes
-        expr = self.emit(relax.op.reshape(self.x(value), relax.ShapeExpr(padded)))
-        if own <= rank - 2 and static_int(padded[1]) == 1 and all(static_int(d) == 1 for d in padded[2:]):
-            return self.emit(relax.op.reshape(expr, relax.ShapeExpr([padded[0], *padded[2:], padded[1]])))
-        return self.emit(relax.op.permute_dims(expr, [0, *range(2, rank), 1]))
-
     def _initializer_type(self, value: ir.Value) -> tuple[tuple[int, ...], str]:
         if value.shape is None or value.dtype is None:
             raise Refused(f"the initializer {value.name!r} has no type")
-        return tuple(int(d) for d in value.shape), dtype_name(value.dtype)
-
-
-def element_name(dtype: ir.DataType) -> str:
-    """The numpy or ml_dtypes name of an ONNX element type."""
-    return "string" if dtype == ir.DataType.STRING else str(np.dtype(dtype.numpy()))
-
-
-def dtype_name(dtype: ir.DataType) -> str:
-    """The name of the type in which a compiled function keeps elements of an ONNX type: of narrow ones it keeps bytes."""
-    return "uint8" if is_narrow(dtype) else element_name(dtype)
-
-
-def _sizes(expr: relax.Expr) -> list[tirx.Expr]:
-    shape = expr.ty.shape if isinstance(expr.ty, relax.TensorType) else None
-    if shape is None or not isinstance(shape, relax.ShapeExpr):
-        raise Refused("a shape that is known only at run time")
-    return [prim(d) for d in shape.values]
+        return tuple(int(d) for d in value.shape.numpy()), dtype_name(value.dtype)

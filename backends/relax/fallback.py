@@ -24,8 +24,9 @@ def partition_model(model: ir.Model, step: Step) -> bytes:
     wanted = set(step.nodes)
     nodes = [n for n in graph if n.name in wanted]
     read = {v for n in nodes for v in (*(v for v in n.inputs if v is not None), *captured(n))}
-    weights = [v for name, v in graph.initializers.items() if v in read and v.const_value is not None]
-    total = sum(v.const_value.nbytes for v in weights if v.const_value is not None)
+    held = {name: v.const_value for name, v in graph.initializers.items() if v in read}
+    weights = {name: tensor for name, tensor in held.items() if tensor is not None}
+    total = sum(tensor.nbytes for tensor in weights.values())
     if total > _PROTOBUF_LIMIT:
         raise UnsupportedError(
             f"the fallback partition {step.entry} holds {total} bytes of weights, more than 2 GB; use fallback='error'"
@@ -35,13 +36,13 @@ def partition_model(model: ir.Model, step: Step) -> bytes:
     proto.node.extend(ir.serde.serialize_node(n) for n in nodes)
     proto.input.extend(ir.serde.serialize_value(values[v.name]) for v in step.inputs)
     proto.output.extend(ir.serde.serialize_value(values[v.name]) for v in step.outputs)
-    for weight in weights:
-        tensor = ir.serde.serialize_tensor(weight.const_value)
-        tensor.name = weight.name or ""
+    for name, weight in weights.items():
+        tensor = ir.serde.serialize_tensor(weight)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensor = onnx.numpy_helper.from_array(weight.const_value.numpy(), weight.name)
+            tensor = onnx.numpy_helper.from_array(weight.numpy())
+        tensor.name = name
         proto.initializer.append(tensor)
     whole = onnx.ModelProto(ir_version=min(model.ir_version, _NEWEST_IR_VERSION), graph=proto)
     whole.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in graph.opset_imports.items())
     whole.functions.extend(ir.serde.serialize_function(f) for f in model.functions.values())
-    return whole.SerializeToString()
+    return bytes(whole.SerializeToString())

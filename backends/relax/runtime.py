@@ -1,4 +1,4 @@
-"""Run a plan. Needs TVM's runtime library and, for fallback partitions, ONNX Runtime; neither TVM's compiler nor torch."""
+"""Run a plan: TVM's runtime library and, for fallback partitions, ONNX Runtime; no compiler, no torch."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def aligned(array: Array) -> Array:
 
 
 def as_tensor(array: Array) -> Any:
-    """An aligned array as TVM's tensor. DLPack knows no type of ml_dtypes: narrow ones go as bytes, bfloat16 is renamed."""
+    """An aligned array as TVM's tensor; DLPack knows no ml_dtypes: narrow ones go as bytes, bfloat16 is renamed."""
     tvm_ffi = ffi()
     bits = carried(array)
     if bits.size == 0:  # numpy's strides are not what TVM takes for compact
@@ -107,7 +107,7 @@ class Machine:
         self.plan = plan
         self.weights = weights
         self._lock = threading.Lock()
-        self._machine = None if library is None else self._load(library)
+        self._machine: Any = None if library is None else self._load(library)
         self._arguments = [self._weight_tuple(step) for step in plan.steps]
         self._last_use = _last_uses(plan)
 
@@ -117,6 +117,8 @@ class Machine:
         """Compute the outputs of the graph.
 
         Args:
+            inputs: one array for each input of the plan.
+            num_threads: size of the pools.
             partitions: the fallback partitions, by entry.
             hook: called as `hook(function, name, before, result, *args)` around each kernel and each partition.
         """
@@ -154,9 +156,7 @@ class Machine:
     def _run_compiled(self, index: int, step: Step, inputs: list[Any], sizes: Mapping[str, int]) -> list[Any]:
         tvm_ffi = ffi()
         held = [aligned(a) for a in inputs]
-        known = (
-            {**sizes, **{k: evaluate(f, sizes) for k, f in self.plan.derived.items()}} if self.plan.derived else sizes
-        )
+        known = {**sizes, **{name: evaluate(f, sizes) for name, f in self.plan.derived.items()}}
         shape = tvm_ffi.Shape(tuple(known.get(name, 1) for name in step.sizes))
         arguments = [as_tensor(a) for a in held]
         results = self._machine[step.entry](*arguments, shape, self._arguments[index])

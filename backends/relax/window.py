@@ -118,9 +118,7 @@ def pad_channels_last(x: te.Tensor, window: Window, value: tirx.Expr) -> te.Tens
     def element(*index: tirx.Expr) -> tirx.Expr:
         batch, *position, channel = index
         moved = [p - b for p, b in zip(position, window.before, strict=True)]
-        known = [
-            c for p, size in zip(moved, sizes, strict=True) for c in (tirx.GE(p, prim(0)), tirx.LT(p, size))
-        ]
+        known = [c for p, size in zip(moved, sizes, strict=True) for c in (tirx.GE(p, prim(0)), tirx.LT(p, size))]
         return tirx.if_then_else(tirx.all(*known), x[(batch, *moved, channel)], value)
 
     return te.compute((x.shape[0], *window.padded(), x.shape[-1]), element, name="padded")

@@ -7,7 +7,8 @@ import onnx_ir as ir
 from tvm import tirx
 
 from backends.relax.attributes import get_int, get_str
-from backends.relax.emitter import Emitter, dtype_name
+from backends.relax.emitter import Emitter
+from backends.relax.forms import dtype_name
 from backends.relax.known import forward, known, symbolic
 from backends.relax.narrow import is_narrow, narrowed, widened
 from backends.relax.pointwise import pointwise

@@ -159,7 +159,7 @@ def _depthwise(ctx: Emitter, data: relax.Var, w: ir.Value, window: Window) -> re
 
 
 def _general(ctx: Emitter, data: relax.Var, w: ir.Value, groups: int, window: Window) -> relax.Var:
-    """Any number of spatial axes, weights computed at run time: one tensor expression, vectorised over the output channels."""
+    """Any number of spatial axes, weights computed at run time; vectorised over the output channels."""
     rank = len(window.kernel)
     weights = ctx.static_shape(w)
     out, c = weights[0] // groups, weights[1]

@@ -20,11 +20,16 @@ def matmul(ctx: Emitter, node: ir.Node) -> Result:
 
 @emits("Gemm")
 def gemm(ctx: Emitter, node: ir.Node) -> Result:
-    """alpha * A' * B' + beta * C; alpha goes into a constant B, beta into a constant C."""
+    """Scaled products: alpha * A' * B' + beta * C; alpha goes into a constant B, beta into a constant C."""
     a, b = node.inputs[0], node.inputs[1]
     alpha, beta = get_float(node, "alpha", 1.0), get_float(node, "beta", 1.0)
     result = contract(
-        ctx, a, b, transposed_a=bool(get_int(node, "transA", 0)), transposed_b=bool(get_int(node, "transB", 0)), alpha=alpha
+        ctx,
+        a,
+        b,
+        transposed_a=bool(get_int(node, "transA", 0)),
+        transposed_b=bool(get_int(node, "transB", 0)),
+        alpha=alpha,
     )
     c = node.inputs[2] if len(node.inputs) > 2 else None
     if c is None or beta == 0.0:

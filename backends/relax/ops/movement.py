@@ -61,9 +61,10 @@ def concat(ctx: Emitter, node: ir.Node) -> Result:
 
 
 def _agreeing(ctx: Emitter, operands: list[relax.Var], axis: int) -> list[relax.Var]:
-    """The operands with one expression for each size that they must share; what cannot be proved is checked by the run."""
+    """The operands with one expression for each size that they share; what cannot be proved, the run checks."""
     sizes = [[prim(d) for d in x.ty.shape.values] for x in operands]
-    shared = [next((d for d in column if static_int(d) is not None), column[0]) for column in zip(*sizes, strict=True)]
+    columns = zip(*sizes, strict=True)
+    shared = [next((d for d in column if static_int(d) is not None), column[0]) for column in columns]
     result = []
     for x, own in zip(operands, sizes, strict=True):
         wanted = [d if k == axis else shared[k] for k, d in enumerate(own)]

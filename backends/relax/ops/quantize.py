@@ -12,7 +12,8 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int
-from backends.relax.emitter import Emitter, dtype_name
+from backends.relax.emitter import Emitter
+from backends.relax.forms import dtype_name
 from backends.relax.layout import gathered, laid
 from backends.relax.narrow import FLOATS, INTEGERS, is_narrow, narrowed, widened
 from backends.relax.ops.elementwise import largest, smallest

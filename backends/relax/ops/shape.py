@@ -14,7 +14,8 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_float, get_int, get_ints, get_tensor
-from backends.relax.emitter import Emitter, dtype_name
+from backends.relax.emitter import Emitter
+from backends.relax.forms import dtype_name
 from backends.relax.known import all_known, elements, forward, known, moved, same, simplified, symbolic
 from backends.relax.pointwise import broadcast_shape, read
 from backends.relax.registry import emits

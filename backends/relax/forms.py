@@ -1,0 +1,84 @@
+"""The forms of a value: its sizes and type, a tensor from symbolic integers, an operand with its channels last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax, te, tirx
+
+from backends.relax.narrow import is_narrow
+from backends.relax.values import Refused, SymbolicInts, prim, static_int
+
+if TYPE_CHECKING:
+    from backends.relax.emitter import Emitter
+
+
+def element_name(dtype: ir.DataType) -> str:
+    """The numpy or ml_dtypes name of an ONNX element type."""
+    return "string" if dtype == ir.DataType.STRING else str(np.dtype(dtype.numpy()))
+
+
+def dtype_name(dtype: ir.DataType) -> str:
+    """The type in which a compiled function keeps elements of an ONNX type: of narrow ones it keeps bytes."""
+    return "uint8" if is_narrow(dtype) else element_name(dtype)
+
+
+def sizes_of(expr: relax.Expr) -> list[tirx.Expr]:
+    """The sizes of an expression's axes.
+
+    Raises:
+        Refused: they are known only at run time.
+    """
+    shape = expr.ty.shape if isinstance(expr.ty, relax.TensorType) else None
+    if shape is None or not isinstance(shape, relax.ShapeExpr):
+        raise Refused("a shape that is known only at run time")
+    return [prim(d) for d in shape.values]
+
+
+def tensor_of_ints(ctx: Emitter, ints: SymbolicInts) -> relax.Var:
+    """Symbolic integers as a tensor."""
+    elements = [tirx.Cast(ints.dtype, e) if ints.dtype != "int64" else e for e in ints.elements]
+
+    def build() -> te.Tensor:
+        def element(*index: tirx.Expr) -> tirx.Expr:
+            position = prim(0)
+            for i, d in zip(index, ints.shape, strict=True):
+                position = position * d + i
+            chosen = elements[-1]
+            for k in range(len(elements) - 2, -1, -1):
+                chosen = tirx.Select(position == k, elements[k], chosen)
+            return chosen
+
+        return te.compute(ints.shape, element, name="sizes")
+
+    if not elements:
+        return ctx.emit(relax.const(np.zeros(ints.shape, ints.dtype), ints.dtype))
+    return ctx.te(build)
+
+
+def aligned_channels_last(ctx: Emitter, value: ir.Value, rank: int) -> relax.Expr | None:
+    """An operand of an element-wise operation with its channels last, or `None` where its axes do not line up."""
+    own = ctx.rank(value)
+    slot = ctx.slot(value)
+    if own == 0:
+        return ctx.operand(value)
+    if slot.constant is not None and slot.constant.size == 1:
+        return relax.const(slot.constant.reshape(()), str(slot.constant.dtype))
+    if own == rank:
+        if slot.plain is not None and slot.channels_last is None and not ctx.is_weight(value):
+            spatial = [static_int(d) for d in ctx.shape(value)[2:]]
+            if all(d == 1 for d in spatial):
+                shape = ctx.shape(value)
+                slot.channels_last = ctx.emit(
+                    relax.op.reshape(slot.plain, relax.ShapeExpr([shape[0], *shape[2:], shape[1]]))
+                )
+        return ctx.channels_last(value)
+    sizes = ctx.shape(value)
+    missing = rank - own
+    padded = [prim(1)] * missing + sizes
+    expr = ctx.emit(relax.op.reshape(ctx.x(value), relax.ShapeExpr(padded)))
+    if own <= rank - 2 and static_int(padded[1]) == 1 and all(static_int(d) == 1 for d in padded[2:]):
+        return ctx.emit(relax.op.reshape(expr, relax.ShapeExpr([padded[0], *padded[2:], padded[1]])))
+    return ctx.emit(relax.op.permute_dims(expr, [0, *range(2, rank), 1]))
