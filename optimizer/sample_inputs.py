@@ -138,7 +138,7 @@ def _like_example(value: ir.Value, given: Any, rng: np.random.Generator) -> Any:
 
 
 def _mask(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    mask = rng.random(shape) < 0.75
+    mask = np.asarray(rng.random(shape) < 0.75)
     if mask.ndim and mask.size:
         mask[..., 0] = True
     return mask
