@@ -161,6 +161,8 @@ class OrtSession:
         if not self._optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False
+            options.enable_mem_pattern = False
         if not self._spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if profile is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from optimizer.errors import ExecutionError, InputError, PassError, UnsupportedError, VerificationError
 from optimizer.executable import Executable
 from optimizer.ir.specs import specs_of
+from optimizer.memory import give_back_free_memory
 from optimizer.reference import Oracle, run_reference
 from optimizer.report import Verification
 from optimizer.signature import bind, is_torch
@@ -32,6 +33,8 @@ def make_oracle(
         oracle = Oracle(model, seed=seed, example=example)
     except UnsupportedError as error:
         return None, Verification(mode, reason=str(error))
+    finally:
+        give_back_free_memory()
     return oracle, Verification(mode)
 
 

@@ -147,7 +147,9 @@ def _have_expected_types(editor: Editor, node: ir.Node, results: list[npt.NDArra
 
 
 def _replace(editor: Editor, scope: Scope, node: ir.Node, results: list[npt.NDArray[np.generic]], growth: int) -> None:
-    contents = [np.ascontiguousarray(result).reshape(result.shape) for result in results]
+    # A transposed weight stays a view: a large model would otherwise be held twice, once each way round.
+    keeps_view = node.op_type == "Transpose"
+    contents = [item if keeps_view else np.ascontiguousarray(item).reshape(item.shape) for item in results]
     constants = editor.fold(scope, node, contents)
     if growth:
         constants[0].metadata_props[_GROWTH] = str(growth)

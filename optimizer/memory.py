@@ -1,0 +1,28 @@
+"""Memory that was freed, given back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Callable
+
+__all__ = ["give_back_free_memory"]
+
+
+def give_back_free_memory() -> None:
+    """Return freed memory to the system at once.
+
+    glibc keeps freed blocks below 32 MiB for later, and most weights are smaller: after a runtime was unloaded, its
+    copy of the model would go on counting as used. Does nothing with other C libraries.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
