@@ -47,7 +47,8 @@ def test_different_ones_stay(a: str, b: str) -> None:
 def test_the_type_counts() -> None:
     assert_stays(
         DeduplicateInitializers(),
-        "g (int64[2] x) => (int64[2] y) <int64[1] a = {0}, int32[1] b = {0}> { c = Gather(x, b) d = Add(x, a) y = Add(c, d) }",
+        """g (int64[2] x) => (int64[2] y) <int64[1] a = {0}, int32[1] b = {0}> {
+            c = Gather(x, b) d = Add(x, a) y = Add(c, d) }""",
     )
 
 
@@ -61,14 +62,12 @@ def test_two_branches_do_not_share() -> None:
 
 
 def test_the_interface_stays() -> None:
-    model = read(
-        "g (float[2] x, float[2] a) => (float[2] y) <float[2] a = {1,2}, float[2] b = {1,2}> { z = Add(x, a) y = Mul(z, b) }"
-    )
-    assert not DeduplicateInitializers()(model).modified
-    model = read(
-        "g (float[2] x) => (float[2] y, float[2] b) <float[2] a = {1,2}, float[2] b = {1,2}> { y = Add(x, a) }"
-    )
-    assert not DeduplicateInitializers()(model).modified
+    pair = "<float[2] a = {1,2}, float[2] b = {1,2}>"
+    for text in (
+        f"g (float[2] x, float[2] a) => (float[2] y) {pair} {{ z = Add(x, a) y = Mul(z, b) }}",
+        f"g (float[2] x) => (float[2] y, float[2] b) {pair} {{ y = Add(x, a) }}",
+    ):
+        assert not DeduplicateInitializers()(read(text)).modified
 
 
 def test_large_weights_that_differ_in_the_middle() -> None:

@@ -29,7 +29,8 @@ PLAIN = f"{HEAD} {{ y = Relu(x) }}"
         "a = Flatten(x)",
         "s = Constant<value_ints = [1,1]>() a = Tile(x, s)",
         "k = Constant<value_ints = [1]>() u = Unsqueeze(x, k) a = Squeeze(u, k)",
-        "b = Constant<value_ints = [0]>() e = Constant<value_ints = [4]>() k = Constant<value_ints = [1]>() a = Slice(x, b, e, k)",
+        "b = Constant<value_ints = [0]>() e = Constant<value_ints = [4]>() k = Constant<value_ints = [1]>()"
+        " a = Slice(x, b, e, k)",
         "b = Constant<value_ints = [0]>() e = Constant<value_ints = [9223372036854775807]>() a = Slice(x, b, e)",
         "a = Transpose<perm = [0,1]>(x)",
         "p = Constant<value_ints = [0,0,0,0]>() a = Pad(x, p)",

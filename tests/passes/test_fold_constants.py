@@ -71,8 +71,8 @@ def test_an_output_of_the_graph_is_given_by_a_node() -> None:
     ],
 )
 def test_stays(node: str) -> None:
-    model = read(f"""g (float[2] x, float[2] d) => (float[2] y)
-        <float[2] d = {{1,2}}, float[2] a = {{1,2}}, int8[2] q = {{1,2}}, float s = {{0.5}}> {{ {node} y = Mul(x, c) }}""")
+    constants = "<float[2] d = {1,2}, float[2] a = {1,2}, int8[2] q = {1,2}, float s = {0.5}>"
+    model = read(f"g (float[2] x, float[2] d) => (float[2] y) {constants} {{ {node} y = Mul(x, c) }}")
     assert not FoldConstants()(model).modified
 
 
@@ -139,7 +139,8 @@ def test_a_range_that_blows_up_is_not_even_computed() -> None:
 def test_operators_that_the_reference_computes_slowly() -> None:
     assert_becomes(
         FoldConstants(),
-        """g (float[1,1,2,2] x) => (float[1,1,2,2] y) <float[1,1,3,3] a = {1,2,3,4,5,6,7,8,9}, float[1,1,2,2] w = {1,0,0,1}> {
+        """g (float[1,1,2,2] x) => (float[1,1,2,2] y)
+        <float[1,1,3,3] a = {1,2,3,4,5,6,7,8,9}, float[1,1,2,2] w = {1,0,0,1}> {
             c = Conv(a, w) y = Mul(x, c) }""",
         "g (float[1,1,2,2] x) => (float[1,1,2,2] y) <float[1,1,2,2] c = {6,8,12,14}> { y = Mul(x, c) }",
     )

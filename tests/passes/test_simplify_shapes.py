@@ -25,7 +25,8 @@ def test_what_an_exporter_writes_for_view() -> None:
 def test_arithmetic_on_sizes() -> None:
     assert_becomes(
         SimplifyShapes(),
-        """g (float[B,S,8] x) => (float[M,8] y) <int64 zero = {0}, int64 one = {1}, int64[1] at = {0}, int64[1] d = {8}> {
+        """g (float[B,S,8] x) => (float[M,8] y)
+        <int64 zero = {0}, int64 one = {1}, int64[1] at = {0}, int64[1] d = {8}> {
             s = Shape(x) a = Gather(s, zero) b = Gather(s, one) m = Mul(a, b) u = Unsqueeze(m, at)
             shape = Concat<axis = 0>(u, d) y = Reshape(x, shape) }""",
         "g (float[B,S,8] x) => (float[M,8] y) <int64[2] s = {-1,8}> { y = Reshape(x, s) }",
