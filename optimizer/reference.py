@@ -174,7 +174,17 @@ def _runner(model: ir.Model) -> Run:
 def _slow_runner(model: ir.Model, why: TersorError) -> Run:
     from onnx.reference import ReferenceEvaluator
 
-    failures = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+    failures = (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    )
     try:
         evaluator = ReferenceEvaluator(ir.to_proto(model))
     except failures as error:

@@ -113,7 +113,7 @@ def _draw(value: ir.Value, type_: ir.TypeProtocol | None, shape: tuple[int, ...]
         return [_draw(value, type_.elem_type, shape, rng) for _ in range(3)]
     if isinstance(type_, ir.OptionalType):
         return _draw(value, type_.elem_type, shape, rng)
-    dtype = ir.DataType.FLOAT if type_ is None else type_.dtype
+    dtype = ir.DataType.FLOAT if type_ is None or type_.dtype == ir.DataType.UNDEFINED else type_.dtype
     if dtype == ir.DataType.STRING:
         return rng.choice(np.array(["a", "b", "tersor"], dtype=object), size=shape)
     if dtype == ir.DataType.BOOL or (dtype.is_integer() and _is_mask(value)):
@@ -163,7 +163,8 @@ def index_bound(value: ir.Value) -> int | None:
     for node in _readers(value):
         if is_op(node, "Gather", "GatherElements") and node.inputs[0] is not None and node.inputs[0].shape is not None:
             table = node.inputs[0]
-            size = table.shape[int_attribute(node, "axis", 0)] if len(table.shape) else 1  # type: ignore[index, arg-type]
+            rank, axis = len(table.shape), int_attribute(node, "axis", 0)  # type: ignore[arg-type]
+            size = table.shape[axis] if -rank <= axis < rank else 1  # type: ignore[index]
             if isinstance(size, int) and (constant(table) is not None or is_op(node, "GatherElements")):
                 bounds.append(size)
     return min(bounds, default=None)

@@ -22,7 +22,19 @@ __all__ = ["check_node"]
 _SINGLE = defs.OpSchema.FormalParameterOption.Single
 _VARIADIC = defs.OpSchema.FormalParameterOption.Variadic
 
-_POSITIVE = frozenset({"group", "strides", "dilations", "kernel_shape", "blocksize", "num_groups", "num_outputs"})
+_POSITIVE = frozenset(
+    (
+        "blocksize",
+        "dilations",
+        "group",
+        "kernel_shape",
+        "kv_num_heads",
+        "num_groups",
+        "num_outputs",
+        "q_num_heads",
+        "strides",
+    )
+)
 """Attributes that divide something or size a buffer, in every operator that has them."""
 
 

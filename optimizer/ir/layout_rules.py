@@ -81,6 +81,8 @@ def _unsqueeze(view: NodeView) -> Info | None:
     if dims is None or axes is None:
         return None
     added = {normal_axis(axis, len(dims) + len(axes)) for axis in axes}
+    if None in added or len(added) != len(axes):
+        return None
     old = iter(dims)
     return tensor(view.dtype(0), [1 if axis in added else next(old) for axis in range(len(dims) + len(axes))])
 

@@ -93,7 +93,7 @@ class _Question:
         opsets = [onnx.helper.make_opsetid(node.domain, self._view.opset)]
         try:
             return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
-        except (onnx.shape_inference.InferenceError, KeyError, RuntimeError):
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, KeyError, RuntimeError):
             # An input of which not even the type is known, or a node that breaks its operator's rules.
             return {}
 
