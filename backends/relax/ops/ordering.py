@@ -11,50 +11,45 @@ from tvm import te, tirx
 from backends.relax.attributes import get_int
 from backends.relax.emitter import Emitter
 from backends.relax.layout import laid
-from backends.relax.ops.reduction import highest, without_axes
+from backends.relax.ops.elementwise import largest, smallest
+from backends.relax.ops.reduction import Reduction, combined, highest, without_axes
 from backends.relax.procedure import fetch, loop, nest, procedure, sequence, store, when
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, is_float, lowest, wider
 from backends.relax.values import Refused, Result, prim, static_int
 
+_PLACE = "int32"
+
 
 @emits("ArgMax", "ArgMin")
 def arg_extremum(ctx: Emitter, node: ir.Node) -> Result:
-    """Where the largest (smallest) element of an axis is: the first of equal ones, or the last; a NaN beats all."""
+    """Where the largest (smallest) element of an axis is: the first of equal ones, or the last; a NaN beats all.
+
+    Two plain reductions, which vectorise: the extremum, then the first (last) place that holds it.
+    """
     x = node.inputs[0]
     axis = ctx.axis(get_int(node, "axis", 0), ctx.rank(x))
     last = get_int(node, "select_last_index", 0) == 1
-    wants_largest = node.op_type == "ArgMax"
+    extremum = (largest, lowest) if node.op_type == "ArgMax" else (smallest, highest)
+    placing = Reduction(tirx.max, lowest) if last else Reduction(tirx.min, highest)
     source = laid(ctx, x)
-
-    def better(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
-        """Whether a, which comes first, is kept against b."""
-        high, low = (a, b) if wants_largest else (b, a)
-        kept = high > low if last else high >= low
-        return tirx.any(kept, tirx.isnan(a)) if is_float(a) else kept
 
     def build(tensor: te.Tensor) -> te.Tensor:
         place = source.place(axis)
         dtype = wider(str(tensor.dtype))
-        shape = [prim(1) if i == place else d for i, d in enumerate(tensor.shape)]
-        k = te.reduce_axis((0, tensor.shape[place]), name="k")
+        best = combined(tensor, [place], Reduction(*extremum), dtype, "extremum")
 
-        def combine(kept: Sequence[tirx.Expr], new: Sequence[tirx.Expr]) -> tuple[tirx.Expr, tirx.Expr]:
-            stays = tirx.all(kept[0] >= 0, better(kept[1], new[1]))
-            return tirx.Select(stays, kept[0], new[0]), tirx.Select(stays, kept[1], new[1])
+        def candidate(value: tirx.Expr, index: Sequence[tirx.Expr]) -> tirx.Expr:
+            top = best(*(prim(0) if i == place else p for i, p in enumerate(index)))
+            found = tirx.EQ(value, top)
+            if is_float(value):
+                found = tirx.any(found, tirx.all(tirx.isnan(value), tirx.isnan(top)))
+            return tirx.Select(found, cast(index[place], _PLACE), placing.neutral(_PLACE))
 
-        worst = lowest(dtype) if wants_largest else highest(dtype)
-        reducer = te.comm_reducer(combine, lambda *_: (prim(-1), worst), name="best")
+        places = combined(tensor, [place], placing, dtype, "place", candidate, _PLACE)
+        return te.compute(places.shape, lambda *i: cast(places(*i), "int64"), name="arg_extremum")
 
-        def element(*index: tirx.Expr) -> tuple[tirx.Expr, ...]:
-            value = cast(tensor(*(k.var if i == place else p for i, p in enumerate(index))), dtype)
-            best: tuple[tirx.Expr, ...] = reducer((cast(k.var, "int64"), value), axis=k)
-            return best
-
-        return te.compute(shape, element, name="best")[0]
-
-    reduced = ctx.te(build, source.expr)
-    return without_axes(ctx, node, source, [axis], reduced)
+    return without_axes(ctx, node, source, [axis], ctx.te(build, source.expr))
 
 
 @emits("TopK")

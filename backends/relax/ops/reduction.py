@@ -175,13 +175,24 @@ def combined(
     dtype: str,
     name: str,
     element: Callable[[tirx.Expr, Sequence[tirx.Expr]], tirx.Expr] | None = None,
+    result: str | None = None,
 ) -> te.Tensor:
-    """The stage that combines the elements along some axes, which stay with size 1."""
+    """The stage that combines the elements along some axes, which stay with size 1.
+
+    Args:
+        tensor: what is reduced.
+        places: the axes.
+        reduction: how.
+        dtype: the type to which elements are cast first.
+        name: what the stage is called.
+        element: what is done to an element, given its position, in place of the reduction's own.
+        result: the type of what `element` gives, where it is not `dtype`.
+    """
     shape = [prim(1) if i in places else d for i, d in enumerate(tensor.shape)]
     if any(static_int(tensor.shape[p]) == 0 for p in places):
-        return te.compute(shape, lambda *_: reduction.neutral(dtype), name=name)
+        return te.compute(shape, lambda *_: reduction.neutral(result or dtype), name=name)
     axes = {p: te.reduce_axis((0, tensor.shape[p]), name=f"k{p}") for p in places}
-    reducer = te.comm_reducer(reduction.combine, reduction.neutral, name=name)
+    reducer = te.comm_reducer(lambda a, b: reduction.combine(a, b), reduction.neutral, name=name)
 
     def total(*index: tirx.Expr) -> tirx.Expr:
         full = [axes.get(i, p) for i, p in enumerate(index)]
