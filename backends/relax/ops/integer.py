@@ -12,10 +12,11 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int
+from backends.relax.contraction import product
 from backends.relax.emitter import Emitter
 from backends.relax.narrow import is_narrow
 from backends.relax.ops.quantize import quantized
-from backends.relax.pointwise import broadcast_shape, kernel
+from backends.relax.pointwise import kernel
 from backends.relax.registry import emits
 from backends.relax.scalars import cast
 from backends.relax.values import Refused, Result, prim, static_int
@@ -70,23 +71,7 @@ def _product(
     left = _shifted(ctx, ctx.x(a), None if a_zero is None else _as_rows(ctx, a_zero))
     right = _shifted(ctx, ctx.x(b), None if b_zero is None else ctx.x(b_zero))
 
-    def build(x: te.Tensor, y: te.Tensor) -> te.Tensor:
-        k = te.reduce_axis((0, x.shape[-1]), name="k")
-        batch = broadcast_shape([x.shape[:-2], y.shape[:-2]])
-
-        def element(*index: tirx.Expr) -> tirx.Expr:
-            *outer, i, j = index
-            return te.sum(x(*_inner(x, batch, outer), i, k) * y(*_inner(y, batch, outer), k, j), axis=k)
-
-        return te.compute([*batch, x.shape[-2], y.shape[-1]], element, name="matmul_integer")
-
-    return ctx.te(build, left, right)
-
-
-def _inner(tensor: te.Tensor, batch: Sequence[tirx.Expr], outer: Sequence[tirx.Expr]) -> list[tirx.Expr]:
-    sizes = tensor.shape[:-2]
-    own = outer[len(batch) - len(sizes) :]
-    return [prim(0) if static_int(d) == 1 else p for d, p in zip(sizes, own, strict=True)]
+    return product(ctx, left, right, right.ty.shape.values[-1], None)
 
 
 def _convolution(
