@@ -13,7 +13,6 @@ import dataclasses
 from collections import ChainMap
 from collections.abc import Hashable
 
-import numpy as np
 import onnx_ir as ir
 
 from optimizer.ir.tensors import same_content
@@ -63,9 +62,10 @@ def _equal(kept: ir.Value, tensor: ir.TensorProtocol) -> bool:
 
 
 def _sample(tensor: ir.TensorProtocol) -> Hashable:
-    elements = tensor.numpy().reshape(-1)
-    parts = (elements[:_SAMPLE], elements[-_SAMPLE:])
+    elements = tensor.numpy()
+    # A flat iterator reads these alone, also where the elements lie in another order.
+    parts = (elements.flat[:_SAMPLE], elements.flat[max(0, elements.size - _SAMPLE) :])
     shape = tuple(tensor.shape.numpy())
     if elements.dtype.kind in "OSU":
         return tensor.dtype, shape, *(tuple(part.tolist()) for part in parts)
-    return tensor.dtype, shape, *(np.ascontiguousarray(part).tobytes() for part in parts)
+    return tensor.dtype, shape, *(part.tobytes() for part in parts)

@@ -4,7 +4,9 @@
 2. When the last shape can be said in terms of the first input (`optimizer.ir.reshape`), the last becomes a `Reshape`
 of
    that input. `Reshape` with a 0 copies the size of *its* input, so the shapes of two of them do not simply compose.
-3. A last `Reshape` by a constant without a 0 does not look at the shape of its input, so it can take the first input
+3. When the last shape is the first one with axes of size 1 added, or without some, the last becomes an `Unsqueeze` or a
+   `Squeeze`.
+4. A last `Reshape` by a constant without a 0 does not look at the shape of its input, so it can take the first input
    whatever that shape is.
 
 The first reshape stays when something else uses it.
@@ -20,12 +22,14 @@ import onnx_ir as ir
 from optimizer.ir.edit import Editor, Scope, rewrite_nodes
 from optimizer.ir.provenance import inherit
 from optimizer.ir.query import input_at, int_attribute, is_op, known_ints
-from optimizer.ir.reshape import reshape_target
+from optimizer.ir.reshape import added_axes, reshape_target
 from optimizer.pass_manager import Pass
 
 __all__ = ["MergeReshapes"]
 
 _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+_AXES_ARE_INPUTS = 13
+"""The opset since which Squeeze and Unsqueeze have their axes as an input."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +55,13 @@ def _merge(editor: Editor, scope: Scope, last: ir.Node) -> None:
         return
     shape = known_ints(input_at(last, 1)) if last.op_type == "Reshape" else None
     target = reshape_target(wanted, given, may_mix=shape is not None and -1 in shape and 0 in shape)
+    added, dropped = added_axes(wanted, given), added_axes(given, wanted)
     if target is not None:
-        _reshape(editor, scope, last, source, target)
+        _become(editor, scope, last, "Reshape", source, target)
+    elif added is not None:
+        _become(editor, scope, last, "Unsqueeze", source, added)
+    elif dropped is not None:
+        _become(editor, scope, last, "Squeeze", source, dropped)
     elif shape is not None and (0 not in shape or int_attribute(last, "allowzero", 0)):
         last.replace_input_with(0, source)
         inherit(last, [first])
@@ -62,10 +71,13 @@ def _merge(editor: Editor, scope: Scope, last: ir.Node) -> None:
     editor.remove_if_unused(first)
 
 
-def _reshape(editor: Editor, scope: Scope, last: ir.Node, source: ir.Value, target: tuple[int, ...]) -> None:
-    output, first = last.outputs[0], last.inputs[0]
-    assert first is not None
-    shape = editor.constant(scope, last, f"{output.name}_shape", np.array(target, np.int64))
-    merged = ir.node("Reshape", inputs=[source, shape])
-    producer = first.producer()
-    editor.substitute(last, merged, [] if producer is None else [producer])
+def _become(editor: Editor, scope: Scope, last: ir.Node, op_type: str, source: ir.Value, ints: tuple[int, ...]) -> None:
+    """Put a node of `source` and constant integers in the place of `last`."""
+    middle = last.inputs[0]
+    first = None if middle is None else middle.producer()
+    if op_type != "Reshape" and scope.opset < _AXES_ARE_INPUTS:
+        merged = ir.node(op_type, inputs=[source], attributes={"axes": ints})
+    else:
+        name = f"{last.outputs[0].name}_{'shape' if op_type == 'Reshape' else 'axes'}"
+        merged = ir.node(op_type, inputs=[source, editor.constant(scope, last, name, np.array(ints, np.int64))])
+    editor.substitute(last, merged, [] if first is None else [first])

@@ -165,7 +165,7 @@ def _slice_size(dim: Dim, start: Dim, end: Dim, step: int) -> Dim | None:
     elif is_at_least(end, 0):
         stop = minimum(end, dim)
     elif isinstance(end, int):
-        stop = at_least_zero(dim + end)
+        stop = dim + end
     else:
         return None
     return at_least_zero(stop - start)

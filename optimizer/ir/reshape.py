@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optimizer.ir.shape_info import Dims
 
-__all__ = ["reshape_target"]
+__all__ = ["added_axes", "reshape_target"]
 
 
 def reshape_target(wanted: Dims | None, given: Dims | None, *, may_mix: bool = False) -> tuple[int, ...] | None:
@@ -34,3 +34,19 @@ def reshape_target(wanted: Dims | None, given: Dims | None, *, may_mix: bool = F
     if target.count(-1) > 1 or (-1 in target and 0 in target and not may_mix):
         return None
     return tuple(target)
+
+
+def added_axes(wanted: Dims | None, given: Dims | None) -> tuple[int, ...] | None:
+    """The axes of size 1 in `wanted` that are all it has more than `given`; `None` when that is not so."""
+    if wanted is None or given is None:
+        return None
+    axes = []
+    matched = 0
+    for axis, dim in enumerate(wanted):
+        if matched < len(given) and given[matched] == dim:
+            matched += 1
+        elif dim == 1:
+            axes.append(axis)
+        else:
+            return None
+    return tuple(axes) if matched == len(given) else None

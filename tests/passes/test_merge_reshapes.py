@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+import pytest
 from hypothesis import given, settings
 
-from optimizer.testing import check_pass, models
+from optimizer.testing import check_pass, difference, models
 from passes.merge_reshapes import MergeReshapes
-from tests.passes.transform import assert_becomes, assert_stays
+from passes.remove_unused import RemoveUnused
+from tests.passes.transform import assert_becomes, assert_stays, read
 
 
 def test_symbols_become_zeros() -> None:
@@ -84,6 +86,27 @@ def test_minus_one_and_zero_stay_where_they_were() -> None:
             u = Unsqueeze(x, k) y = Reshape(u, s) }""",
         "g (float[N,S,4] x) => (float[N,M] y) <int64[2] s = {0,-1}> { y = Reshape(x, s) }",
     )
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+def test_axes_that_a_constant_shape_cannot_say(opset: int) -> None:
+    def node(op_type: str, source: str, name: str, *axes: int) -> str:
+        if opset < 13:
+            return f"{name} = {op_type}<axes = [{','.join(map(str, axes))}]>({source})"
+        return f"{name} = {op_type}({source}, k{''.join(map(str, axes))})"
+
+    long, short = "float[N,1,1,S]", "float[N,S]"
+    axes = "<int64[1] k1 = {1}, int64[1] k2 = {2}, int64[2] k12 = {1,2}>" if opset >= 13 else ""
+    for op_type, given, wanted in (("Unsqueeze", short, long), ("Squeeze", long, short)):
+        first, second = (1, 2) if op_type == "Unsqueeze" else (2, 1)
+        pair = node(op_type, "x", "a", first) + " " + node(op_type, "a", "y", second)
+        one = node(op_type, "x", "y", 1, 2)
+        model = read(f"g ({given} x) => ({wanted} y) {axes} {{ {pair} }}", opset)
+        expected = read(f"g ({given} x) => ({wanted} y) {axes} {{ {one} }}", opset)
+        result = check_pass(MergeReshapes(), model)
+        RemoveUnused()(result)
+        RemoveUnused()(expected)
+        assert not difference(expected, result, types=False)
 
 
 def test_one_alone_stays() -> None:
