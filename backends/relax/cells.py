@@ -77,7 +77,8 @@ class Cell:
             raise Refused("the directions differ in their activations")
         clip = get_float(node, "clip", 0.0)
         return cls(
-            tuple(_activation(*c, clip) for c in once),
+            # ONNX Runtime bounds what enters the gates, not the memory (h, the third function).
+            tuple(_activation(*c, clip if place < 2 else 0.0) for place, c in enumerate(once)),
             get_int(node, "input_forget", 0) == 1,
             get_int(node, "linear_before_reset", 0) == 1,
         )

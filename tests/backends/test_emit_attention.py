@@ -16,7 +16,8 @@ def heads(key_heads: int = 4, keys: int = 5) -> list[np.ndarray]:
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_grouped_heads(key_heads: int) -> None:
     model = parse(
-        f"g (float[1,4,3,8] q, float[1,{key_heads},5,8] k, float[1,{key_heads},5,8] v) => {OUT} {{ y = Attention(q, k, v) }}"
+        f"g (float[1,4,3,8] q, float[1,{key_heads},5,8] k, float[1,{key_heads},5,8] v)"
+        f" => {OUT} {{ y = Attention(q, k, v) }}"
     )
     agrees(model, heads(key_heads))
 
@@ -32,7 +33,7 @@ def test_packed_heads_and_a_smaller_value() -> None:
 @pytest.mark.parametrize("past", [0, 4])
 def test_the_causal_mask_begins_after_the_past(past: int) -> None:
     model = parse(
-        f"g (float[1,2,3,8] q, float[1,2,3,8] k, float[1,2,3,8] v, float[1,2,p,8] pk, float[1,2,p,8] pv)"
+        "g (float[1,2,3,8] q, float[1,2,3,8] k, float[1,2,3,8] v, float[1,2,p,8] pk, float[1,2,p,8] pv)"
         " => (float[1,2,3,8] y, float[1,2,t,8] nk, float[1,2,t,8] nv)"
         " { y, nk, nv = Attention<is_causal=1>(q, k, v, , pk, pv) }"
     )
@@ -41,7 +42,8 @@ def test_the_causal_mask_begins_after_the_past(past: int) -> None:
 
 def test_a_row_that_sees_no_key_is_zero() -> None:
     model = parse(
-        f"g (float[1,4,3,8] q, float[1,4,5,8] k, float[1,4,5,8] v, bool[3,5] m) => {OUT} {{ y = Attention(q, k, v, m) }}"
+        f"g (float[1,4,3,8] q, float[1,4,5,8] k, float[1,4,5,8] v, bool[3,5] m)"
+        f" => {OUT} {{ y = Attention(q, k, v, m) }}"
     )
     mask = np.ones((3, 5), bool)
     mask[1] = False
@@ -63,7 +65,8 @@ def test_additive_masks_broadcast_and_may_hold_minus_infinity() -> None:
 
 def test_a_short_mask_hides_the_rest() -> None:
     model = parse(
-        f"g (float[1,4,3,8] q, float[1,4,5,8] k, float[1,4,5,8] v, bool[3,2] m) => {OUT} {{ y = Attention(q, k, v, m) }}",
+        f"g (float[1,4,3,8] q, float[1,4,5,8] k, float[1,4,5,8] v, bool[3,2] m)"
+        f" => {OUT} {{ y = Attention(q, k, v, m) }}",
         opset=24,
     )
     agrees(model, [*heads(), np.ones((3, 2), bool)])
@@ -81,7 +84,8 @@ def test_lengths_of_a_cache_outside() -> None:
 @pytest.mark.parametrize("mode", [0, 1, 2, 3])
 def test_intermediate_scores(mode: int) -> None:
     model = parse(
-        f"g (float[1,4,3,8] q, float[1,4,5,8] k, float[1,4,5,8] v, float[3,5] m) => (float[1,4,3,8] y, float[1,4,3,5] s)"
+        f"g (float[1,4,3,8] q, float[1,4,5,8] k, float[1,4,5,8] v, float[3,5] m)"
+        f" => (float[1,4,3,8] y, float[1,4,3,5] s)"
         f" {{ y, a, b, s = Attention<qk_matmul_output_mode={mode}, softcap={0.0 if mode == 0 else 3.0}>(q, k, v, m) }}"
     )
     agrees(model, [*heads(), normal(3, 5)])

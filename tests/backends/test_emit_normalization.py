@@ -112,7 +112,8 @@ def test_by_channel_in_either_axis_order(op: str, after_a_convolution: bool) -> 
 
 def test_batch_normalization_in_training_moves_its_statistics() -> None:
     model = parse(
-        "g (float[4,3,5] x, float[3] s, float[3] b, float[3] m, float[3] v) => (float[4,3,5] y, float[3] rm, float[3] rv)"
+        "g (float[4,3,5] x, float[3] s, float[3] b, float[3] m, float[3] v)"
+        " => (float[4,3,5] y, float[3] rm, float[3] rv)"
         " { y, rm, rv = BatchNormalization<training_mode=1, momentum=0.7>(x, s, b, m, v) }"
     )
     agrees(model, [normal(4, 3, 5), normal(3), normal(3), normal(3), np.abs(normal(3))])

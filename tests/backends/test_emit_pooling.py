@@ -9,7 +9,8 @@ from tests.backends.running import check, parse
 
 def test_padding_never_is_the_largest() -> None:
     model = parse(
-        "g (float[1,2,5,6] x) => (float[1,2,3,3] y) { y = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x) }"
+        "g (float[1,2,5,6] x)"
+        " => (float[1,2,3,3] y) { y = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x) }"
     )
     agrees(model, [-np.abs(normal(1, 2, 5, 6)) - 1])
 
@@ -17,7 +18,8 @@ def test_padding_never_is_the_largest() -> None:
 @pytest.mark.parametrize("mode", ["MaxPool", "AveragePool"])
 def test_a_window_that_would_start_in_the_padding_is_dropped(mode: str) -> None:
     model = parse(
-        f"g (float[1,1,4,4] x) => (float[1,1,2,2] y) {{ y = {mode}<kernel_shape=[1,1], strides=[2,2], ceil_mode=1>(x) }}"
+        f"g (float[1,1,4,4] x)"
+        f" => (float[1,1,2,2] y) {{ y = {mode}<kernel_shape=[1,1], strides=[2,2], ceil_mode=1>(x) }}"
     )
     check(model, [normal(1, 1, 4, 4)])
 

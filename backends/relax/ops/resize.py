@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import onnx_ir as ir
-from tvm import relax, te, tirx
+from tvm import relax, sym, te, tirx
 
 from backends.relax.attributes import declared_shape, get_float, get_int, get_ints, get_str
 from backends.relax.emitter import Emitter
@@ -100,7 +100,10 @@ def resize(ctx: Emitter, node: ir.Node) -> Result:
     region = operands.load(ctx, roi) if options.coordinates == "tf_crop_and_resize" else None
     if given is None:
         raise Refused("neither scales nor sizes are given")
-    axes = _resized_axes(ctx, node, sizes if by_sizes else scales, by_sizes=by_sizes)
+    every = _axes(ctx, node, sizes if by_sizes else scales, by_sizes=by_sizes)
+    axes = [a for a in every if not _unchanged(ctx, a, options, None if by_sizes else scales)]
+    if not axes:
+        return ctx.x(x)
     count = len(get_ints(node, "axes") or ctx.shape(x))
     last = ctx.rank(x) > 2 and all(a.place > 1 for a in axes)
     placed = [a.place - 1 if last else a.place for a in axes]
@@ -108,7 +111,7 @@ def resize(ctx: Emitter, node: ir.Node) -> Result:
     def build(x_: te.Tensor, *tensors: te.Tensor) -> te.Tensor:
         load = given(tensors)
         tables = [
-            _table(a, _scale(a, axes, load, options, by_sizes=by_sizes), region and region(tensors), count, options)
+            _table(a, _scale(a, every, load, options, by_sizes=by_sizes), region and region(tensors), count, options)
             for a in axes
         ]
         return _interpolated(x_, placed, axes, tables, options)
@@ -128,8 +131,8 @@ class _Table:
     outside: te.Tensor | None
 
 
-def _resized_axes(ctx: Emitter, node: ir.Node, given: ir.Value | None, *, by_sizes: bool) -> list[_Axis]:
-    """The axes that change, with their sizes after."""
+def _axes(ctx: Emitter, node: ir.Node, given: ir.Value | None, *, by_sizes: bool) -> list[_Axis]:
+    """The node's axes, with their sizes after."""
     sizes = ctx.shape(node.inputs[0])
     axes = [ctx.axis(a, len(sizes)) for a in get_ints(node, "axes", range(len(sizes))) or []]
     outputs = _output_sizes(ctx, node, [sizes[a] for a in axes], given, by_sizes=by_sizes)
@@ -138,15 +141,18 @@ def _resized_axes(ctx: Emitter, node: ir.Node, given: ir.Value | None, *, by_siz
         if declared is None:
             raise Refused("the size of the result is computed at run time")
         outputs = [prim(declared[a]) for a in axes]
-    found = [_Axis(a, sizes[a], ctx.derived(o), k) for k, (a, o) in enumerate(zip(axes, outputs, strict=True))]
-    crops = get_str(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
-    return [a for a in found if not _same_size(a) or (crops and a.place > 1)] or found[-1:]
+    return [_Axis(a, sizes[a], ctx.derived(o), k) for k, (a, o) in enumerate(zip(axes, outputs, strict=True))]
 
 
-def _same_size(axis: _Axis) -> bool:
-    return bool(axis.size.same_as(axis.output)) or (
-        static_int(axis.size) is not None and static_int(axis.size) == static_int(axis.output)
-    )
+def _unchanged(ctx: Emitter, axis: _Axis, options: _Options, scales: ir.Value | None) -> bool:
+    """Whether an axis keeps its elements; a scale that is not 1, or a region, moves them even within the same size."""
+    if options.coordinates == "tf_crop_and_resize":
+        return axis.place < 2 and static_int(axis.size) is not None and static_int(axis.size) == static_int(axis.output)
+    if scales is not None:
+        known = ctx.constant(scales)
+        return known is not None and float(known[axis.number]) == 1.0
+    same = sym.Analyzer().can_prove_equal(axis.size, axis.output)
+    return bool(same) and (options.policy == "stretch")
 
 
 def _output_sizes(
@@ -204,13 +210,13 @@ def _coordinate(
     if mode == "asymmetric":
         return x / scale
     if mode == "align_corners":
-        return tirx.Select(tirx.EQ(length, one), tirx.const(0, _F64), x * (size - one) / (length - one))
+        return tirx.Select(tirx.EQ(length, one), tirx.const(0, _F64), x * (size - one) / _intervals(length))
     if mode == "tf_crop_and_resize":
         if region is None:
             raise Refused("tf_crop_and_resize without a region")
         start, end = region
         extent = (end - start) * (size - one)
-        moved = tirx.Select(tirx.EQ(length, one), extent * half, x * extent / (length - one))
+        moved = tirx.Select(tirx.EQ(length, one), extent * half, x * extent / _intervals(length))
         return moved + start * (size - one)
     centred = (x + half) / scale - half
     if mode == "pytorch_half_pixel":
@@ -220,6 +226,12 @@ def _coordinate(
     if mode != "half_pixel":
         raise Refused(f"coordinate_transformation_mode {mode!r}")
     return centred
+
+
+def _intervals(length: tirx.Expr) -> tirx.Expr:
+    """One less than the length, where it is not 1."""
+    one = tirx.const(1, _F64)
+    return tirx.Select(tirx.EQ(length, one), one, length - one)
 
 
 def _table(axis: _Axis, scale: tirx.Expr, region: Load | None, count: int, options: _Options) -> _Table:

@@ -118,7 +118,9 @@ def _places(grid: te.Tensor, sizes: Sequence[tirx.Expr], mode: str, padding: str
         if mode == "nearest":
             x = tirx.nearbyint(x)
         if padding == "border":
-            return tirx.min(tirx.max(x, tirx.const(0, dtype)), size - one)
+            edge = tirx.const(0.0 if corners else 0.5, dtype)
+            inside = tirx.min(tirx.max(x, tirx.const(0, dtype)), size - one)
+            return tirx.Select(tirx.any(x < -edge, x > size - one + edge), inside, x)
         return _reflected(x, size, corners=corners) if padding == "reflection" else x
 
     def coordinates(axis: int) -> te.Tensor:
