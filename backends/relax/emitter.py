@@ -23,6 +23,7 @@ from tvm import relax, sym, te, tirx
 from backends.relax.forms import aligned_channels_last, dtype_name, sizes_of, tensor_of_ints
 from backends.relax.packing import carried
 from backends.relax.registry import emitters
+from backends.relax.tensor_call import tensor_call
 from backends.relax.values import ChannelsLast, Packed, Refused, Result, Slot, SymbolicInts, prim, static_int
 
 _MAX_INTS = 64
@@ -255,8 +256,8 @@ class Emitter:
 
     def te(self, function: Callable[..., te.Tensor], *args: object, **kwargs: object) -> relax.Var:
         """Emit a kernel described by a tensor expression over the arguments."""
-        kwargs.setdefault("primfunc_name_hint", self._kernel_name)
-        return self.builder.emit(self.builder.call_te(function, *args, **kwargs))
+        name = kwargs.pop("primfunc_name_hint", self._kernel_name)
+        return self.builder.emit(tensor_call(self.builder, function, args, kwargs, name=str(name)))
 
     def kernel(
         self, name: str, function: tirx.PrimFunc, args: Sequence[relax.Expr], out: relax.Type | list[relax.Type]
