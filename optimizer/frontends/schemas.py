@@ -37,6 +37,15 @@ _POSITIVE = frozenset(
 )
 """Attributes that divide something or size a buffer, in every operator that has them."""
 
+_CONSTANT_TYPES = {
+    "value_float": ir.DataType.FLOAT,
+    "value_floats": ir.DataType.FLOAT,
+    "value_int": ir.DataType.INT64,
+    "value_ints": ir.DataType.INT64,
+    "value_string": ir.DataType.STRING,
+    "value_strings": ir.DataType.STRING,
+}
+
 
 def check_node(node: ir.Node, version: int | None) -> None:
     """Check one node, and write down the types of its outputs where the model does not tell them.
@@ -55,6 +64,7 @@ def check_node(node: ir.Node, version: int | None) -> None:
     _check_counts(node, schema)
     _check_attributes(node, schema)
     _check_types(node, schema)
+    _type_of_constant(node)
 
 
 def _find(node: ir.Node, version: int | None) -> defs.OpSchema | None:
@@ -84,7 +94,7 @@ def _find(node: ir.Node, version: int | None) -> defs.OpSchema | None:
 def _schema(op_type: str, version: int, domain: str) -> defs.OpSchema | None:
     try:
         return defs.get_schema(op_type, version, domain)
-    except defs.SchemaError:
+    except (defs.SchemaError, TypeError):  # a damaged name is bytes instead of text
         return None
 
 
@@ -169,6 +179,16 @@ def _check_output(node: ir.Node, value: ir.Value, expected: str) -> None:
             value.type = ir.TensorType(_element_type(expected))
     elif declared != expected:
         raise ModelError(f"{_label(node)}: output {value.name!r} is declared as {declared}, it is {expected}")
+
+
+def _type_of_constant(node: ir.Node) -> None:
+    """The element type of a Constant is that of its attribute, which no schema tells."""
+    if node.op_identifier() == ("", "Constant", "") and node.outputs[0].type is None:
+        for attr in node.attributes.values():
+            if attr.type == ir.AttributeType.TENSOR and not attr.is_ref():
+                node.outputs[0].type = ir.TensorType(attr.as_tensor().dtype)
+            elif attr.name in _CONSTANT_TYPES:
+                node.outputs[0].type = ir.TensorType(_CONSTANT_TYPES[attr.name])
 
 
 def _pair(

@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import cast
 
 import numpy as np
 import onnx
@@ -81,7 +82,7 @@ def iterate_tensors(model: ir.Model) -> Iterator[tuple[ir.TensorProtocol, Replac
                 if attr.is_ref() or attr.value is None:
                     continue
                 if attr.type == ir.AttributeType.TENSOR:
-                    yield attr.as_tensor(), _attribute_setter(node, attr.name)
+                    yield cast(ir.TensorProtocol, attr.value), _attribute_setter(node, attr.name)
                 elif attr.type == ir.AttributeType.TENSORS:
                     yield from ((tensor, _reject_external(node)) for tensor in attr.as_tensors())
                 elif attr.type == ir.AttributeType.GRAPH:
@@ -116,8 +117,12 @@ def _reject_external(node: ir.Node) -> Replace:
 
 
 def _element_count(tensor: ir.TensorProtocol) -> int:
-    if tensor.dtype == ir.DataType.UNDEFINED:
-        raise ModelError(f"tensor {tensor.name!r} has no element type")
+    try:
+        is_typed = tensor.dtype != ir.DataType.UNDEFINED
+    except ValueError:  # a number that stands for no type
+        is_typed = False
+    if not is_typed:
+        raise ModelError(f"tensor {tensor.name!r} has no element type that ONNX knows")
     dims = [int(dim) for dim in tensor.shape]  # type: ignore[arg-type]
     if any(dim < 0 for dim in dims):
         raise ModelError(f"tensor {tensor.name!r} has a negative dimension: {dims}")
