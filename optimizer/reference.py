@@ -28,6 +28,7 @@ import onnx_ir as ir
 from optimizer.errors import ExecutionError, TersorError, UnsupportedError, VerificationError
 from optimizer.executable import Array
 from optimizer.ir.walk import all_nodes, subgraphs
+from optimizer.ir.weights import weights_as_inputs
 from optimizer.ort_session import OrtSession
 from optimizer.sample_inputs import candidate_inputs, symbol_sizes
 from optimizer.target import detect_cpu
@@ -162,7 +163,9 @@ def _first_that_runs(model: ir.Model, candidates: Iterable[list[Any]]) -> tuple[
 
 def _runner(model: ir.Model) -> Run:
     try:
-        return OrtSession.from_model(model, optimize=False, num_threads=detect_cpu().cores).run
+        data, weights = weights_as_inputs(model)
+        session = OrtSession(data, optimize=False, num_threads=detect_cpu().cores)
+        return lambda inputs: session.run([*inputs, *weights])
     except UnsupportedError as error:
         if sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value) > (
             _SLOW_ORACLE_BYTES

@@ -9,9 +9,11 @@ import onnx_ir as ir
 
 from optimizer.executable import Array
 
-__all__ = ["detach_weights", "tensor_bytes"]
+__all__ = ["detach_weights", "tensor_bytes", "weights_as_inputs"]
 
 DETACH_FROM_BYTES = 1024
+INPUT_FROM_BYTES = 1 << 18
+"""Smaller weights may be parameters that a kernel wants to know when it is made."""
 
 
 def detach_weights(model: ir.Model, prefix: str = "weight") -> tuple[bytes, Mapping[str, Array]]:
@@ -39,6 +41,29 @@ def detach_weights(model: ir.Model, prefix: str = "weight") -> tuple[bytes, Mapp
             locations[id(tensor)], 0, tensor.nbytes, tensor.dtype, shape=shape, name=value.name or ""
         )
     return ir.to_proto(slim).SerializeToString(deterministic=True), files
+
+
+def weights_as_inputs(model: ir.Model) -> tuple[bytes, list[Array]]:
+    """Serialize a model with its large weights turned into further inputs, so that a runtime reads them in place.
+
+    Args:
+        model: Not changed.
+
+    Returns:
+        The serialized model, and what to give for the inputs that follow the model's own.
+    """
+    slim = model.clone()
+    arrays: list[Array] = []
+    for name, value in list(slim.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < INPUT_FROM_BYTES or tensor.dtype.numpy().isbuiltin != 1:
+            continue
+        arrays.append(np.ascontiguousarray(tensor.numpy()))
+        del slim.graph.initializers[name]
+        value.const_value = None
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+        slim.graph.inputs.append(value)
+    return ir.to_proto(slim).SerializeToString(deterministic=True), arrays
 
 
 def tensor_bytes(tensor: ir.TensorProtocol) -> Array:
