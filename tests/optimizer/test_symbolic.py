@@ -62,7 +62,7 @@ def test_what_cannot_be_told() -> None:
     assert exact_div(N, 2) is None
     assert exact_div(N * S, N + S) is None
     assert exact_div(N, 0) is None
-    assert floor_div(N, 2) != floor_div(N, 3)
+    assert len({floor_div(N, 2), floor_div(N, 3)}) == 2
     assert str(floor_div(N + 1, 2)) == "floor((N + 1)/(2))"
     assert str(maximum(S, N)) == str(maximum(N, S)) == "Max(N, S)"
     assert N != symbol("M")

@@ -97,12 +97,12 @@ def test_axes_that_a_constant_shape_cannot_say(opset: int) -> None:
 
     long, short = "float[N,1,1,S]", "float[N,S]"
     axes = "<int64[1] k1 = {1}, int64[1] k2 = {2}, int64[2] k12 = {1,2}>" if opset >= 13 else ""
-    for op_type, given, wanted in (("Unsqueeze", short, long), ("Squeeze", long, short)):
+    for op_type, start, wanted in (("Unsqueeze", short, long), ("Squeeze", long, short)):
         first, second = (1, 2) if op_type == "Unsqueeze" else (2, 1)
         pair = node(op_type, "x", "a", first) + " " + node(op_type, "a", "y", second)
         one = node(op_type, "x", "y", 1, 2)
-        model = read(f"g ({given} x) => ({wanted} y) {axes} {{ {pair} }}", opset)
-        expected = read(f"g ({given} x) => ({wanted} y) {axes} {{ {one} }}", opset)
+        model = read(f"g ({start} x) => ({wanted} y) {axes} {{ {pair} }}", opset)
+        expected = read(f"g ({start} x) => ({wanted} y) {axes} {{ {one} }}", opset)
         result = check_pass(MergeReshapes(), model)
         RemoveUnused()(result)
         RemoveUnused()(expected)
