@@ -134,8 +134,9 @@ class Shapes:
         try:
             found = self._outputs(view, opsets)
         except _BROKEN_NODE:
-            found = [UNKNOWN] * len(node.outputs)
-        for value, info in zip(node.outputs, found, strict=True):
+            found = []
+        found += [UNKNOWN] * (len(node.outputs) - len(found))  # A body may have fewer outputs than its node.
+        for value, info in zip(node.outputs, found, strict=False):
             self._known[value] = self._completed(value, info)
 
     def _outputs(self, view: NodeView, opsets: dict[str, int]) -> list[Info]:
@@ -151,7 +152,6 @@ class Shapes:
         if ruled is None:
             return self._onnx.infer(view)
         found = ruled if isinstance(ruled, list) else [ruled]
-        found = [*found, *[UNKNOWN] * (len(node.outputs) - len(found))][: len(node.outputs)]
         return [_with_data(view, found[0]), *found[1:]] if found else found
 
     def _completed(self, value: ir.Value, info: Info) -> Info:
