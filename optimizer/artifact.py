@@ -3,7 +3,7 @@
 The file is a zip archive whose entries are stored as they are, each at a multiple of 64 bytes, so that any tool can
 look into it and weights can be mapped:
 
-    manifest.json      format, versions, target, machine, signature; name, size and SHA-256 of every other part
+    manifest.json      format, versions, target, the machine it needs, signature; name, size and SHA-256 of every other part
     report.json        what `optimize()` did
     backend/...        what the backend needs to run the model: native code, packed weights
     graph/model.onnx   the optimized graph, and graph/weight00000 ... its weights (left out by `save(graph=False)`)
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
 import struct
 import tempfile
@@ -39,6 +38,7 @@ from optimizer.atomic_file import atomic_write
 from optimizer.compiled import CompiledModel
 from optimizer.errors import ArtifactError
 from optimizer.executable import Executable, Part, TensorSpec
+from optimizer.machine import machine_needed, why_unusable
 from optimizer.report import Report
 from optimizer.versions import versions
 
@@ -83,7 +83,7 @@ def save_artifact(compiled: CompiledModel, executable: Executable, path: Path, *
         "format": FORMAT,
         "target": compiled.target,
         "backend": executable.backend,
-        "machine": {"architecture": platform.machine(), "system": platform.system()},
+        "machine": machine_needed(compiled.target),
         "versions": versions(),
         "num_threads": compiled.num_threads,
         "inputs": [asdict(spec) for spec in compiled.inputs],
@@ -106,7 +106,9 @@ def load_artifact(path: Path, get_loader: Callable[[str], Loader]) -> CompiledMo
         ArtifactError: The file cannot be read, is damaged or was changed, or is of another format or machine.
     """
     reader = ArtifactReader(path)
-    reader.check_machine()
+    reason = why_unusable(reader.mapping("machine"))
+    if reason:
+        raise ArtifactError(f"{str(path)!r} cannot run here: {reason}: compile it again on this machine")
     folder = Path(tempfile.mkdtemp(prefix="tersor-"))
     try:
         files = reader.extract(_BACKEND, folder)

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 import mmap
-import platform
 import re
 import struct
 import zipfile
@@ -55,15 +54,6 @@ class ArtifactReader:
         self._manifest = self._read_manifest()
         self._parts = self._checked_parts()
         self.names = tuple(self._parts)
-
-    def check_machine(self) -> None:
-        """Raise unless the native code in the file is for a machine of this kind."""
-        wanted = self.mapping("machine")
-        here = {"architecture": platform.machine(), "system": platform.system()}
-        if dict(wanted) != here:
-            raise ArtifactError(
-                f"{self.path} was compiled for {dict(wanted)}, this machine is {here}: compile it again here"
-            )
 
     def read(self, name: str) -> memoryview:
         """A part's content, after its hash was checked."""

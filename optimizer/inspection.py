@@ -38,9 +38,15 @@ def show_inspection(facts: dict[str, Any]) -> RenderableType:
             f"{least}{count(costs['flops'])} FLOPs, {least}{size(costs['peak_activation_bytes'])} of activations"
         )
         return Group(*lines, _table("operators", facts["operators"], str))
-    lines.append(f"target {facts['target']}, backend {facts['backend']}, machine {facts['machine']}")
+    lines.append(f"target {facts['target']}, backend {facts['backend']}")
+    if facts["machine"]:
+        lines.append("needs " + ", ".join(f"{key} {_needed(value)}" for key, value in facts["machine"].items()))
     lines.append("made with " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
     return Group(*lines, _table("parts", facts["parts"], size), facts["report_text"])
+
+
+def _needed(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
 
 
 def _table(title: str, rows: dict[str, int], text: Any) -> Table:
