@@ -27,7 +27,7 @@ from backends.cpu.loops import (
     uses,
     vectorized,
 )
-from backends.cpu.polynomials import expand
+from backends.cpu.polynomials import expand, let
 from optimizer.target import Cpu
 
 _PARTIALS = 4
@@ -154,27 +154,40 @@ def _point(stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along
                 for o in range(0, width, lanes)
             ),
             _loops(others, {}, row),
-            store(indices, _folded(partial, width, lanes, combine)),
+            store(indices, _folded(partial, width, lanes, combine, keep_nan=isinstance(value, tirx.Select))),
         ]
     )
     return allocate([partial], body)
 
 
-def _folded(partial: Var, width: int, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
-    """All partial results combined, by halves, in registers."""
+def _folded(
+    partial: Var, width: int, lanes: int, combine: Callable[[Expr, Expr], Expr], *, keep_nan: bool = False
+) -> Expr:
+    """All partial results combined, in registers; `keep_nan`: NaN if one of them is, which `combine` itself would drop."""
     vectors = [BufferLoad(partial, [tirx.Ramp(i64(o), i64(1), lanes)]) for o in range(0, width, lanes)]
-    while len(vectors) > 1:
-        half = len(vectors) // 2
-        vectors = [combine(a, b) for a, b in zip(vectors[:half], vectors[half:], strict=True)]
-    result = vectors[0]
-    while lanes > 1:
-        lanes //= 2
-        lower, upper = (
-            tirx.Shuffle([result], [tirx.const(k, "int32") for k in part])
-            for part in (range(lanes), range(lanes, 2 * lanes))
-        )
-        result = combine(lower, upper)
-    return result
+    result = _halved(vectors, lanes, combine)
+    if not keep_nan:
+        return result
+    zero = tirx.Broadcast(tirx.const(0, str(partial.dtype)), lanes)
+    flag = _halved([tirx.Select(tirx.isnan(v), v, zero) for v in vectors], lanes, tirx.Add)
+    return let(flag, lambda f: tirx.Select(tirx.isnan(f), f, result))
+
+
+def _halved(vectors: list[Expr], lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """The lanes of all vectors combined, by halves; each step is named, since combining may read it twice."""
+    if len(vectors) > 1:
+        first, second, *rest = vectors
+        return let(combine(first, second), lambda v: _halved([*rest, v], lanes, combine))
+    if lanes == 1:
+        return vectors[0]
+    middle = lanes // 2
+    parts = [tirx.const(k, "int32") for k in range(lanes)]
+
+    def halves(v: Expr) -> Expr:
+        lower, upper = tirx.Shuffle([v], parts[:middle]), tirx.Shuffle([v], parts[middle:])
+        return let(lower, lambda a: let(upper, lambda b: _halved([combine(a, b)], middle, combine)))
+
+    return let(vectors[0], halves)
 
 
 def _serial_reduction(stage: Stage, value: Expr, point: dict[Var, Expr], store: Store) -> Stmt:
@@ -206,8 +219,7 @@ def _combiner(stage: Stage, value: Expr) -> Callable[[Expr, Expr], Expr] | None:
     if isinstance(value, tirx.Select) and is_own(value.true_value) and isinstance(value.condition, tirx.Or):
         compared = value.condition.a
         if isinstance(compared, tirx.GT | tirx.LT):
-            larger = isinstance(compared, tirx.GT) == is_own(compared.a)
-            return lambda a, b: tirx.Select(tirx.Or(a > b if larger else a < b, tirx.isnan(a)), a, b)
+            return tirx.Max if isinstance(compared, tirx.GT) == is_own(compared.a) else tirx.Min
     return None
 
 

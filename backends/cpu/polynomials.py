@@ -57,7 +57,7 @@ def _d(value: float) -> Expr:
     return tirx.const(value, "float64")
 
 
-def _let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
+def let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     """Compute a value once."""
     var = Var("t", value.ty)
     return tirx.Let(var, value, body(var))
@@ -80,9 +80,9 @@ def _exp_in_range(x: Expr) -> Expr:
 
     def reduced(n: Expr) -> Expr:
         r = x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
-        return _let(r, lambda r: (r * r * _horner(r, _EXP) + r + _f(1.0)) * _power_of_two(tirx.Cast("int32", n)))
+        return let(r, lambda r: (r * r * _horner(r, _EXP) + r + _f(1.0)) * _power_of_two(tirx.Cast("int32", n)))
 
-    return _let(tirx.nearbyint(x * _f(1.0 / math.log(2.0))), reduced)
+    return let(tirx.nearbyint(x * _f(1.0 / math.log(2.0))), reduced)
 
 
 def exp(x: Expr) -> Expr:
@@ -94,24 +94,24 @@ def exp(x: Expr) -> Expr:
 
     def reduced(x: Expr, n: Expr) -> Expr:
         r = x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
-        return _let(r, lambda r: _let(tirx.Cast("int32", n), lambda k: scaled(k, r)))
+        return let(r, lambda r: let(tirx.Cast("int32", n), lambda k: scaled(k, r)))
 
     def of(x: Expr) -> Expr:
         bounded = tirx.Max(tirx.Min(x, _f(89.0)), _f(-104.0))
-        value = _let(bounded, lambda b: _let(tirx.nearbyint(b * _f(1.0 / math.log(2.0))), lambda n: reduced(b, n)))
+        value = let(bounded, lambda b: let(tirx.nearbyint(b * _f(1.0 / math.log(2.0))), lambda n: reduced(b, n)))
         return tirx.Select(tirx.isnan(x), x, value)
 
-    return _let(x, of)
+    return let(x, of)
 
 
 def sigmoid(x: Expr) -> Expr:
     """1 / (1 + e**-x)."""
 
     def of(x: Expr) -> Expr:
-        e = _let(tirx.Max(tirx.Min(_f(0.0) - x, _f(88.0)), _f(-87.0)), _exp_in_range)
+        e = let(tirx.Max(tirx.Min(_f(0.0) - x, _f(88.0)), _f(-87.0)), _exp_in_range)
         return tirx.Select(tirx.isnan(x), x, _f(1.0) / (_f(1.0) + e))
 
-    return _let(x, of)
+    return let(x, of)
 
 
 def tanh(x: Expr) -> Expr:
@@ -119,30 +119,30 @@ def tanh(x: Expr) -> Expr:
 
     def of(x: Expr) -> Expr:
         square = x * x
-        near = _let(square, lambda s: x + x * s * _horner(s, _TANH))
+        near = let(square, lambda s: x + x * s * _horner(s, _TANH))
         bounded = tirx.Max(tirx.Min(x, _f(10.0)), _f(-10.0))
-        far = _f(1.0) - _f(2.0) / (_let(bounded + bounded, _exp_in_range) + _f(1.0))
+        far = _f(1.0) - _f(2.0) / (let(bounded + bounded, _exp_in_range) + _f(1.0))
         return tirx.Select(tirx.isnan(x), x, tirx.Select(tirx.And(x < _f(0.625), x > _f(-0.625)), near, far))
 
-    return _let(x, of)
+    return let(x, of)
 
 
 def erf(x: Expr) -> Expr:
     """The error function: an odd polynomial up to 1, 1 - exp(polynomial) from there."""
 
     def of(x: Expr) -> Expr:
-        near = _let(x * x, lambda s: x * _horner(s, _ERF_SMALL))
+        near = let(x * x, lambda s: x * _horner(s, _ERF_SMALL))
         magnitude = tirx.Select(x < _f(0.0), _f(0.0) - x, x)
 
         def far(a: Expr) -> Expr:
-            tail = _f(1.0) - _let(a * _horner(a, _ERF_LARGE), _exp_in_range)
-            return _let(tail, lambda t: tirx.Select(x < _f(0.0), _f(0.0) - t, t))
+            tail = _f(1.0) - let(a * _horner(a, _ERF_LARGE), _exp_in_range)
+            return let(tail, lambda t: tirx.Select(x < _f(0.0), _f(0.0) - t, t))
 
-        beyond = _let(tirx.Min(magnitude, _f(4.0)), far)
+        beyond = let(tirx.Min(magnitude, _f(4.0)), far)
         inside = tirx.And(x < _f(1.0), x > _f(-1.0))
         return tirx.Select(tirx.isnan(x), x, tirx.Select(inside, near, beyond))
 
-    return _let(x, of)
+    return let(x, of)
 
 
 def log(x: Expr) -> Expr:
@@ -161,18 +161,18 @@ def log(x: Expr) -> Expr:
 
             def series(f: Expr) -> Expr:
                 def of_s(s: Expr) -> Expr:
-                    odd = _let(s * s, lambda u: s * u * _horner(u, _LOG))
+                    odd = let(s * s, lambda u: s * u * _horner(u, _LOG))
                     return count * _f(_LN2_HIGH) + (count * _f(_LN2_LOW) + odd + s + s)
 
-                return _let(f / (f + _f(2.0)), of_s)
+                return let(f / (f + _f(2.0)), of_s)
 
-            return _let(mantissa - _f(1.0), series)
+            return let(mantissa - _f(1.0), series)
 
-        value = _let(tirx.reinterpret("int32", scaled), from_bits)
+        value = let(tirx.reinterpret("int32", scaled), from_bits)
         regular = tirx.Select(x == _f(0.0), _f(-math.inf), tirx.Select(x < _f(0.0), _f(math.nan), value))
         return tirx.Select(x < infinity, regular, x)
 
-    return _let(x, of)
+    return let(x, of)
 
 
 def _circular(x: Expr, quadrants: int) -> Expr:
@@ -180,30 +180,28 @@ def _circular(x: Expr, quadrants: int) -> Expr:
 
     def of_rest(rest: Expr, quadrant: Expr) -> Expr:
         square = rest * rest
-        sine = _let(square, lambda s: rest + rest * s * _horner(s, _SIN))
-        cosine = _let(square, lambda s: _f(1.0) - _f(0.5) * s + s * s * _horner(s, _COS))
+        sine = let(square, lambda s: rest + rest * s * _horner(s, _SIN))
+        cosine = let(square, lambda s: _f(1.0) - _f(0.5) * s + s * s * _horner(s, _COS))
         value = tirx.Select((quadrant & tirx.const(1, "int32")) == tirx.const(0, "int32"), sine, cosine)
-        return _let(value, lambda v: tirx.Select(quadrant < tirx.const(2, "int32"), v, _f(0.0) - v))
+        return let(value, lambda v: tirx.Select(quadrant < tirx.const(2, "int32"), v, _f(0.0) - v))
 
     def of_turns(y: Expr, k: Expr) -> Expr:
         rest = tirx.Cast("float32", (y - k * _d(_HALF_PI_HIGH)) - k * _d(_HALF_PI_LOW))
         shifted = k + _d(float(quadrants))
         quadrant = tirx.Cast("int32", shifted - _d(4.0) * tirx.floor(shifted * _d(0.25)))
-        return _let(rest, lambda r: _let(quadrant, lambda q: of_rest(r, q)))
+        return let(rest, lambda r: let(quadrant, lambda q: of_rest(r, q)))
 
-    return _let(
-        tirx.Cast("float64", x), lambda y: _let(tirx.nearbyint(y * _d(2.0 / math.pi)), lambda k: of_turns(y, k))
-    )
+    return let(tirx.Cast("float64", x), lambda y: let(tirx.nearbyint(y * _d(2.0 / math.pi)), lambda k: of_turns(y, k)))
 
 
 def sin(x: Expr) -> Expr:
     """Sine."""
-    return _let(x, lambda x: tirx.Select(x == _f(0.0), x, _circular(x, 0)))
+    return let(x, lambda x: tirx.Select(x == _f(0.0), x, _circular(x, 0)))
 
 
 def cos(x: Expr) -> Expr:
     """Cosine."""
-    return _let(x, lambda x: _circular(x, 1))
+    return let(x, lambda x: _circular(x, 1))
 
 
 FUNCTIONS: dict[str, Callable[[Expr], Expr]] = {

@@ -7,15 +7,21 @@ is started by
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import struct
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from backends.relax.without_torch import torch_kept_out
+
+LONGEST_SECONDS = 600
+"""A compilation that takes longer is given up."""
 
 LENGTH = struct.Struct("<Q")
 
@@ -64,12 +70,22 @@ def main() -> None:
     with torch_kept_out():
         import tvm  # noqa: F401
         from tvm import relax  # noqa: F401
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     while (request := read_message(sys.stdin.buffer)) is not None:
+        faulthandler.dump_traceback_later(LONGEST_SECONDS, exit=True)
         try:
             answer = handle(request)
         except Exception as error:  # noqa: BLE001  (every failure is told to the parent, which raises CompileError)
             answer = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        faulthandler.cancel_dump_traceback_later()
         write_message(channel, answer)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A compilation that nobody waits for any more must not go on."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 if __name__ == "__main__":
