@@ -30,8 +30,9 @@ def child_of(process: CompileProcess) -> int:
 
 def test_a_killed_child_is_an_error_and_the_next_call_works() -> None:
     check(parse(RELU), [np.ones(3, np.float32)])
-    killer = threading.Timer(0.01, lambda: os.kill(child_of(PROCESS), signal.SIGKILL))
-    os.kill(child_of(PROCESS), signal.SIGSTOP)  # so that the answer cannot come first
+    child = child_of(PROCESS)
+    os.kill(child, signal.SIGSTOP)  # so that the answer cannot come first
+    killer = threading.Timer(0.2, os.kill, (child, signal.SIGKILL))
     killer.start()
     with pytest.raises(CompileError, match="signal 9"):
         compiled(parse(RELU))
