@@ -3,7 +3,7 @@
 The file is a zip archive whose entries are stored as they are, each at a multiple of 64 bytes, so that any tool can
 look into it and weights can be mapped:
 
-    manifest.json      format, versions, target, the machine it needs, signature; name, size and SHA-256 of every other part
+    manifest.json      format, versions, target, needed machine, signature; name, size and SHA-256 of every other part
     report.json        what `optimize()` did
     backend/...        what the backend needs to run the model: native code, packed weights
     graph/model.onnx   the optimized graph, and graph/weight00000 ... its weights (left out by `save(graph=False)`)
