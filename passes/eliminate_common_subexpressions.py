@@ -20,23 +20,12 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor
 from optimizer.ir.provenance import inherit
+from optimizer.ir.query import RANDOM_OPERATORS
 from optimizer.ir.tensors import content_hash
 from optimizer.ir.walk import subgraphs, top_graphs
 from optimizer.pass_manager import Pass
 
-__all__ = ["RANDOM_OPERATORS", "EliminateCommonSubexpressions"]
-
-RANDOM_OPERATORS = frozenset(
-    {
-        "Bernoulli",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    }
-)
-"""Operators that give something else each time; a `Dropout` or a custom operator may as well."""
+__all__ = ["EliminateCommonSubexpressions"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,10 +25,9 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope, rewrite_nodes
 from optimizer.ir.evaluate import evaluate
-from optimizer.ir.query import constant, is_op
+from optimizer.ir.query import RANDOM_OPERATORS, constant, is_op
 from optimizer.ir.walk import all_graphs, subgraphs
 from optimizer.pass_manager import Pass
-from passes.eliminate_common_subexpressions import RANDOM_OPERATORS
 
 __all__ = ["FoldConstants"]
 

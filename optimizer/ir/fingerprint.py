@@ -98,7 +98,7 @@ class _Writer:
         self._tokens[value] = token = f"%{len(self._tokens)}"
         if interface:
             return token + _signature(value) + (f" = {self._constant(value)}" if value.const_value else "")
-        return f"{token}:{value.type}{value.shape}" if self._types else token
+        return f"{token}:{_type(value)}" if self._types else token
 
     def _use(self, value: ir.Value) -> str:
         token = self._tokens.get(value)
@@ -115,4 +115,8 @@ class _Writer:
 
 
 def _signature(value: ir.Value) -> str:
-    return f" {value.name!r}: {value.type}{value.shape}"
+    return f" {value.name!r}: {_type(value)}"
+
+
+def _type(value: ir.Value) -> str:
+    return f"{value.type or '?'}{'' if value.shape is None else value.shape}"

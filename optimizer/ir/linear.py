@@ -64,13 +64,13 @@ class Linear:
             The node, in no graph yet; `None` when a number would overflow, or when there is no place for the shift.
         """
         dtype = self.weight.dtype
+        if not self.takes_shift and (shift is not None or self.bias is not None):
+            return None
         terms = [term for term in (None if self.bias is None else self.bias * scale, shift) if term is not None]
         with np.errstate(over="ignore", invalid="ignore"):
             weight = (self.weight.astype(np.float64) * self._along_channels(scale)).astype(dtype)
             bias = sum(terms, np.zeros(self.channels)).astype(dtype)
         if not (np.isfinite(weight.astype(np.float64)).all() and np.isfinite(bias.astype(np.float64)).all()):
-            return None
-        if terms and not self.takes_shift:
             return None
         inputs = [self.node.inputs[0], self._constant(editor, scope, 1, "weight", weight)]
         if terms:

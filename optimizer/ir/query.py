@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 __all__ = [
     "FLOATS",
+    "RANDOM_OPERATORS",
     "array",
     "constant",
     "float_attribute",
@@ -24,6 +25,12 @@ __all__ = [
 ]
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+
+
+RANDOM_OPERATORS = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+"""Operators that give something else each time; a `Dropout` in training does too."""
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
