@@ -32,6 +32,11 @@ def reduce_rows(
     return te.compute(outer, row, name=name) if outer else te.compute((1,), lambda _: row(), name=name)
 
 
+def table(shape: Sequence[tirx.Expr | int], element: Callable[..., tirx.Expr], name: str) -> te.Tensor:
+    """A small tensor that is computed once; an element-wise stage would be computed again in each of its readers."""
+    return te.compute(shape, element, name=name, attrs={"tersor.kernel": "table"})
+
+
 def row_of(index: Index, axes: Collection[int]) -> tuple[tirx.Expr, ...]:
     """The index of an element's row in what `reduce_rows` made."""
     kept = tuple(i for axis, i in enumerate(index) if axis not in axes)

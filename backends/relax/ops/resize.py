@@ -20,6 +20,7 @@ from backends.relax.emitter import Emitter
 from backends.relax.interpolation import NEIGHBOURS, weight
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, wider
+from backends.relax.stages import table
 from backends.relax.values import ChannelsLast, Refused, Result, prim, static_int
 
 _F64 = "float64"
@@ -236,19 +237,19 @@ def _intervals(length: tirx.Expr) -> tirx.Expr:
 
 def _table(axis: _Axis, scale: tirx.Expr, region: Load | None, count: int, options: _Options) -> _Table:
     ends = None if region is None else (region(axis.number), region(count + axis.number))
-    at = te.compute((axis.output,), lambda o: _coordinate(o, axis, scale, ends, options), name="coordinate")
+    at = table((axis.output,), lambda o: _coordinate(o, axis, scale, ends, options), "coordinate")
     limit = cast(axis.size - 1, _F64)
     outside = None
     if options.coordinates == "tf_crop_and_resize":
-        outside = te.compute(at.shape, lambda o: tirx.any(at(o) < tirx.const(0, _F64), at(o) > limit), name="outside")
+        outside = table(at.shape, lambda o: tirx.any(at(o) < tirx.const(0, _F64), at(o) > limit), "outside")
     if options.mode == "nearest":
-        return _Table(te.compute(at.shape, lambda o: _nearest(at(o), options), name="nearest"), None, 1, outside)
+        return _Table(table(at.shape, lambda o: _nearest(at(o), options), "nearest"), None, 1, outside)
     shrink = _shrinking(scale) if options.antialias else 1.0
     begin, taps = NEIGHBOURS[options.mode]
     if options.antialias:
         begin = math.floor(-taps / 2 / shrink) + 1
         taps = 2 - 2 * begin
-    first = te.compute(at.shape, lambda o: cast(tirx.floor(at(o)), "int64") + begin, name="first")
+    first = table(at.shape, lambda o: cast(tirx.floor(at(o)), "int64") + begin, "first")
 
     def raw(o: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
         index = first(o) + k
@@ -257,11 +258,12 @@ def _table(axis: _Axis, scale: tirx.Expr, region: Load | None, count: int, optio
             return value
         return tirx.Select(tirx.all(index >= 0, index < axis.size), value, tirx.const(0, _F64))
 
-    weights = te.compute((axis.output, taps), raw, name="weights")
+    weights = table((axis.output, taps), raw, "weights")
     if options.antialias or options.exclude_outside:
         k = te.reduce_axis((0, taps), name="k")
-        total = te.compute(at.shape, lambda o: te.sum(weights(o, k), axis=k), name="total")
-        weights = te.compute(weights.shape, lambda o, k: weights(o, k) / total(o), name="normalized")
+        raw_weights = weights
+        total = te.compute(at.shape, lambda o: te.sum(raw_weights(o, k), axis=k), name="total")
+        weights = table(raw_weights.shape, lambda o, k: raw_weights(o, k) / total(o), "normalized")
     return _Table(first, weights, taps, outside)
 
 
@@ -297,11 +299,11 @@ def _interpolated(
     def neighbour(index: Sequence[tirx.Expr], offsets: Sequence[tirx.Expr]) -> tirx.Expr:
         read = list(index)
         value = None
-        for place, axis, table, k in zip(places, axes, tables, offsets, strict=True):
+        for place, axis, made, k in zip(places, axes, tables, offsets, strict=True):
             o = index[place]
-            read[place] = tirx.min(tirx.max(table.first(o) + k, prim(0)), axis.size - 1)
-            if table.weights is not None:
-                factor = cast(table.weights(o, k), wide)
+            read[place] = tirx.min(tirx.max(made.first(o) + k, prim(0)), axis.size - 1)
+            if made.weights is not None:
+                factor = cast(made.weights(o, k), wide)
                 value = factor if value is None else value * factor
         element = x(*read)
         return element if value is None else cast(element, wide) * value

@@ -7,6 +7,7 @@ worked on with their channels last, so that a sample reads a few contiguous rows
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from backends.relax.emitter import Emitter
 from backends.relax.interpolation import NEIGHBOURS, weight
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, wider
+from backends.relax.stages import table
 from backends.relax.values import ChannelsLast, Refused, Result, prim
 
 _MODES = {"bilinear": "linear", "bicubic": "cubic"}
@@ -124,7 +126,7 @@ def _places(grid: te.Tensor, sizes: Sequence[tirx.Expr], mode: str, padding: str
         return _reflected(x, size, corners=corners) if padding == "reflection" else x
 
     def coordinates(axis: int) -> te.Tensor:
-        return te.compute(grid.shape[:-1], lambda *i: place(axis, *i), name=f"place{axis}")
+        return table(grid.shape[:-1], lambda *i: place(axis, *i), f"place{axis}")
 
     return [coordinates(axis) for axis in range(len(sizes))]
 
@@ -152,21 +154,17 @@ def _sampled(
     corners: bool,
 ) -> te.Tensor:
     wide = wider(str(x.dtype))
-    begin, taps = (0, 1) if mode == "nearest" else NEIGHBOURS[mode]
+    tables = [
+        _neighbours(place, size, mode, padding, wide, corners=corners)
+        for place, size in zip(places, sizes, strict=True)
+    ]
+    taps = 1 if mode == "nearest" else NEIGHBOURS[mode][1]
 
     def term(n: tirx.Expr, position: Sequence[tirx.Expr], c: tirx.Expr, choice: Sequence[int]) -> tirx.Expr:
-        read, factor = [], tirx.const(1, wide)
-        for place, size, k in zip(places, sizes, choice, strict=True):
-            at = place(n, *position)
-            base = tirx.floor(at) + tirx.const(begin + k, place.dtype)
-            if mode != "nearest":
-                factor = factor * cast(weight(mode, base - at), wide)
-            index = _folded_index(base, size, padding, corners=corners)
-            if padding == "zeros":
-                inside = tirx.all(index >= 0, index < size)
-                factor = tirx.Select(inside, factor, tirx.const(0, wide))
-            read.append(tirx.min(tirx.max(index, prim(0)), size - 1))
-        return factor * cast(x(n, *read, c), wide)
+        at = [(n, *position, prim(k)) for k in choice]
+        factors = [factor(*i) for (_, factor), i in zip(tables, at, strict=True)]
+        read = [index(*i) for (index, _), i in zip(tables, at, strict=True)]
+        return math.prod(factors[1:], start=factors[0]) * cast(x(n, *read, c), wide)
 
     def element(n: tirx.Expr, *index: tirx.Expr) -> tirx.Expr:
         *position, c = index
@@ -174,6 +172,30 @@ def _sampled(
         return cast(sum(terms[1:], start=terms[0]), x.dtype)
 
     return te.compute((x.shape[0], *places[0].shape[1:], x.shape[-1]), element, name="grid_sample")
+
+
+def _neighbours(
+    place: te.Tensor, size: tirx.Expr, mode: str, padding: str, dtype: str, *, corners: bool
+) -> tuple[te.Tensor, te.Tensor]:
+    """Of one axis the indices and the weights [N, O, taps] of what a sample is made of."""
+    begin, taps = (0, 1) if mode == "nearest" else NEIGHBOURS[mode]
+    shape = (*place.shape, prim(taps))
+
+    def base(*i: tirx.Expr) -> tirx.Expr:
+        return tirx.floor(place(*i[:-1])) + cast(i[-1] + begin, place.dtype)
+
+    def index(*i: tirx.Expr) -> tirx.Expr:
+        return _folded_index(base(*i), size, padding, corners=corners)
+
+    def factor(*i: tirx.Expr) -> tirx.Expr:
+        one = tirx.const(1, dtype)
+        value = one if mode == "nearest" else cast(weight(mode, base(*i) - place(*i[:-1])), dtype)
+        if padding != "zeros":
+            return value
+        return tirx.Select(tirx.all(index(*i) >= 0, index(*i) < size), value, tirx.const(0, dtype))
+
+    within = table(shape, lambda *i: tirx.min(tirx.max(index(*i), prim(0)), size - 1), "index")
+    return within, table(shape, factor, "factor")
 
 
 def _folded_index(base: tirx.Expr, size: tirx.Expr, padding: str, *, corners: bool) -> tirx.Expr:
