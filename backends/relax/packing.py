@@ -20,6 +20,10 @@ ALIGNMENT = 64
 """Bytes; kernels use aligned vector loads."""
 
 
+USER_TYPE = 2
+"""What numpy's `isbuiltin` says of a type that another package registered."""
+
+
 def element_type(name: str) -> np.dtype[Any]:
     """The type with that name, of numpy or of ml_dtypes."""
     try:
@@ -31,7 +35,7 @@ def element_type(name: str) -> np.dtype[Any]:
 
 def carried(array: Array) -> Array:
     """The array as compiled functions take it: elements of ml_dtypes' narrow types as the bytes that hold them."""
-    narrow = array.dtype.itemsize == 1 and array.dtype.kind == "V"
+    narrow = array.dtype.itemsize == 1 and array.dtype.isbuiltin == USER_TYPE
     return array.view(np.uint8) if narrow else array
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from backends.relax.packing import ALIGNMENT, aligned_empty, carried, element_type
+from backends.relax.packing import ALIGNMENT, USER_TYPE, aligned_empty, carried, element_type
 from backends.relax.plan import RELAX, Formula, Plan, Step, Value
 from backends.relax.without_torch import torch_kept_out
 
@@ -71,7 +71,7 @@ def as_tensor(array: Array) -> Any:
     bits = carried(array)
     if bits.size == 0:  # numpy's strides are not what TVM takes for compact
         return _renamed(tvm_ffi.from_dlpack(np.empty(0, f"u{bits.itemsize}")), bits.shape, str(bits.dtype))
-    if bits.dtype.kind != "V":
+    if bits.dtype.isbuiltin != USER_TYPE:
         return tvm_ffi.from_dlpack(bits, require_alignment=ALIGNMENT)
     tensor = tvm_ffi.from_dlpack(bits.view(np.uint16), require_alignment=ALIGNMENT)
     return _renamed(tensor, bits.shape, str(bits.dtype))
@@ -81,7 +81,7 @@ def as_array(tensor: Any, dtype: str) -> Array:
     """TVM's tensor as an array of that type, sharing its memory."""
     if str(tensor.dtype) == dtype:
         element = element_type(dtype)
-        if element.kind != "V":
+        if element.isbuiltin != USER_TYPE:
             return np.from_dlpack(tensor)
         return np.from_dlpack(_renamed(tensor, tensor.shape, "uint16")).view(element)
     return np.from_dlpack(tensor).view(element_type(dtype))

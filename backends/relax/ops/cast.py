@@ -72,7 +72,10 @@ def convert(ctx: Emitter, node: ir.Node, target: ir.DataType) -> Result:
 def converted(x: tirx.Expr, dtype: str) -> tirx.Expr:
     """A scalar in another type; what is not zero is true, and a float becomes a narrow integer by way of a wide one."""
     if dtype == "bool":
-        return x if scalar_type(x) == "bool" else tirx.NE(x, zero_like(x))
+        if scalar_type(x) == "bool":
+            return x
+        differs = tirx.NE(x, zero_like(x))  # of floats only where both are numbers
+        return tirx.any(differs, tirx.isnan(x)) if is_float(x) else differs
     if is_float(x) and dtype in ("int8", "uint8", "int16", "uint16"):
         return tirx.Cast(dtype, tirx.Cast("int32", x))
     return cast(x, dtype)

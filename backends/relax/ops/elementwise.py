@@ -136,7 +136,7 @@ def divide(ctx: Emitter, node: ir.Node) -> Result:
             return a / b
         if (fixed := static_int(b)) is not None and fixed > 0 and not_negative(ctx, a):
             return tirx.floordiv(a, b)
-        return tirx.truncdiv(a, _divisor(a, b))
+        return _untrapped(a, b, tirx.truncdiv, zero_like(a) - a)
 
     return pointwise(ctx, node.inputs, formula, "divide", keep_zero=True)
 
@@ -149,14 +149,14 @@ def modulo(ctx: Emitter, node: ir.Node) -> Result:
     def formula(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
         if is_float(a):
             return _remainder(a, b) if like_c else _floating_modulo(a, b)
-        divisor, zero = _divisor(a, b), zero_like(a)
-        rest = tirx.truncmod(a, divisor)
+        zero = zero_like(a)
+        rest = _untrapped(a, b, tirx.truncmod, zero)
         if like_c or is_unsigned(a):
             return rest
         if (fixed := static_int(b)) is not None and fixed > 0:
             return tirx.floormod(a, b)
-        crossed = tirx.all(tirx.NE(rest, zero), _opposite(rest, divisor))
-        return tirx.Select(crossed, rest + divisor, rest)
+        crossed = tirx.all(tirx.NE(rest, zero), _opposite(rest, b))
+        return tirx.Select(crossed, rest + b, rest)
 
     return pointwise(ctx, node.inputs, formula, "mod")
 
@@ -274,14 +274,19 @@ def _half_exp(x: tirx.Expr) -> tirx.Expr:
     return tirx.exp(x - tirx.const(math.log(2), scalar_type(x)))
 
 
-def _divisor(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
-    """b, or 1 where dividing a by b would trap: a zero divisor, and the smallest integer by -1."""
+def _untrapped(
+    a: tirx.Expr, b: tirx.Expr, divide: Callable[[tirx.Expr, tirx.Expr], tirx.Expr], otherwise: tirx.Expr
+) -> tirx.Expr:
+    """An integer division; by 0 and -1, where it may trap, `otherwise`, which is what dividing by -1 gives.
+
+    A branch, not a select: of a select, both sides are computed.
+    """
     if static_int(b) not in (None, 0, -1):
-        return b
+        return divide(a, b)
     trap = tirx.EQ(b, zero_like(b))
     if not is_unsigned(b):
-        trap = tirx.any(trap, tirx.all(tirx.EQ(b, -one_like(b)), tirx.EQ(a, tirx.min_value(scalar_type(a)))))
-    return tirx.Select(trap, one_like(b), b)
+        trap = tirx.any(trap, tirx.EQ(b, -one_like(b)))
+    return tirx.if_then_else(trap, otherwise, divide(a, b))
 
 
 def _floating_modulo(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:

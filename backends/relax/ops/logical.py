@@ -1,4 +1,8 @@
-"""Comparisons, boolean algebra and selection."""
+"""Comparisons, boolean algebra and selection.
+
+A negation works on the byte of a truth value: TVM would turn it into the opposite comparison, and with a NaN both are
+false.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,13 @@ from backends.relax.values import Result
 
 _BINARY: dict[str, Callable[[tirx.Expr, tirx.Expr], tirx.Expr]] = {
     "And": tirx.all,
-    "Equal": lambda a, b: _same_truth(a, b) if scalar_type(a) == "bool" else tirx.EQ(a, b),
+    "Equal": lambda a, b: tirx.EQ(*(_byte(v) if scalar_type(v) == "bool" else v for v in (a, b))),
     "Greater": tirx.GT,
     "GreaterOrEqual": tirx.GE,
     "Less": tirx.LT,
     "LessOrEqual": tirx.LE,
     "Or": tirx.any,
-    "Xor": lambda a, b: tirx.Not(_same_truth(a, b)),
+    "Xor": lambda a, b: tirx.NE(_byte(a), _byte(b)),
 }
 
 
@@ -34,7 +38,7 @@ def binary(ctx: Emitter, node: ir.Node) -> Result:
 @emits("Not")
 def negation(ctx: Emitter, node: ir.Node) -> Result:
     """The opposite."""
-    return pointwise(ctx, node.inputs, tirx.Not, "not", "bool")
+    return pointwise(ctx, node.inputs, lambda x: tirx.EQ(_byte(x), tirx.const(0, "uint8")), "not", "bool")
 
 
 @emits("Where")
@@ -43,6 +47,5 @@ def where(ctx: Emitter, node: ir.Node) -> Result:
     return pointwise(ctx, node.inputs, tirx.Select, "where", ctx.dtype(node.inputs[1]))
 
 
-def _same_truth(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
-    """Equality of booleans, without a comparison of single bits (which LLVM refuses)."""
-    return tirx.any(tirx.all(a, b), tirx.Not(tirx.any(a, b)))
+def _byte(x: tirx.Expr) -> tirx.Expr:
+    return tirx.Cast("uint8", x)
