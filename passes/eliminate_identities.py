@@ -188,8 +188,8 @@ def _dropout(editor: Editor, scope: Scope, node: ir.Node) -> ir.Value | None:
 
 
 def _replace_mask(editor: Editor, scope: Scope, node: ir.Node, source: ir.Value) -> None:
-    """Up to opset 9 the mask has the type of the input and no stated value: only the boolean one is replaced."""
-    if len(node.outputs) < 2 or scope.opset < 10:
+    """Up to opset 11 it is not said what the mask is outside training: such a node stays if its mask is used."""
+    if len(node.outputs) < 2 or scope.opset < 12:
         return
     mask = node.outputs[1]
     if not mask.uses() and not mask.is_graph_output():

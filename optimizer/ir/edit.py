@@ -20,6 +20,7 @@ from optimizer.ir.walk import all_graphs, nested_graphs, subgraphs
 
 __all__ = ["Content", "Editor", "Scope", "rewrite_nodes"]
 
+_WEIGHT_BYTES = 4096
 Content = npt.NDArray[np.generic] | ir.TensorProtocol
 
 
@@ -166,10 +167,13 @@ class Editor:
             for inner in nested_graphs(graph):
                 for user in inner:
                     _detach(user)
+        given = [value for value in node.inputs if value is not None]
         _detach(node)
         assert node.graph is not None, "a node is removed once"
         node.graph.remove(node)
         self.modified = True
+        for value in given:
+            _drop_weight(value)
 
     def remove_if_unused(self, node: ir.Node) -> None:
         """Take out a node if nothing uses it any more."""
@@ -256,6 +260,17 @@ def _detach(node: ir.Node) -> None:
     for index, value in enumerate(node.inputs):
         if value is not None:
             node.replace_input_with(index, None)
+
+
+def _drop_weight(value: ir.Value) -> None:
+    """Free a weight that nothing uses any more. Small ones are left: a scalar may have very many users to look at."""
+    tensor = value.const_value
+    if tensor is None or not value.is_initializer() or tensor.nbytes < _WEIGHT_BYTES:
+        return
+    if value.uses() or value.is_graph_input() or value.is_graph_output():
+        return
+    assert value.graph is not None and value.name is not None, "an initializer has both"
+    del value.graph.initializers[value.name]
 
 
 def _value_names(model: ir.Model) -> Iterator[str]:

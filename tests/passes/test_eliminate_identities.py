@@ -180,6 +180,11 @@ def test_the_mask_of_a_dropout_is_all_true() -> None:
     )
 
 
+def test_an_old_mask_is_not_specified() -> None:
+    model = read("g (float[N,4] x) => (float[N,4] y, bool[N,4] m) { a, m = Dropout(x) y = Relu(a) }", opset=10)
+    assert not EliminateIdentities()(model).modified
+
+
 def test_dropout_in_training_stays() -> None:
     model = read(f"{HEAD} <float r = {{0.5}}, bool t = {{1}}> {{ a = Dropout(x, r, t) y = Relu(a) }}")
     assert not EliminateIdentities()(model).modified

@@ -78,6 +78,16 @@ def test_matmul_takes_no_shift() -> None:
     )
 
 
+def test_the_old_weight_is_freed_at_once() -> None:
+    model = read(
+        "g (float[N,64] x) => (float[N,64] y) <float w = {0}, float k = {2}> { a = MatMul(x, w) y = Mul(a, k) }"
+    )
+    weight = model.graph.initializers["w"]
+    weight.const_value, weight.shape = ir.tensor(np.ones((64, 64), np.float32)), ir.Shape([64, 64])
+    FoldAffine()(model)
+    assert weight not in model.graph.initializers.values()
+
+
 def test_adding_zeros_after_a_matmul_stays() -> None:
     """It turns -0.0 into 0.0."""
     text = """g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {-1,0,0,-1}, float[2] k = {0,0}> {
