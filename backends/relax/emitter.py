@@ -359,16 +359,23 @@ class Emitter:
             order = [0, rank - 1, *range(1, rank - 1)]
             return self.emit(relax.op.permute_dims(slot.channels_last, order)) if rank > 2 else slot.channels_last
         if slot.constant is not None and slot.constant.size <= 1:
-            return self.emit(relax.const(slot.constant, str(slot.constant.dtype)))
+            return self.emit(_literal(slot.constant))
         if slot.value.name in self.weights:
             return self.weight(slot.value)
         if slot.ints is not None:
             return tensor_of_ints(self, slot.ints)
         if slot.constant is not None:
-            return self.emit(relax.const(slot.constant, str(slot.constant.dtype)))
+            return self.emit(_literal(slot.constant))
         raise Refused(f"its input {slot.value.name!r} is not available here")
 
     def _initializer_type(self, value: ir.Value) -> tuple[tuple[int, ...], str]:
         if value.shape is None or value.dtype is None:
             raise Refused(f"the initializer {value.name!r} has no type")
         return tuple(int(d) for d in value.shape.numpy()), dtype_name(value.dtype)
+
+
+def _literal(array: np.ndarray) -> relax.Expr:
+    """A constant of the module; one without elements cannot be stored in it."""
+    if array.size == 0:
+        return relax.op.zeros(relax.ShapeExpr(list(array.shape)), str(array.dtype))
+    return relax.const(array, str(array.dtype))

@@ -211,7 +211,7 @@ def reshaped(ctx: Emitter, value: ir.Value | None, sizes: Sequence[tirx.Expr]) -
 def given_axes(ctx: Emitter, node: ir.Node, position: int = 1) -> list[int] | None:
     """Axes from an input, or from the attribute of older operator sets; `None` if there is neither."""
     if len(node.inputs) > position and node.inputs[position] is not None:
-        if static_int(ctx.shape(node.inputs[position])[0]) == 0:
+        if [static_int(d) for d in ctx.shape(node.inputs[position])] == [0]:
             return []
         return ctx.static_ints(node.inputs[position], "axes")
     return get_ints(node, "axes")
