@@ -169,9 +169,9 @@ def _run_passes(
     from optimizer.pass_manager import PassManager
     from optimizer.verification import VerifyEach
 
-    dims = oracle.dims if oracle is not None else {}
-    before = model_costs(model, dims)
-    recorder = PassRecorder(lambda changed: model_costs(changed, dims))
+    shapes = oracle.input_shapes if oracle is not None else {}
+    before = model_costs(model, shapes)
+    recorder = PassRecorder(lambda changed: model_costs(changed, shapes))
     each = VerifyEach(oracle) if verify == "each" and oracle is not None else None
     PassManager(pipeline).run(model, [recorder] if each is None else [recorder, each])
     errors = each.errors if each is not None else [None] * len(recorder.records)

@@ -30,7 +30,7 @@ from optimizer.executable import Array
 from optimizer.ir.walk import all_nodes, subgraphs
 from optimizer.ir.weights import weights_as_inputs
 from optimizer.ort_session import OrtSession
-from optimizer.sample_inputs import candidate_inputs, symbol_sizes
+from optimizer.sample_inputs import candidate_inputs
 from optimizer.target import detect_cpu
 
 __all__ = ["EPSILON_PER_OP", "Comparison", "Oracle", "compare", "run_reference", "tolerance_of"]
@@ -90,7 +90,7 @@ class Oracle:
     Attributes:
         inputs: What the model was run with, one for each input of the graph.
         outputs: What it gave.
-        dims: The sizes of the symbolic dimensions in `inputs`.
+        input_shapes: The shapes of `inputs`, by name.
         tolerance: The error that is allowed to the same graph in another form.
     """
 
@@ -120,7 +120,11 @@ class Oracle:
         self._rounds = _rounds(model)
         self.tolerance = tolerance_of(model)
         self.inputs, self.outputs = _first_that_runs(model, candidate_inputs(model.graph, seed, example, dims))
-        self.dims = symbol_sizes(model.graph, self.inputs)
+        self.input_shapes = {
+            value.name or "": array.shape
+            for value, array in zip(model.graph.inputs, self.inputs, strict=True)
+            if isinstance(array, np.ndarray)
+        }
 
     def compare(self, outputs: Sequence[Any]) -> Comparison:
         """Hold results on the same inputs against the reference."""

@@ -21,7 +21,7 @@ from optimizer.executable import Array
 from optimizer.ir.query import constant, int_attribute, is_op
 from optimizer.ir.symbolic import parse_dim
 
-__all__ = ["candidate_inputs", "symbol_sizes"]
+__all__ = ["candidate_inputs"]
 
 _SPATIAL_FROM_AXIS = 2
 _TRIED_SIZES = ((2, 8, 64), (1, 8, 224), (1, 1, 1), (4, 4, 4), (1, 32, 32), (1, 320, 320))
@@ -67,17 +67,6 @@ def candidate_inputs(
             continue
         rng = np.random.default_rng(seed)
         yield [_draw(value, value.type, shape, rng) for value, shape in zip(graph.inputs, shapes, strict=True)]
-
-
-def symbol_sizes(graph: ir.Graph, inputs: Sequence[Any]) -> dict[str, int]:
-    """The sizes that a set of inputs gives to the symbolic dimensions."""
-    sizes: dict[str, int] = {}
-    for value, array in zip(graph.inputs, inputs, strict=True):
-        if value.shape is not None and isinstance(array, np.ndarray):
-            for dim, size in zip(value.shape, array.shape, strict=False):
-                if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                    sizes.setdefault(dim.value, int(size))
-    return sizes
 
 
 def _shape(value: ir.Value, sizes: tuple[int, int, int], symbols: dict[str, int]) -> tuple[int, ...]:

@@ -33,14 +33,14 @@ def size(number_of_bytes: float) -> str:
 
 def seconds(duration: float) -> str:
     """`1.23 ms`, three digits."""
-    if duration >= 1:
+    if duration >= 0.9995:
         return f"{duration:.3g} s"
-    return f"{duration * 1e3:.3g} ms" if duration >= 1e-3 else f"{duration * 1e6:.3g} µs"
+    return f"{duration * 1e3:.3g} ms" if duration >= 0.9995e-3 else f"{duration * 1e6:.3g} µs"
 
 
 def _scaled(number: float, base: int, units: tuple[str, ...]) -> str:
     for unit in units[:-1]:
         if abs(number) < base:
-            return f"{number:.0f}{unit}" if float(number).is_integer() and number < base else f"{number:.3g}{unit}"
+            return f"{number:.0f}{unit}" if abs(number) >= 100 or float(number).is_integer() else f"{number:.3g}{unit}"
         number /= base
     return f"{number:.3g}{units[-1]}"

@@ -6,14 +6,15 @@ data costs none. They are for comparing a graph with itself before and after a p
 Peak activation memory is that of running the nodes in their order: a value lives from its producer to its last user;
 inputs and outputs of the graph count, weights do not.
 
-A symbolic dimension counts as what `dims` says of it, else as 1; so do dimensions that are not known at all. Values
-of unknown rank count nothing. All figures are therefore lower bounds, exact where all shapes are known.
+The shapes of the inputs may be given. A symbolic dimension that does not follow from them counts as 1, and a value of
+unknown rank counts nothing: all figures are lower bounds then, and exact otherwise.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -26,25 +27,29 @@ from optimizer.ir.walk import nested_graphs, subgraphs
 __all__ = ["Costs", "Sizes", "model_costs", "node_flops", "peak_activation_bytes"]
 
 
+InputShapes = Mapping[str, Sequence[int]]
+
+
 class Sizes:
     """Sizes of the values of a model, as numbers.
 
     Args:
-        model: Its shapes are inferred; what is declared at inputs is believed.
-        sizes: Sizes of symbolic dimensions by name.
+        model: Its shapes are inferred from those of its inputs; not changed.
+        input_shapes: Shapes of inputs by name; where none is given, what the model declares.
     """
 
-    def __init__(self, model: ir.Model, dims: Mapping[str, int] | None = None) -> None:
-        self._shapes = Shapes(model)
-        self._dims = dims or {}
+    def __init__(self, model: ir.Model, input_shapes: InputShapes | None = None) -> None:
+        with _declared(model.graph, input_shapes or {}):
+            self._shapes = Shapes(model)
+            self._inputs = {value: self._shapes.dims(value) for value in model.graph.inputs}
 
     def shape(self, value: ir.Value | None) -> list[int]:
         """The shape, with lower bounds where it is not known; an empty list where the rank is not."""
-        return [self._number(dim) for dim in self._shapes.dims(value) or ()]
+        return [_least(dim) for dim in self._dims(value) or ()]
 
     def elements(self, value: ir.Value | None) -> int:
         """The number of elements, a lower bound; 0 where the rank is not known."""
-        return 0 if value is None or self._shapes.dims(value) is None else math.prod(self.shape(value))
+        return 0 if value is None or self._dims(value) is None else math.prod(self.shape(value))
 
     def bytes(self, value: ir.Value) -> int:
         """The memory that the value takes; 0 where the type or the rank is not known, or for strings."""
@@ -54,28 +59,42 @@ class Sizes:
         return (self.elements(value) * dtype.bitwidth + 7) // 8
 
     def is_symbolic(self, value: ir.Value) -> bool:
-        """Whether the shape has a size that is neither known nor given in `dims`."""
-        dims = self._shapes.dims(value)
-        return dims is None or any(not isinstance(dim, int) and not dim.symbols <= self._dims.keys() for dim in dims)
+        """Whether some of the shape is not known."""
+        dims = self._dims(value)
+        return dims is None or not all(isinstance(dim, int) for dim in dims)
 
-    def _number(self, dim: Dim) -> int:
-        if isinstance(dim, int):
-            return dim
-        total = sum(
-            coefficient * math.prod(self._dims.get(symbol, 1) for symbol in monomial)
-            for monomial, coefficient in dim.terms.items()
-        )
-        return max(1, total)
+    def _dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        if value in self._inputs:
+            return self._inputs[value]
+        return self._shapes.dims(value)
 
 
-def model_costs(model: ir.Model, dims: Mapping[str, int] | None = None) -> Costs:
+@contextlib.contextmanager
+def _declared(graph: ir.Graph, input_shapes: InputShapes) -> Iterator[None]:
+    """The inputs declare these shapes inside the block, and their own again after it."""
+    before = [(value, value.shape) for value in graph.inputs if value.name in input_shapes]
+    for value, _ in before:
+        value.shape = ir.Shape(list(input_shapes[value.name or ""]))
+    try:
+        yield
+    finally:
+        for value, shape in before:
+            value.shape = shape
+
+
+def _least(dim: Dim) -> int:
+    """The size when every symbol in it is 1."""
+    return dim if isinstance(dim, int) else max(1, sum(dim.terms.values()))
+
+
+def model_costs(model: ir.Model, input_shapes: InputShapes | None = None) -> Costs:
     """The costs of a model.
 
     Args:
         model: Not changed.
-        dims: Sizes of symbolic dimensions by name.
+        input_shapes: Shapes of inputs by name; where none is given, what the model declares.
     """
-    sizes = Sizes(model, dims)
+    sizes = Sizes(model, input_shapes)
     nodes = [node for graph in nested_graphs(model.graph) for node in graph]
     weights = {id(tensor): tensor for tensor in _weights(model)}
     values = [value for node in nodes for value in node.outputs]

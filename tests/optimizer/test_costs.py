@@ -12,14 +12,14 @@ from optimizer.ir.costs import Sizes, model_costs, node_flops
 from tests.optimizer.build import INT64, model, node, perceptron, value
 
 
-def flops_of(proto: onnx.ModelProto, name: str, **dims: int) -> int:
+def flops_of(proto: onnx.ModelProto, name: str, **shapes: tuple[int, ...]) -> int:
     loaded = ir.from_proto(proto)
     (found,) = (n for n in loaded.graph if n.name == name)
-    return node_flops(found, Sizes(loaded, dims))
+    return node_flops(found, Sizes(loaded, shapes))
 
 
 def test_a_perceptron_with_a_batch_of_three() -> None:
-    costs = model_costs(ir.from_proto(perceptron()), {"batch": 3})
+    costs = model_costs(ir.from_proto(perceptron()), {"x": (3, 32)})
     assert costs.nodes == 4
     assert costs.parameters == 32 * 64 + 64 + 64 * 8
     assert costs.bytes == 4 * costs.parameters
@@ -32,13 +32,23 @@ def test_a_symbolic_dimension_counts_as_one() -> None:
     loaded = ir.from_proto(perceptron())
     costs = model_costs(loaded)
     assert costs.symbolic
-    assert costs.flops == model_costs(loaded, {"batch": 1}).flops
+    assert costs.flops == model_costs(loaded, {"x": (1, 32)}).flops
 
 
-def test_an_expression_of_dimensions_is_evaluated() -> None:
+def test_sizes_follow_from_the_shapes_of_the_inputs() -> None:
     nodes = [node("Concat", ["x", "x"], ["twice"], axis=0), node("Relu", ["twice"], ["y"], name="relu")]
     proto = model(nodes, [value("x", ["n", 4])], [value("y", None)])
-    assert flops_of(proto, "relu", n=5) == 2 * 5 * 4
+    assert flops_of(proto, "relu", x=(5, 4)) == 2 * 5 * 4
+
+
+def test_a_size_without_a_name_follows_too_and_the_model_is_not_changed() -> None:
+    proto = model([node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[2, 2])], [], [value("y", None)])
+    proto.graph.input.append(value("x", ["n", 1, "?", "?"]))
+    loaded = ir.from_proto(proto)
+    costs = model_costs(loaded, {"x": (1, 1, 9, 7)})
+    assert costs.flops == 4 * 4 * 3
+    assert not costs.symbolic
+    assert loaded.graph.inputs[0].shape == ir.Shape(["n", 1, "?", "?"])
 
 
 def test_convolutions() -> None:

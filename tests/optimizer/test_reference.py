@@ -24,7 +24,7 @@ def oracle() -> Oracle:
 
 def test_the_oracle_computes_what_the_model_says(oracle: Oracle) -> None:
     np.testing.assert_allclose(oracle.outputs[0], perceptron_output(oracle.inputs[0]), rtol=1e-4, atol=1e-4)
-    assert oracle.dims == {"batch": 2}
+    assert oracle.input_shapes == {"x": (2, 32)}
     assert oracle.tolerance == pytest.approx(1e-5 * math.sqrt(4))
 
 
@@ -136,7 +136,7 @@ def test_sizes_are_found_by_trying() -> None:
     """Only an image of at least 32 pixels survives four poolings of 7."""
     nodes = [node("MaxPool", [f"x{i}"], [f"x{i + 1}"], kernel_shape=[7, 7]) for i in range(5)]
     proto = model(nodes, [value("x0", [1, 3, "height", "width"])], [value("x5", None)])
-    assert Oracle(load_model(proto), seed=0).dims["height"] > 30
+    assert Oracle(load_model(proto), seed=0).input_shapes["x0"][2] > 30
 
 
 def test_why_there_is_no_reference_is_said() -> None:
