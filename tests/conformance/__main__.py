@@ -52,11 +52,10 @@ def _run(names: Sequence[str], fallback: Fallback, jobs: int) -> list[Outcome]:
 
 def _compared(fallback: Fallback, outcomes: Sequence[Outcome]) -> int:
     """Print what differs from the list of expected failures; how many do."""
-    known = expected.failures(fallback)
-    differing = [outcome for outcome in outcomes if (outcome.status != "passed") != (outcome.name in known)]
-    for outcome in differing:
-        print(f"  {outcome.name}: {outcome.status}, not expected. {outcome.detail}")
-    return len(differing)
+    surprises = [text for outcome in outcomes if (text := expected.surprise(outcome, fallback))]
+    for text in surprises:
+        print(f"  {text}")
+    return len(surprises)
 
 
 if __name__ == "__main__":
