@@ -26,7 +26,8 @@ def conv(
 ) -> None:
     shape = declared or ",".join(map(str, x))
     text = f"""g (float[{shape}] x) => (float[n,c,oh,ow] y) {{
-        t = Conv<strides=[{stride},{stride}], pads=[{",".join(map(str, pads))}], dilations=[{dilation},{dilation}], group={group}>(x, w, b)
+        t = Conv<strides=[{stride},{stride}], pads=[{",".join(map(str, pads))}],
+                 dilations=[{dilation},{dilation}], group={group}>(x, w, b)
         y = Relu(t) }}"""
     check(parse(text, {"w": normal(*w), "b": normal(w[0])}), [normal(*x)])
 

@@ -1,12 +1,12 @@
-"""Matrix products on register tiles: every remainder of rows and columns, batches, symbolic sizes, tails, instruction sets."""
+"""Matrix products on register tiles: every remainder, batches, symbolic sizes, tails, instruction sets."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizer.target import Target
 from backends.cpu.tiles import Tiles
+from optimizer.target import Target
 from tests.backends.running import check, parse
 
 RNG = np.random.default_rng(7)
@@ -20,7 +20,7 @@ def normal(*shape: int) -> np.ndarray:
 @given(m=st.integers(1, 40), k=st.integers(1, 70), n=st.integers(1, 120), packed=st.booleans())
 def test_any_size_agrees(m: int, k: int, n: int, packed: bool) -> None:
     a, b, c = normal(m, k), normal(k, n), normal(n)
-    tail = f"{{ t = MatMul(a, b) u = Add(t, c) y = Relu(u) }}"
+    tail = "{ t = MatMul(a, b) u = Add(t, c) y = Relu(u) }"
     if packed:
         check(parse(f"g (float[{m},{k}] a) => (float[{m},{n}] y) {tail}", {"b": b, "c": c}), [a])
     else:
@@ -36,7 +36,8 @@ def test_symbolic_rows_use_every_remainder(rows: int) -> None:
 @pytest.mark.parametrize("keys", [1, 15, 16, 31, 32, 40])
 def test_symbolic_columns_and_depth(keys: int) -> None:
     model = parse(
-        "g (float[2,3,s,8] q, float[2,3,8,t] k, float[2,3,t,8] v) => (float[2,3,s,8] y) { p = MatMul(q, k) y = MatMul(p, v) }"
+        """g (float[2,3,s,8] q, float[2,3,8,t] k, float[2,3,t,8] v) => (float[2,3,s,8] y)
+        { p = MatMul(q, k) y = MatMul(p, v) }"""
     )
     check(model, [normal(2, 3, 5, 8), normal(2, 3, 8, keys), normal(2, 3, keys, 8)])
 
