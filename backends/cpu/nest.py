@@ -27,6 +27,7 @@ from backends.cpu.loops import (
     uses,
     vectorized,
 )
+from backends.cpu.pieces import pieces
 from backends.cpu.polynomials import expand, let
 from optimizer.target import Cpu
 
@@ -54,7 +55,16 @@ def stage_nest(stage: Stage, inner: list[Axis], point: dict[Var, Expr], cpu: Cpu
         if not axes:
             return _point(stage, point, store, lanes, along)
         vector = axes[0]
-        return over_vectors(vector.extent, lanes, lambda first, n: _vector(stage, vector, first, n, point, store))
+        return sequence(
+            [
+                over_vectors(
+                    length,
+                    lanes,
+                    lambda first, n, s=start, p=part: _vector(p, vector, s + first, n, point, store),  # type: ignore[misc]
+                )
+                for start, length, part in pieces(stage, vector)
+            ]
+        )
 
     return nest(inner, point)
 
@@ -163,7 +173,7 @@ def _point(stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along
 def _folded(
     partial: Var, width: int, lanes: int, combine: Callable[[Expr, Expr], Expr], *, keep_nan: bool = False
 ) -> Expr:
-    """All partial results combined, in registers; `keep_nan`: NaN if one of them is, which `combine` itself would drop."""
+    """All partial results combined, in registers; `keep_nan`: NaN if one of them is, where `combine` drops it."""
     vectors = [BufferLoad(partial, [tirx.Ramp(i64(o), i64(1), lanes)]) for o in range(0, width, lanes)]
     result = _halved(vectors, lanes, combine)
     if not keep_nan:
@@ -219,7 +229,8 @@ def _combiner(stage: Stage, value: Expr) -> Callable[[Expr, Expr], Expr] | None:
     if isinstance(value, tirx.Select) and is_own(value.true_value) and isinstance(value.condition, tirx.Or):
         compared = value.condition.a
         if isinstance(compared, tirx.GT | tirx.LT):
-            return tirx.Max if isinstance(compared, tirx.GT) == is_own(compared.a) else tirx.Min
+            larger = isinstance(compared, tirx.GT) == is_own(compared.a)
+            return lambda a, b: (tirx.Max if larger else tirx.Min)(a, b)
     return None
 
 
