@@ -27,8 +27,11 @@ def procedure(
         outputs: shape and dtype of each tensor it writes.
         body: gives the statement.
     """
-    given = [tirx.decl_buffer(t.shape, str(t.dtype), f"{name}_in{i}") for i, t in enumerate(inputs)]
-    made = [tirx.decl_buffer(list(shape), dtype, f"{name}_out{i}") for i, (shape, dtype) in enumerate(outputs)]
+    # Without layouts: their symbolic sizes are not renewed with those of the shapes, and would be undefined.
+    given = [tirx.decl_buffer(t.shape, str(t.dtype), f"{name}_in{i}", layout=None) for i, t in enumerate(inputs)]
+    made = [
+        tirx.decl_buffer(list(shape), dtype, f"{name}_out{i}", layout=None) for i, (shape, dtype) in enumerate(outputs)
+    ]
     result = te.extern(
         [list(shape) for shape, _ in outputs],
         list(inputs),
