@@ -17,6 +17,14 @@ def test_the_opposite_of_a_comparison_is_not_the_other_comparison() -> None:
     agrees(model, [A, B])
 
 
+def test_a_nan_is_not_itself() -> None:
+    model = parse(
+        "g (float[6] a) => (bool[6] p, bool[6] q, bool[6] r, bool[6] s)"
+        " { p = Equal(a, a) q = Not(p) r = GreaterOrEqual(a, a) s = LessOrEqual(a, a) }"
+    )
+    agrees(model, [A])
+
+
 def test_bool_algebra_broadcasts() -> None:
     model = parse(
         "g (bool[2,1] a, bool[3] b) => (bool[2,3] p, bool[2,3] q, bool[2,3] r, bool[2,3] s)"

@@ -14,16 +14,16 @@ from tvm import tirx
 from backends.relax.emitter import Emitter
 from backends.relax.pointwise import pointwise
 from backends.relax.registry import emits
-from backends.relax.scalars import scalar_type
+from backends.relax.scalars import is_float, scalar_type
 from backends.relax.values import Result
 
 _BINARY: dict[str, Callable[[tirx.Expr, tirx.Expr], tirx.Expr]] = {
     "And": tirx.all,
-    "Equal": lambda a, b: tirx.EQ(*(_byte(v) if scalar_type(v) == "bool" else v for v in (a, b))),
+    "Equal": lambda a, b: _holds(tirx.EQ, *(_byte(v) if scalar_type(v) == "bool" else v for v in (a, b))),
     "Greater": tirx.GT,
-    "GreaterOrEqual": tirx.GE,
+    "GreaterOrEqual": lambda a, b: _holds(tirx.GE, a, b),
     "Less": tirx.LT,
-    "LessOrEqual": tirx.LE,
+    "LessOrEqual": lambda a, b: _holds(tirx.LE, a, b),
     "Or": tirx.any,
     "Xor": lambda a, b: tirx.NE(_byte(a), _byte(b)),
 }
@@ -45,6 +45,11 @@ def negation(ctx: Emitter, node: ir.Node) -> Result:
 def where(ctx: Emitter, node: ir.Node) -> Result:
     """`x` where the condition holds, else y."""
     return pointwise(ctx, node.inputs, tirx.Select, "where", ctx.dtype(node.inputs[1]))
+
+
+def _holds(compare: Callable[..., tirx.Expr], a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
+    """A comparison that holds of equal numbers. TVM takes it for true where both sides read alike, but NaN is not NaN."""
+    return tirx.Select(tirx.isnan(a), tirx.const(False, "bool"), compare(a, b)) if is_float(a) else compare(a, b)
 
 
 def _byte(x: tirx.Expr) -> tirx.Expr:
