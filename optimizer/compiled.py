@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import InputError
-from optimizer.executable import Executable, TensorSpec
+from optimizer.executable import Executable, TensorSpec, run_executable
 from optimizer.profile import Profile
 from optimizer.report import Report
 from optimizer.signature import bind, is_mapping, is_torch, to_torch
@@ -99,6 +99,7 @@ class CompiledModel:
 
         Raises:
             InputError: An input is missing, unknown, or of the wrong type, rank or size.
+            ExecutionError: Sizes that the signature leaves open do not go together, or memory ran out.
         """
         results = self._run(bind(self.inputs, args, kwargs))
         given = args[0].values() if len(args) == 1 and is_mapping(args[0]) else args
@@ -157,4 +158,4 @@ class CompiledModel:
 
     def _run(self, inputs: list[Any]) -> list[Any]:
         with self._lock:
-            return self._executable.run(inputs, self._num_threads)
+            return run_executable(self._executable, inputs, self._num_threads)

@@ -13,9 +13,9 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import numpy.typing as npt
 
-from optimizer.errors import ArtifactError
+from optimizer.errors import ArtifactError, ExecutionError, TersorError
 
-__all__ = ["Array", "Executable", "KernelTime", "Part", "TensorSpec"]
+__all__ = ["Array", "Executable", "KernelTime", "Part", "TensorSpec", "run_executable"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Part: TypeAlias = Path | bytes | Array
@@ -106,3 +106,22 @@ class Executable(Protocol):
     def manifest(self) -> dict[str, object]:
         """What `load` of the same backend needs besides the parts; JSON types only."""
         ...
+
+
+_RUNTIME_FAILURES = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What the runtimes underneath raise when inputs do not go together or memory runs out."""
+
+
+def run_executable(executable: Executable, inputs: Sequence[Any], num_threads: int) -> list[Any]:
+    """Run, with one kind of error for whatever goes wrong in the runtime underneath.
+
+    Raises:
+        ExecutionError: The model fails on these inputs.
+    """
+    try:
+        return executable.run(inputs, num_threads)
+    except TersorError:
+        raise
+    except _RUNTIME_FAILURES as error:
+        reason = (str(error).splitlines() or [""])[0][:400]
+        raise ExecutionError(f"the model fails on these inputs: {type(error).__name__}: {reason}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimizer.errors import ExecutionError, InputError, PassError, UnsupportedError, VerificationError
-from optimizer.executable import Executable
+from optimizer.executable import Executable, run_executable
 from optimizer.ir.specs import specs_of
 from optimizer.memory import give_back_free_memory
 from optimizer.reference import Oracle, run_reference
@@ -49,7 +49,7 @@ def verify_executable(
     if oracle is None:
         return plan
     try:
-        outputs = executable.run(_runnable(oracle.inputs), num_threads)
+        outputs = run_executable(executable, _runnable(oracle.inputs), num_threads)
     except ExecutionError as error:
         raise VerificationError(f"the compiled model fails on inputs that the original runs with: {error}") from error
     result = oracle.verify(outputs, "the compiled model")

@@ -134,12 +134,29 @@ class Slow:
         return {}
 
 
-def test_calls_from_several_threads_run_one_after_the_other() -> None:
-    slow, costs = Slow(), Costs(1, 1, 1, 1, 1, False)
-    graph = load_model(perceptron())
-    compiled = CompiledModel(
-        slow, graph=lambda: graph, report=Report("slow", "float32", costs, costs), target="slow", num_threads=3
+class Failing(Slow):
+    """An executable whose runtime fails."""
+
+    def run(self, inputs: Sequence[Any], num_threads: int) -> list[Any]:
+        raise IndexError("axis 7\nand more")
+
+
+def wrap(executable: Slow) -> CompiledModel:
+    costs = Costs(1, 1, 1, 1, 1, False)
+    report = Report("slow", "float32", costs, costs)
+    return CompiledModel(
+        executable, graph=lambda: load_model(perceptron()), report=report, target="slow", num_threads=3
     )
+
+
+def test_a_failing_runtime_is_one_clear_error() -> None:
+    with pytest.raises(ExecutionError, match=r"the model fails on these inputs: IndexError: axis 7$"):
+        wrap(Failing())(np.ones(1, np.float32))
+
+
+def test_calls_from_several_threads_run_one_after_the_other() -> None:
+    slow = Slow()
+    compiled = wrap(slow)
     results: list[float] = []
 
     def call(number: int) -> None:
