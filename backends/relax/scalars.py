@@ -47,3 +47,8 @@ def zero_like(x: tirx.Expr) -> tirx.Expr:
 def one_like(x: tirx.Expr) -> tirx.Expr:
     """1 in the type of x."""
     return tirx.const(1, scalar_type(x))
+
+
+def minus(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
+    """`a - b`, rounded as it says: of floats TVM takes `(x + y) - x` for y and `x - x` for 0, but not this sum."""
+    return a + b * tirx.const(-1, scalar_type(b)) if is_float(a) else a - b

@@ -51,6 +51,15 @@ def test_adding_and_multiplying_zero_are_not_no_ops() -> None:
         assert np.array_equal(np.signbit(ours)[known], np.signbit(theirs)[known])
 
 
+def test_sums_are_not_rearranged() -> None:
+    model = parse(
+        "g (float[8] x, float[8] z) => (float[8] lost, float[8] none, float[8] back)"
+        " { s = Add(x, z) lost = Sub(s, x) d = Mul(x, z) none = Sub(d, d) back = Sub(s, s) }"
+    )
+    x = np.array([1e8, 1, np.inf, -np.inf, np.nan, 3, 1e-8, 0], np.float32)
+    agrees(model, [x, np.array([1, 1e8, 1, 1, 1, 0.1, 1, 0], np.float32)], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", ["int32", "int64", "int8"])
 def test_integer_division_truncates_and_never_traps(dtype: str) -> None:
     smallest = np.iinfo(dtype).min

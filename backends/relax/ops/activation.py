@@ -15,7 +15,7 @@ from backends.relax.emitter import Emitter
 from backends.relax.known import forward
 from backends.relax.pointwise import pointwise
 from backends.relax.registry import emits
-from backends.relax.scalars import one_like, scalar_type, zero_like
+from backends.relax.scalars import minus, one_like, scalar_type, zero_like
 from backends.relax.values import Refused, Result
 
 _SELU_ALPHA = 1.67326319217681884765625
@@ -193,5 +193,5 @@ def _softplus(x: tirx.Expr) -> tirx.Expr:
     zero, one = zero_like(x), one_like(x)
     z = tirx.exp(-tirx.abs(x))
     u = one + z
-    log1p = tirx.Select(tirx.EQ(u, one), z, tirx.log(u) * z / tirx.Select(tirx.EQ(u, one), one, u - one))
+    log1p = tirx.Select(tirx.EQ(u, one), z, tirx.log(u) * z / tirx.Select(tirx.EQ(u, one), one, minus(u, one)))
     return tirx.Select(x < zero, zero, x) + log1p

@@ -20,7 +20,7 @@ from backends.relax.emitter import Emitter
 from backends.relax.known import not_negative
 from backends.relax.pointwise import Formula, pointwise
 from backends.relax.registry import emits
-from backends.relax.scalars import is_float, is_unsigned, one_like, scalar_type, zero_like
+from backends.relax.scalars import is_float, is_unsigned, minus, one_like, scalar_type, zero_like
 from backends.relax.values import Refused, Result, static_int
 
 _UNARY: dict[str, Formula] = {
@@ -118,7 +118,7 @@ def add(ctx: Emitter, node: ir.Node) -> Result:
 @emits("Sub")
 def subtract(ctx: Emitter, node: ir.Node) -> Result:
     """`a - b`."""
-    return pointwise(ctx, node.inputs, operator.sub, "subtract")
+    return pointwise(ctx, node.inputs, minus, "subtract")
 
 
 @emits("Mul")
