@@ -19,7 +19,9 @@ from passes.lift_constants import LiftConstants
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_transposes import MergeTransposes
 from passes.remove_unused import RemoveUnused
+from passes.replace_cast_like import ReplaceCastLike
 from passes.simplify_shapes import SimplifyShapes
+from passes.unpack_sequences import UnpackSequences
 
 __all__ = ["cleanup", "default_pipeline"]
 
@@ -50,12 +52,16 @@ def cleanup() -> Fixpoint:
     """What every model goes through until nothing changes any more."""
     return Fixpoint(
         (
+            # Before fold-constants: a constant that is cast like something computed is constant then.
+            ReplaceCastLike(),
             # Before fold-constants: sizes that it makes constant are then folded with all that hangs on them.
             SimplifyShapes(),
             # Before fold-constant-if and the folds into layers: it makes the conditions and operands constant.
             FoldConstants(),
             # Before everything that matches patterns: what it brings in is to be matched too.
             FoldConstantIf(),
+            # After fold-constants: the sizes and positions are then constant.
+            UnpackSequences(),
             # After fold-constant-if: a constant that was an output of the branch no longer is one.
             LiftConstants(),
             # Before everything that matches patterns: a no-op in the middle hides them.

@@ -16,7 +16,9 @@ from passes.lift_constants import LiftConstants
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_transposes import MergeTransposes
 from passes.remove_unused import RemoveUnused
+from passes.replace_cast_like import ReplaceCastLike
 from passes.simplify_shapes import SimplifyShapes
+from passes.unpack_sequences import UnpackSequences
 
 __all__ = ["PASSES"]
 
@@ -34,6 +36,8 @@ PASSES: dict[str, type[Pass]] = {
     "merge-reshapes": MergeReshapes,
     "merge-transposes": MergeTransposes,
     "remove-unused": RemoveUnused,
+    "replace-cast-like": ReplaceCastLike,
     "simplify-shapes": SimplifyShapes,
+    "unpack-sequences": UnpackSequences,
 }
 """Sorted by name."""

@@ -12,6 +12,8 @@ at
 first input has already: there
    a 1 says the same.
 
+5. a `Reshape` by a constant without a 0 loses its `allowzero`, which means nothing there.
+
 What feeds the replaced nodes is left to `remove-unused`.
 """
 
@@ -27,7 +29,7 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope, rewrite_nodes
 from optimizer.ir.provenance import inherit
-from optimizer.ir.query import constant, input_at, is_op
+from optimizer.ir.query import constant, input_at, is_op, known_ints
 from optimizer.ir.reshape import reshape_target
 from optimizer.pass_manager import Pass
 
@@ -49,6 +51,9 @@ class SimplifyShapes(Pass):
 def _simplify(tables: _Tables, editor: Editor, scope: Scope, node: ir.Node) -> None:
     if is_op(node, "Reshape") and _is_computed(input_at(node, 1)):
         _simplify_reshape(editor, scope, node)
+    elif is_op(node, "Reshape") and "allowzero" in node.attributes and 0 not in (known_ints(input_at(node, 1)) or (0,)):
+        del node.attributes["allowzero"]
+        editor.modified = True
     elif is_op(node, "Expand") and _is_computed(input_at(node, 1)):
         _simplify_expand(editor, scope, node)
     elif len(node.outputs) == 1 and not is_op(node, "Constant"):

@@ -115,6 +115,14 @@ def test_a_zero_that_means_zero_stays() -> None:
     )
 
 
+def test_allowzero_that_means_nothing_falls_away() -> None:
+    assert_becomes(
+        SimplifyShapes(),
+        "g (float[N,4] x) => (float[M] y) <int64[1] s = {-1}> { y = Reshape<allowzero = 1>(x, s) }",
+        "g (float[N,4] x) => (float[M] y) <int64[1] s = {-1}> { y = Reshape(x, s) }",
+    )
+
+
 def test_an_input_is_not_known() -> None:
     model = read("""g (float[N,4] x, int64[1] k) => (float[A,B] y) <int64[1] d = {-1}> {
         s = Concat<axis = 0>(k, d) y = Reshape(x, s) }""")
