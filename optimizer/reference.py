@@ -27,6 +27,7 @@ import onnx_ir as ir
 
 from optimizer.errors import ExecutionError, TersorError, UnsupportedError, VerificationError
 from optimizer.executable import Array
+from optimizer.ir.costs import model_costs
 from optimizer.ir.walk import all_nodes, subgraphs
 from optimizer.ir.weights import weights_as_inputs
 from optimizer.ort_session import OrtSession
@@ -56,7 +57,8 @@ _RANDOM = frozenset({
 })
 # fmt: on
 _SLOW_ORACLE_BYTES = 2**28
-"""`onnx.reference` is not asked for models with larger weights."""
+_SLOW_ORACLE_FLOPS = 2**28
+"""`onnx.reference`, which loops in Python, is not asked for models that are larger or compute more."""
 
 
 Run = Callable[[Sequence[Any]], list[Any]]
@@ -167,15 +169,22 @@ def _first_that_runs(model: ir.Model, candidates: Iterable[list[Any]]) -> tuple[
 
 def _runner(model: ir.Model) -> Run:
     try:
-        data, weights = weights_as_inputs(model)
-        session = OrtSession(data, optimize=False, num_threads=detect_cpu().cores)
-        return lambda inputs: session.run([*inputs, *weights])
+        return _fast_runner(model)
     except UnsupportedError as error:
-        if sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value) > (
-            _SLOW_ORACLE_BYTES
-        ):
+        costs = model_costs(model)
+        if costs.bytes > _SLOW_ORACLE_BYTES or costs.flops > _SLOW_ORACLE_FLOPS:
             raise
         return _slow_runner(model, error)
+
+
+def _fast_runner(model: ir.Model) -> Run:
+    threads = detect_cpu().cores
+    data, weights = weights_as_inputs(model)
+    try:
+        session = OrtSession(data, optimize=False, num_threads=threads)
+    except UnsupportedError:  # some kernels want their weights as constants
+        return OrtSession.from_model(model, optimize=False, num_threads=threads).run
+    return lambda inputs: session.run([*inputs, *weights])
 
 
 def _slow_runner(model: ir.Model, why: TersorError) -> Run:

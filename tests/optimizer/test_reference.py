@@ -132,6 +132,15 @@ def test_a_model_that_onnx_runtime_cannot_load_runs_in_the_reference_implementat
     assert oracle.compare(oracle.inputs).passed
 
 
+def test_the_reference_implementation_is_not_asked_for_much() -> None:
+    dtype = onnx.TensorProto.INT4
+    nodes = [node("Identity", ["q"], ["r"]), node("MatMul", ["x", "x"], ["y"])]
+    inputs = [value("q", [4], dtype), value("x", [1024, 1024])]
+    proto = model(nodes, inputs, [value("r", [4], dtype), value("y", None)])
+    with pytest.raises(UnsupportedError, match="ONNX Runtime cannot load this graph"):
+        Oracle(load_model(proto), seed=0)
+
+
 def test_sizes_are_found_by_trying() -> None:
     """Only an image of at least 32 pixels survives four poolings of 7."""
     nodes = [node("MaxPool", [f"x{i}"], [f"x{i + 1}"], kernel_shape=[7, 7]) for i in range(5)]
