@@ -205,6 +205,8 @@ class Emitter:
         if slot.plain is None and slot.channels_last is not None:
             n, *spatial, c = sizes_of(slot.channels_last)
             return [n, c, *spatial]
+        if slot.plain is None and self.is_weight(value):  # asking for its shape must not make it an argument
+            return [prim(d) for d in self._initializer_type(slot.value)[0]]
         return sizes_of(self.x(value))
 
     def rank(self, value: ir.Value | None) -> int:
@@ -230,6 +232,8 @@ class Emitter:
         if slot.ints is not None:
             return slot.ints.dtype
         expr = slot.plain if slot.plain is not None else slot.channels_last
+        if expr is None and self.is_weight(value):
+            return self._initializer_type(slot.value)[1]
         return str((expr if expr is not None else self.x(value)).ty.dtype)
 
     def axis(self, axis: int, rank: int) -> int:

@@ -99,3 +99,10 @@ def test_many_rows_get_tiles_near_the_peak() -> None:
     vectors = tiles.panel_width(128, 3072, 768) // tiles.lanes()
     rows = tiles.tile_rows(128, vectors)
     assert rows * vectors / 2 / tiles.step_cycles(rows, vectors) == 1.0
+
+
+def test_a_weight_is_packed_once() -> None:
+    text = "g (float[4,32] a) => (float[4,48] y) { t = MatMul(a, b) y = Gemm(t, c) }"
+    executable = check(parse(text, {"b": normal(32, 48), "c": normal(48, 48)}), [normal(4, 32)])
+    sources = [weight["source"] for weight in executable.manifest()["weights"]]  # type: ignore[attr-defined]
+    assert sorted(sources) == ["b", "c"]
