@@ -8,6 +8,7 @@ import tvm
 from tvm import s_tir, tirx
 
 from backends.cpu import conv2d, depthwise, generic, matmul
+from backends.cpu.half import computed_in_float32
 from backends.cpu.kernel import Kernel, decode, inline
 from backends.cpu.loops import Stmt
 from optimizer.target import Cpu
@@ -46,6 +47,7 @@ def schedule_function(function: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
     for rule in RULES:
         body = rule(kernel, cpu)
         if body is not None:
+            body = computed_in_float32(body)
             return _finished(tirx.PrimFunc(function.params, body, function.ret_type), function)
     raise RuntimeError(f"no rule takes the kernel {function}")
 
