@@ -51,6 +51,8 @@ COLUMNS = (
 
 
 Answer = TypeVar("Answer")
+Job = tuple[Answer, Callable[[], object]]
+"""What a process is measured for, and what it does afterwards, when its memory is no longer watched."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ def prepare(name: str, artifact: Path) -> tuple[Prepared, int]:
     return Prepared(inputs, onnx, seconds, model_bytes, notes), peak
 
 
-def _in_a_process(work: Callable[[str, Path], Answer], name: str, path: Path) -> tuple[Answer, int]:
-    """What `work` returns, and the peak memory of the process in bytes."""
+def _in_a_process(work: Callable[[str, Path], Job[Answer]], name: str, path: Path) -> tuple[Answer, int]:
+    """What `work` answers, and the peak memory of the process until then, in bytes."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_answer, args=(there, work, name, path))
@@ -139,12 +141,14 @@ def _in_a_process(work: Callable[[str, Path], Answer], name: str, path: Path) ->
     return answer, bytes_
 
 
-def _answer(pipe: Connection, work: Callable[[str, Path], object], name: str, path: Path) -> None:
-    pipe.send(work(name, path))
+def _answer(pipe: Connection, work: Callable[[str, Path], Job[Answer]], name: str, path: Path) -> None:
+    answer, afterwards = work(name, path)
+    pipe.send(answer)
     pipe.close()
+    afterwards()
 
 
-def _optimize(name: str, artifact: Path) -> tuple[float, list[str]]:
+def _optimize(name: str, artifact: Path) -> Job[tuple[float, list[str]]]:
     import models
     from optimizer import optimize
 
@@ -152,16 +156,15 @@ def _optimize(name: str, artifact: Path) -> tuple[float, list[str]]:
     start = time.perf_counter()
     compiled = optimize(case.model, target="cpu", example_inputs=case.example_inputs)
     seconds = time.perf_counter() - start
-    compiled.save(artifact)
-    return seconds, list(compiled.report.notes)
+    return (seconds, list(compiled.report.notes)), partial(compiled.save, artifact)
 
 
-def _export(name: str, folder: Path) -> tuple[list[np.ndarray], Path, int]:
+def _export(name: str, folder: Path) -> Job[tuple[list[np.ndarray], Path, int]]:
     import models
     from benchmarks.export import arrays, export
 
     case = models.load(name)
-    return arrays(case), export(case, folder), case.bytes
+    return (arrays(case), export(case, folder), case.bytes), lambda: None
 
 
 def table(rows: Sequence[Row]) -> Table:

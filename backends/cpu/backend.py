@@ -21,6 +21,9 @@ from optimizer.target import Target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_LARGE_MODEL = 1 << 24
+"""Elements in the weights from which the compile process is ended before they are packed: it holds 300 MB."""
+
 
 class CpuBackend:
     """Compiles for x86 and Arm CPUs through TVM."""
@@ -39,7 +42,7 @@ class CpuBackend:
         """See `backends.base.Backend.compile`. What only compiling needs is imported here: loading does without it."""
         from onnx_ir.passes.common import NameFixPass
 
-        from backends.relax.client import compile_graph
+        from backends.relax.client import PROCESS, compile_graph
         from backends.relax.fallback import partition_model
 
         if target.cpu is None:
@@ -52,6 +55,8 @@ class CpuBackend:
             say("generating code")
             plan = compile_graph(model, target.cpu, library, allow_fallback=fallback == "onnxruntime")
             say("packing weights")
+            if sum(int(np.prod(w.shape, dtype=np.int64)) for w in plan.weights) >= _LARGE_MODEL:
+                PROCESS.release()
             weights = pack(plan, model.graph)
             partitions = {s.entry: partition_model(model, s) for s in plan.steps if s.engine == ONNXRUNTIME}
             return RelaxExecutable(self.name, library if library.exists() else None, plan, weights, partitions, folder)

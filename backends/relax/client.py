@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from optimizer.target import Cpu
 
 _SMALL_BYTES = 1 << 16
 """Initializers of at most so many bytes travel to the compile process with their values."""
+
+
+_LAST_SECONDS = 2.0
 
 
 class CompileProcess:
@@ -54,9 +58,16 @@ class CompileProcess:
                 self._stop()
                 raise
             if answer is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(_LAST_SECONDS)  # it tells how it died
                 code = self._stop()
                 raise CompileError(f"the compile process died ({_how(code)}); its last words: {self._last_words()}")
             return cast("dict[str, Any]", answer)
+
+    def release(self) -> None:
+        """End the child, for its memory; the next call starts another."""
+        with self._lock:
+            self._stop()
 
     def close(self) -> None:
         """End the child for good."""
@@ -84,13 +95,8 @@ class CompileProcess:
         child, self._child = self._child, None
         if child is None:
             return None
-        code = child.poll()
-        if code is None:
-            try:
-                code = child.wait(0.5)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                code = child.wait()
+        child.kill()  # it holds nothing that must be put in order
+        code = child.wait()
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
                 try:
