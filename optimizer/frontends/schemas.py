@@ -37,6 +37,9 @@ _POSITIVE = frozenset(
 )
 """Attributes that divide something or size a buffer, in every operator that has them."""
 
+_ELEMENT_TYPE = frozenset(("dtype", "to"))
+"""Attributes that are the number of an element type, in every operator that has them."""
+
 _CONSTANT_TYPES = {
     "value_float": ir.DataType.FLOAT,
     "value_floats": ir.DataType.FLOAT,
@@ -99,6 +102,11 @@ def _schema(op_type: str, version: int, domain: str) -> defs.OpSchema | None:
 
 
 @functools.cache
+def _known_types() -> frozenset[int]:
+    return frozenset(int(dtype) for dtype in ir.DataType) - {int(ir.DataType.UNDEFINED)}
+
+
+@functools.cache
 def _onnx_domains() -> frozenset[str]:
     return frozenset(schema.domain for schema in defs.get_all_schemas())
 
@@ -144,6 +152,9 @@ def _check_attributes(node: ir.Node, schema: defs.OpSchema) -> None:
             values = attr.as_ints() if attr.type == ir.AttributeType.INTS else [attr.as_int()]
             if any(value < 1 for value in values):
                 raise ModelError(f"{_label(node)}: attribute {attr.name!r} must be positive, not {list(values)}")
+        is_type = attr.name in _ELEMENT_TYPE and attr.type == ir.AttributeType.INT and not attr.is_ref()
+        if is_type and attr.as_int() not in _known_types():
+            raise ModelError(f"{_label(node)}: attribute {attr.name!r} is {attr.as_int()}, which is no element type")
     for formal in schema.attributes.values():
         if formal.required and formal.name not in node.attributes:
             raise ModelError(f"{_label(node)} lacks its attribute {formal.name!r}")
