@@ -22,7 +22,7 @@ from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, wider
-from backends.relax.stages import broadcast_index, reduce_rows, row_of
+from backends.relax.stages import broadcast_index, reduce_rows, row_of, table
 from backends.relax.values import Refused, Result, prim, static_int
 
 _RAW, _CAPPED, _BIASED, _PROBABILITIES = range(4)
@@ -161,15 +161,13 @@ def _probabilities(spec: AttentionSpec, scores: te.Tensor, past: tirx.Expr, *ope
     masked = te.compute(scores.shape, lambda *i: cast(_biased(spec, scores, past, operands, i), wide), name="masked")
     largest = reduce_rows(scores.shape, keys, masked, te.max, "largest")
     nothing, zero = tirx.const(float("-inf"), wide), tirx.const(0, wide)
-    finite = te.compute(
-        largest.shape, lambda *i: tirx.Select(tirx.EQ(largest(*i), nothing), zero, largest(*i)), name="finite"
-    )
+    finite = table(largest.shape, lambda *i: tirx.Select(tirx.EQ(largest(*i), nothing), zero, largest(*i)), "finite")
     powers = te.compute(scores.shape, lambda *i: tirx.exp(masked(*i) - finite(*row_of(i, keys))), name="powers")
     total = reduce_rows(scores.shape, keys, powers, te.sum, "total")
-    share = te.compute(
+    share = table(
         total.shape,
         lambda *i: tirx.Select(tirx.EQ(total(*i), zero), zero, tirx.const(1, wide) / total(*i)),
-        name="share",
+        "share",
     )
     return te.compute(scores.shape, lambda *i: cast(powers(*i) * share(*row_of(i, keys)), dtype), name="probabilities")
 

@@ -17,7 +17,7 @@ from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, wider
-from backends.relax.stages import broadcast_index, reduce_rows, row_of
+from backends.relax.stages import broadcast_index, reduce_rows, row_of, table
 from backends.relax.values import ChannelsLast, Refused, Result, prim, static_int
 
 
@@ -236,7 +236,7 @@ def _centred_squares(x: te.Tensor, axes: Collection[int]) -> tuple[te.Tensor, te
     wide = wider(x.dtype)
     count = cast(_count(x.shape, axes), wide)
     total = reduce_rows(x.shape, axes, lambda *i: cast(x(*i), wide), te.sum, "total")
-    mean = te.compute(total.shape, lambda *row: total(*row) / count, name="mean")
+    mean = table(total.shape, lambda *row: total(*row) / count, "mean")
     squares = reduce_rows(
         x.shape, axes, lambda *i: _square(cast(x(*i), wide) - mean(*row_of(i, axes))), te.sum, "squares"
     )
@@ -246,7 +246,7 @@ def _centred_squares(x: te.Tensor, axes: Collection[int]) -> tuple[te.Tensor, te
 def _inverse_root(squares: te.Tensor, count: tirx.Expr, epsilon: float) -> te.Tensor:
     small, n = tirx.const(epsilon, squares.dtype), cast(count, squares.dtype)
     one = tirx.const(1, squares.dtype)
-    return te.compute(squares.shape, lambda *row: one / tirx.sqrt(squares(*row) / n + small), name="inverse")
+    return table(squares.shape, lambda *row: one / tirx.sqrt(squares(*row) / n + small), "inverse")
 
 
 def _count(shape: Sequence[tirx.Expr], axes: Collection[int]) -> tirx.Expr:
@@ -277,9 +277,7 @@ def _batch_norm(
 ) -> te.Tensor:
     wide = wider(x.dtype)
     small = tirx.const(epsilon, wide)
-    factor = te.compute(
-        scale.shape, lambda c: cast(scale(c), wide) / tirx.sqrt(cast(variance(c), wide) + small), name="factor"
-    )
+    factor = table(scale.shape, lambda c: cast(scale(c), wide) / tirx.sqrt(cast(variance(c), wide) + small), "factor")
 
     def element(*i: tirx.Expr) -> tirx.Expr:
         c = i[channel]

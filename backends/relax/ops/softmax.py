@@ -11,7 +11,7 @@ from backends.relax.attributes import get_int
 from backends.relax.emitter import Emitter
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, wider
-from backends.relax.stages import reduce_rows, row_of
+from backends.relax.stages import reduce_rows, row_of, table
 from backends.relax.values import ChannelsLast, Result
 
 
@@ -44,7 +44,8 @@ def softmax_rows(x: te.Tensor, axis: int) -> te.Tensor:
     largest = reduce_rows(x.shape, rows, lambda *i: cast(x(*i), wide), te.max, "largest")
     powers = te.compute(x.shape, lambda *i: tirx.exp(cast(x(*i), wide) - largest(*row_of(i, rows))), name="powers")
     total = reduce_rows(x.shape, rows, powers, te.sum, "total")
-    return te.compute(x.shape, lambda *i: cast(powers(*i) / total(*row_of(i, rows)), x.dtype), name="softmax")
+    share = table(total.shape, lambda *i: tirx.const(1, wide) / total(*i), "share")
+    return te.compute(x.shape, lambda *i: cast(powers(*i) * share(*row_of(i, rows)), x.dtype), name="softmax")
 
 
 def log_softmax_rows(x: te.Tensor, axis: int) -> te.Tensor:
@@ -56,7 +57,7 @@ def log_softmax_rows(x: te.Tensor, axis: int) -> te.Tensor:
         return cast(x(*i), wide) - largest(*row_of(i, rows))
 
     total = reduce_rows(x.shape, rows, lambda *i: tirx.exp(centred(*i)), te.sum, "total")
-    logarithm = te.compute(total.shape, lambda *i: tirx.log(total(*i)), name="logarithm")
+    logarithm = table(total.shape, lambda *i: tirx.log(total(*i)), "logarithm")
     return te.compute(x.shape, lambda *i: cast(centred(*i) - logarithm(*row_of(i, rows)), x.dtype), name="log_softmax")
 
 
