@@ -14,7 +14,7 @@ from backends.relax.emitter import Emitter, PanelChoice
 from backends.relax.forms import dtype_name, element_name
 from backends.relax.partition import Segment, captured, reads, segments
 from backends.relax.plan import ONNXRUNTIME, RELAX, Formula, Plan, Step, Value, WeightSpec
-from backends.relax.values import Packed, Refused, static_int
+from backends.relax.values import Packed, Refused, Result, static_int
 
 _T = relax.transform
 
@@ -54,6 +54,7 @@ class Builder:
         self.sizes: dict[str, tirx.Var] = {}
         self.definitions: dict[tirx.Var, tirx.Expr] = {}
         self.reasons: dict[ir.Node, str] = {}
+        self.known: dict[ir.Value, Result] = {}
         self.table: dict[Packed, int] = {}
 
     def build(self, target: tvm.target.Target, library: Path, *, allow_fallback: bool) -> Plan:
@@ -97,6 +98,8 @@ class Builder:
                     self._bind_placeholder(emitter, value)
                 emitter.run(nodes, refuse)
                 self._check_outputs(emitter, refuse)
+                found = ((v, emitter.without_tensor(v)) for n in nodes for v in n.outputs)
+                self.known = {v: result for v, result in found if result is not None}
                 nothing = emitter.builder.emit_output(relax.Tuple([]))
             emitter.builder.emit_func_output(nothing, params=[])
 
@@ -169,7 +172,11 @@ class Builder:
 
         with module.function(entry):
             with module.dataflow():
-                bound = [(v, var) for v in inputs if (var := self._bind_placeholder(emitter, v)) is not None]
+                for value in inputs:
+                    if value in self.known:
+                        emitter.bind(value, self.known[value])
+                computed = [v for v in inputs if v not in self.known]
+                bound = [(v, var) for v in computed if (var := self._bind_placeholder(emitter, v)) is not None]
                 emitter.run(part.nodes, refuse)
                 results = module.emit_output(relax.Tuple([emitter.x(v) for v in outputs]))
             sizes = relax.Var("sizes", relax.ShapeType([*self.sizes.values(), *self.definitions]))

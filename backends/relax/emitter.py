@@ -108,6 +108,11 @@ class Emitter:
         slot = self.slot(value)
         return slot.channels_last is not None and slot.plain is None
 
+    def without_tensor(self, value: ir.Value) -> Result | None:
+        """What is known of a value at compile time: a constant, or integers over the symbolic sizes."""
+        slot = self._slots.get(value)
+        return None if slot is None else slot.ints if slot.ints is not None else slot.constant
+
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
         """The value as an array, if it is a small constant."""
         if value is None:

@@ -44,6 +44,18 @@ def test_shape_arithmetic_over_a_symbolic_size(batch: int) -> None:
     agrees(model, [normal(batch, 6, 8)])
 
 
+def test_shapes_stay_known_beyond_a_fallback_partition() -> None:
+    model = parse(
+        "g (float[n,4] x, bool t) => (float[n,2,2] y) { s = Shape<start=0, end=1>(x) u = Concat<axis=0>(s, two)"
+        " a = Exp(x) d = Dropout(a, r, t) y = Reshape(d, u) }",
+        {"r": np.array(0.5, np.float32), "two": ints(2, 2)},
+    )
+    x = normal(3, 4)
+    executable = compiled(model, fallback="onnxruntime")
+    assert len(executable.notes) == 1
+    np.testing.assert_allclose(executable.run([x, np.array(False)], 1)[0], np.exp(x).reshape(3, 2, 2), rtol=1e-6)
+
+
 def test_a_reshape_to_a_computed_shape_is_refused() -> None:
     model = parse("g (float[2,3] x, int64[2] s) => (float[a,c] y) { y = Reshape(x, s) }")
     with pytest.raises(UnsupportedError, match="the shape is computed at run time"):
