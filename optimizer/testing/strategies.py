@@ -235,6 +235,10 @@ def _repeat(b: _Builder, x: _Tensor) -> None:
 
 
 def _if(b: _Builder, x: _Tensor) -> None:
+    producer = x.value.producer()
+    if producer is not None and producer.op_type == "Cast":
+        # ONNX Runtime 1.31.1 drops a Cast to the same type even when a subgraph uses its result, and then fails.
+        return
     branches = {}
     for name, op_type in (("then_branch", "Relu"), ("else_branch", "Neg")):
         inner = ir.node(op_type, [x.value])

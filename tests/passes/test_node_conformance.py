@@ -125,6 +125,7 @@ VARIANTS: dict[str, Callable[[Any], onnx.ModelProto]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.unwatched  # a few of the tests are no valid models
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nothing_fails_that_onnx_runtime_passes_alone(variant: str) -> None:
