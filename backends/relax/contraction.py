@@ -8,7 +8,7 @@ columns a panel, chosen by the target); any other B is used as it lies, [..., K,
 from __future__ import annotations
 
 import onnx_ir as ir
-from tvm import relax, te, tirx
+from tvm import relax, sym, te, tirx
 
 from backends.relax.emitter import Emitter
 from backends.relax.values import Refused, prim, static_int
@@ -87,6 +87,7 @@ def product(ctx: Emitter, left: relax.Var, right: relax.Var, columns: int | tirx
         return ctx.emit(relax.op.squeeze(product(ctx, row, right, columns, width), [-2]))
     tail = 3 if width else 2
     dtype = str(left.ty.dtype)
+    left, right = _matching(ctx, left, right, tail)
 
     def build(x: te.Tensor, w: te.Tensor) -> te.Tensor:
         k = te.reduce_axis((0, x.shape[-1]), "k")
@@ -105,6 +106,26 @@ def product(ctx: Emitter, left: relax.Var, right: relax.Var, columns: int | tirx
     if dtype != str(right.ty.dtype):
         raise Refused(f"a matrix product of {dtype} and {right.ty.dtype}")
     return ctx.te(build, left, right, primfunc_name_hint="matmul")
+
+
+def _matching(ctx: Emitter, left: relax.Var, right: relax.Var, tail: int) -> tuple[relax.Var, relax.Var]:
+    """The operands with one expression for the axis that they share; what cannot be proved, the run checks.
+
+    Raises:
+        Refused: batch axes of which only the run knows whether they broadcast.
+    """
+    same = sym.Analyzer().can_prove_equal
+    own, other = [prim(d) for d in left.ty.shape.values], [prim(d) for d in right.ty.shape.values]
+    for a, b in zip(own[:-2][::-1], other[: len(other) - tail][::-1], strict=False):
+        if not (static_int(a) == 1 or static_int(b) == 1 or same(a, b)):
+            raise Refused(f"a matrix product over batch axes of {a} and {b}")
+    if same(own[-1], other[-2]):
+        return left, right
+    if static_int(own[-1]) is None:
+        return ctx.checked(left, [*own[:-1], other[-2]]), right
+    if static_int(other[-2]) is None:
+        return left, ctx.checked(right, [*other[:-2], own[-1], other[-1]])
+    raise Refused(f"a matrix product of {own[-1]} columns with {other[-2]} rows")
 
 
 def _at(index: tirx.Expr, extent: tirx.Expr) -> tirx.Expr:

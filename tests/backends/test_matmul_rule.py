@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from backends.cpu.tiles import Tiles
 from optimizer.target import Target
-from tests.backends.running import check, parse
+from tests.backends.running import check, compiled, parse
 
 RNG = np.random.default_rng(7)
 
@@ -106,3 +106,12 @@ def test_a_weight_is_packed_once() -> None:
     executable = check(parse(text, {"b": normal(32, 48), "c": normal(48, 48)}), [normal(4, 32)])
     sources = [weight["source"] for weight in executable.manifest()["weights"]]  # type: ignore[attr-defined]
     assert sorted(sources) == ["b", "c"]
+
+
+def test_sizes_that_do_not_match_are_an_error_of_the_run() -> None:
+    executable = compiled(parse("g (float[m,k] a, float[l,n] b) => (float[m,n] y) { y = MatMul(a, b) }"))
+    a, b = normal(3, 4), normal(4, 5)
+    assert np.allclose(executable.run([a, b], 1)[0], a @ b, atol=1e-5)
+    for wrong in (normal(3, 5), normal(5, 5)):
+        with pytest.raises((RuntimeError, ValueError, AssertionError)):
+            executable.run([a, wrong], 1)
