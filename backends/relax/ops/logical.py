@@ -48,7 +48,7 @@ def where(ctx: Emitter, node: ir.Node) -> Result:
 
 
 def _holds(compare: Callable[..., tirx.Expr], a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
-    """A comparison that holds of equal numbers. TVM takes it for true where both sides read alike, but NaN is not NaN."""
+    """A comparison that holds of equal numbers; TVM takes it for true where both sides read alike, NaN or not."""
     return tirx.Select(tirx.isnan(a), tirx.const(False, "bool"), compare(a, b)) if is_float(a) else compare(a, b)
 
 
