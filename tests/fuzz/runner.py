@@ -115,7 +115,8 @@ class _Worker:
     def __init__(self, check: Check) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, check))
+        self.folder = tempfile.TemporaryDirectory(prefix="fuzz-")  # Outlives the worker, however that ends.
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, check, self.folder.name))
         self.process.start()
         theirs.close()
         if not self.pipe.poll(START_SECONDS):
@@ -141,10 +142,12 @@ class _Worker:
             os.killpg(self.process.pid or 0, signal.SIGKILL)
         self.process.join()
         self.pipe.close()
+        self.folder.cleanup()
 
 
-def _serve(pipe: Connection, check: Check) -> None:
+def _serve(pipe: Connection, check: Check, folder_of_all: str) -> None:
     os.setsid()
+    tempfile.tempdir = os.environ["TMPDIR"] = folder_of_all
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
