@@ -10,11 +10,11 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, tirx
 
-from backends.relax.emitter import Emitter, PanelChoice
+from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name, element_name
 from backends.relax.partition import Segment, captured, reads, segments
 from backends.relax.plan import ONNXRUNTIME, RELAX, Formula, Plan, Step, Value, WeightSpec
-from backends.relax.values import Packed, Refused, Result, static_int
+from backends.relax.values import Packed, PanelChoice, Refused, Result, static_int
 
 _T = relax.transform
 

@@ -12,30 +12,36 @@ Shape letters are those of the operator specifications. A value is looked up in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
-import tvm
-import tvm_ffi
-from tvm import relax, sym, te, tirx
+from tvm import relax, te, tirx
 
-from backends.relax.forms import aligned_channels_last, dtype_name, sizes_of, tensor_of_ints
+from backends.relax.forms import (
+    aligned_channels_last,
+    initializer_type,
+    literal,
+    named_size,
+    sizes_of,
+    tensor_of_ints,
+)
 from backends.relax.packing import carried
 from backends.relax.registry import emitters
 from backends.relax.tensor_call import tensor_call
-from backends.relax.values import ChannelsLast, Packed, Refused, Result, Slot, SymbolicInts, prim, static_int
+from backends.relax.values import (
+    ChannelsLast,
+    Packed,
+    PanelChoice,
+    Refused,
+    Result,
+    Slot,
+    SymbolicInts,
+    prim,
+    static_int,
+)
+from backends.relax.walk import emit_node
 
-_MAX_INTS = 64
-"""Integer tensors of at most so many elements are followed symbolically."""
-
-
-class PanelChoice(Protocol):
-    """What an emitter must know of the target's schedules."""
-
-    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
-        """Columns in a panel of a packed matrix [depth, columns] that `rows` rows are multiplied with."""
-        ...
+_MAX_INTS = 64  # Integer tensors of at most so many elements are followed symbolically.
 
 
 class Emitter:
@@ -71,9 +77,7 @@ class Emitter:
         self.tiles = tiles
         self.packed: dict[Packed, relax.Var] = {}
         self._slots: dict[ir.Value, Slot] = {}
-        self._kernel_name = "kernel"
-
-    # -- values in
+        self.kernel_name = "kernel"
 
     def bind(self, value: ir.Value, result: Result) -> None:
         """Make a result known as `value`."""
@@ -145,7 +149,7 @@ class Emitter:
             dtype: the packed dtype; the initializer's own by default.
             options: keyword arguments of the transform (hashable, JSON types).
         """
-        own_shape, own_dtype = self._initializer_type(value)
+        own_shape, own_dtype = initializer_type(value)
         packed = Packed(
             value.name or "",
             transform,
@@ -153,9 +157,8 @@ class Emitter:
             tuple(shape if shape is not None else own_shape),
             dtype or own_dtype,
         )
-        if packed not in self.packed:
-            self.packed[packed] = relax.Var(f"w{len(self.packed)}", relax.TensorType(packed.shape, packed.dtype))
-        return self.packed[packed]
+        argument = relax.Var(f"w{len(self.packed)}", relax.TensorType(packed.shape, packed.dtype))
+        return self.packed.setdefault(packed, argument)
 
     def ints(self, value: ir.Value | None) -> list[tirx.Expr] | None:
         """The elements of a small integer tensor (row-major) if they are known, as int64 expressions."""
@@ -198,8 +201,6 @@ class Emitter:
             raise Refused(f"{what} is computed at run time")
         return array
 
-    # -- types
-
     def shape(self, value: ir.Value | None) -> list[tirx.Expr]:
         """The sizes of the value's axes, in ONNX's order."""
         slot = self.slot(value)
@@ -211,7 +212,7 @@ class Emitter:
             n, *spatial, c = sizes_of(slot.channels_last)
             return [n, c, *spatial]
         if slot.plain is None and self.is_weight(value):  # asking for its shape must not make it an argument
-            return [prim(d) for d in self._initializer_type(slot.value)[0]]
+            return [prim(d) for d in initializer_type(slot.value)[0]]
         return sizes_of(self.x(value))
 
     def rank(self, value: ir.Value | None) -> int:
@@ -238,7 +239,7 @@ class Emitter:
             return slot.ints.dtype
         expr = slot.plain if slot.plain is not None else slot.channels_last
         if expr is None and self.is_weight(value):
-            return self._initializer_type(slot.value)[1]
+            return initializer_type(slot.value)[1]
         return str((expr if expr is not None else self.x(value)).ty.dtype)
 
     def axis(self, axis: int, rank: int) -> int:
@@ -250,8 +251,6 @@ class Emitter:
         if not -rank <= axis < max(rank, 1):
             raise Refused(f"axis {axis} of a tensor of rank {rank}")
         return axis % max(rank, 1)
-
-    # -- building
 
     def emit(self, expr: relax.Expr, name: str = "") -> relax.Var:
         """Bind an expression to a variable (and infer its type)."""
@@ -265,7 +264,7 @@ class Emitter:
 
     def te(self, function: Callable[..., te.Tensor], *args: object, **kwargs: object) -> relax.Var:
         """Emit a kernel described by a tensor expression over the arguments."""
-        name = kwargs.pop("primfunc_name_hint", self._kernel_name)
+        name = kwargs.pop("primfunc_name_hint", self.kernel_name)
         return self.builder.emit(tensor_call(self.builder, function, args, kwargs, name=str(name)))
 
     def kernel(
@@ -304,47 +303,20 @@ class Emitter:
 
         Equal expressions give the same symbol. A constant or a symbol stays what it is.
         """
-        plain = sym.Analyzer().simplify(tvm_ffi.structural_map(expr, (tirx.Var, lambda v: self.definitions.get(v, v))))
-        if isinstance(plain, (tirx.IntImm, tirx.Var)):
-            return plain
-        known = next((v for v, e in self.definitions.items() if tvm_ffi.structural_equal(e, plain)), None)
-        if known is None:
-            known = tirx.Var(f"size{len(self.definitions)}", "int64")
-            self.definitions[known] = plain
-        return known
+        return named_size(self.definitions, expr)
 
     def run(self, nodes: Sequence[ir.Node], on_refused: Callable[[ir.Node, str], None]) -> None:
         """Emit the nodes in order; a refused one is reported and its outputs become unknown."""
         table = emitters()
         for node in nodes:
             try:
-                self._emit_node(node, table)
+                emit_node(self, node, table)
             except Refused as refusal:
                 on_refused(node, refusal.reason)
 
-    # -- internals
-
-    def _emit_node(self, node: ir.Node, table: Mapping[tuple[str, str], Callable[..., object]]) -> None:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        function = table.get((domain, node.op_type))
-        if function is None:
-            raise Refused(f"there is no emitter for {domain or 'ai.onnx'}::{node.op_type}")
-        self._kernel_name = node.op_type.lower()
-        try:
-            results = function(self, node)
-        except (tvm.error.InternalError, ValueError, TypeError) as error:
-            raise Refused(f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}") from error
-        results = list(results) if isinstance(results, (list, tuple)) else [results]
-        for value, result in zip(node.outputs, results, strict=False):
-            if result is not None and value.name:
-                self.bind(value, result)
-                self._check(value)
-
-    def _check(self, value: ir.Value) -> None:
-        if value.dtype is not None and self.dtype(value) != dtype_name(value.dtype):
-            declared, found = dtype_name(value.dtype), self.dtype(value)
-            del self._slots[value]
-            raise Refused(f"emitted {found} where the model declares {declared}")
+    def forget(self, value: ir.Value) -> None:
+        """Make a value unknown again."""
+        del self._slots[value]
 
     def slot(self, value: ir.Value | None) -> Slot:
         """All that is known of a value.
@@ -368,23 +340,11 @@ class Emitter:
             order = [0, rank - 1, *range(1, rank - 1)]
             return self.emit(relax.op.permute_dims(slot.channels_last, order)) if rank > 2 else slot.channels_last
         if slot.constant is not None and slot.constant.size <= 1:
-            return self.emit(_literal(slot.constant))
+            return self.emit(literal(slot.constant))
         if slot.value.name in self.weights:
             return self.weight(slot.value)
         if slot.ints is not None:
             return tensor_of_ints(self, slot.ints)
         if slot.constant is not None:
-            return self.emit(_literal(slot.constant))
+            return self.emit(literal(slot.constant))
         raise Refused(f"its input {slot.value.name!r} is not available here")
-
-    def _initializer_type(self, value: ir.Value) -> tuple[tuple[int, ...], str]:
-        if value.shape is None or value.dtype is None:
-            raise Refused(f"the initializer {value.name!r} has no type")
-        return tuple(int(d) for d in value.shape.numpy()), dtype_name(value.dtype)
-
-
-def _literal(array: np.ndarray) -> relax.Expr:
-    """A constant of the module; one without elements cannot be stored in it."""
-    if array.size == 0:
-        return relax.op.zeros(relax.ShapeExpr(list(array.shape)), str(array.dtype))
-    return relax.const(array, str(array.dtype))

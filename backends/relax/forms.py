@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax, te, tirx
+import tvm_ffi
+from tvm import relax, sym, te, tirx
 
 from backends.relax.narrow import is_narrow
 from backends.relax.values import Refused, SymbolicInts, prim, static_int
@@ -82,3 +83,33 @@ def aligned_channels_last(ctx: Emitter, value: ir.Value, rank: int) -> relax.Exp
     if own <= rank - 2 and static_int(padded[1]) == 1 and all(static_int(d) == 1 for d in padded[2:]):
         return ctx.emit(relax.op.reshape(expr, relax.ShapeExpr([padded[0], *padded[2:], padded[1]])))
     return ctx.emit(relax.op.permute_dims(expr, [0, *range(2, rank), 1]))
+
+
+def named_size(definitions: dict[tirx.Var, tirx.Expr], expr: tirx.Expr) -> tirx.Expr:
+    """See `Emitter.derived`; `definitions` grows where the expression is new."""
+    plain = sym.Analyzer().simplify(tvm_ffi.structural_map(expr, (tirx.Var, lambda v: definitions.get(v, v))))
+    if isinstance(plain, (tirx.IntImm, tirx.Var)):
+        return plain
+    known = next((v for v, e in definitions.items() if tvm_ffi.structural_equal(e, plain)), None)
+    if known is None:
+        known = tirx.Var(f"size{len(definitions)}", "int64")
+        definitions[known] = plain
+    return known
+
+
+def initializer_type(value: ir.Value) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of an initializer.
+
+    Raises:
+        Refused: it has none.
+    """
+    if value.shape is None or value.dtype is None:
+        raise Refused(f"the initializer {value.name!r} has no type")
+    return tuple(int(d) for d in value.shape.numpy()), dtype_name(value.dtype)
+
+
+def literal(array: np.ndarray) -> relax.Expr:
+    """A constant of the module; one without elements cannot be stored in it."""
+    if array.size == 0:
+        return relax.op.zeros(relax.ShapeExpr(list(array.shape)), str(array.dtype))
+    return relax.const(array, str(array.dtype))

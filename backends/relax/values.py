@@ -9,6 +9,7 @@ are emitted once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -93,3 +94,11 @@ def static_int(x: int | tirx.Expr) -> int | None:
     if isinstance(x, (int, np.integer)):
         return int(x)
     return int(x.value) if isinstance(x, tirx.IntImm) else None
+
+
+class PanelChoice(Protocol):
+    """What an emitter must know of the target's schedules."""
+
+    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
+        """Columns in a panel of a packed matrix [depth, columns] that `rows` rows are multiplied with."""
+        ...

@@ -163,17 +163,14 @@ def test_small_integers_wrap() -> None:
     agrees(model, [a, b], [a + b, a - b])
 
 
-def test_float16_is_rounded_after_each_operator() -> None:
-    model = parse("g (float16[64] x, float16[64] z) => (float16[64] y) { t = Mul(x, z) y = Add(t, x) }")
-    x, z = normal(64).astype(np.float16), normal(64).astype(np.float16)
-    agrees(model, [x, z], [x * z + x], rtol=0, atol=0)
-
-
-def test_bfloat16_is_rounded_at_least_once() -> None:
-    model = parse("g (bfloat16[64] x, bfloat16[64] z) => (bfloat16[64] y) { t = Mul(x, z) y = Add(t, x) }")
-    x, z = normal(64).astype(ml_dtypes.bfloat16), normal(64).astype(ml_dtypes.bfloat16)
-    exact = x.astype(np.float32) * z.astype(np.float32) + x.astype(np.float32)
-    assert np.allclose(emitted(model, [x, z])[0].astype(np.float32), exact, rtol=2**-7, atol=2**-9)
+@pytest.mark.parametrize(("name", "bits"), [("float16", 11), ("bfloat16", 8)])
+def test_half_precision_is_rounded_to_its_own(name: str, bits: int) -> None:
+    dtype = np.dtype(np.float16 if name == "float16" else ml_dtypes.bfloat16)
+    model = parse(f"g ({name}[64] x, {name}[64] z) => ({name}[64] y) {{ t = Mul(x, z) y = Add(t, x) }}")
+    x, z = normal(64).astype(dtype), normal(64).astype(dtype)
+    terms = x.astype(np.float32) * z.astype(np.float32), x.astype(np.float32)
+    error = np.abs(emitted(model, [x, z])[0].astype(np.float32) - sum(terms))
+    assert np.all(error <= 2.0**-bits * (np.abs(terms[0]) * 2 + np.abs(terms[1])))
 
 
 def test_broadcasting_by_rank_and_size() -> None:

@@ -1,0 +1,44 @@
+"""Emit one node: find its emitter, bind what it gives, and hold the types against the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import tvm
+
+from backends.relax.forms import dtype_name
+from backends.relax.values import Refused
+
+if TYPE_CHECKING:
+    from backends.relax.emitter import Emitter
+
+
+def emit_node(ctx: Emitter, node: ir.Node, table: Mapping[tuple[str, str], Callable[..., object]]) -> None:
+    """Emit a node with the emitter that the table has for it.
+
+    Raises:
+        Refused: there is none, or it cannot express the node.
+    """
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    function = table.get((domain, node.op_type))
+    if function is None:
+        raise Refused(f"there is no emitter for {domain or 'ai.onnx'}::{node.op_type}")
+    ctx.kernel_name = node.op_type.lower()
+    try:
+        results = function(ctx, node)
+    except (tvm.error.InternalError, ValueError, TypeError) as error:
+        raise Refused(f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}") from error
+    results = list(results) if isinstance(results, (list, tuple)) else [results]
+    for value, result in zip(node.outputs, results, strict=False):
+        if result is not None and value.name:
+            ctx.bind(value, result)
+            _check(ctx, value)
+
+
+def _check(ctx: Emitter, value: ir.Value) -> None:
+    if value.dtype is not None and ctx.dtype(value) != dtype_name(value.dtype):
+        declared, found = dtype_name(value.dtype), ctx.dtype(value)
+        ctx.forget(value)
+        raise Refused(f"emitted {found} where the model declares {declared}")
