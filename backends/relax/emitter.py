@@ -259,11 +259,8 @@ class Emitter:
         return self.builder.emit(expr)
 
     def checked(self, expr: relax.Var, sizes: Sequence[tirx.Expr]) -> relax.Var:
-        """The same tensor with other expressions for its sizes; the run fails if it has not as many elements.
-
-        Not a `match_cast`: TVM takes its symbols for new names of what they are matched with.
-        """
-        return self.emit(relax.op.reshape(expr, relax.ShapeExpr([prim(d) for d in sizes])))
+        """The same tensor with other expressions for its sizes; the run fails if they are not what it has."""
+        return self.builder.match_cast(expr, relax.TensorType(list(sizes), str(expr.ty.dtype)))
 
     def te(self, function: Callable[..., te.Tensor], *args: object, **kwargs: object) -> relax.Var:
         """Emit a kernel described by a tensor expression over the arguments."""

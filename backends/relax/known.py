@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import tvm
-import tvm_ffi
 from tvm import sym, tirx
 
 from backends.relax.emitter import Emitter
@@ -101,17 +100,7 @@ def not_negative(ctx: Emitter, expr: tirx.Expr) -> bool:
 
 def same(ctx: Emitter, a: tirx.Expr, b: tirx.Expr) -> bool:
     """Whether two sizes are equal, whatever the symbolic sizes."""
-    return bool(_analyzer(ctx).can_prove_equal(_undefined(ctx, prim(a)), _undefined(ctx, prim(b))))
-
-
-def is_free(ctx: Emitter, size: tirx.Expr) -> bool:
-    """Whether a size is one of the model's own symbols, which can have any value."""
-    return isinstance(size, tirx.Var) and any(size.same_as(own) for own in ctx.sizes.values())
-
-
-def _undefined(ctx: Emitter, size: tirx.Expr) -> tirx.Expr:
-    """The size over the model's own symbols, without derived ones."""
-    return tvm_ffi.structural_map(size, (tirx.Var, lambda v: ctx.definitions.get(v, v)))
+    return bool(_analyzer(ctx).can_prove_equal(prim(a), prim(b)))
 
 
 def _analyzer(ctx: Emitter) -> sym.Analyzer:

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 import tvm
-import tvm_ffi
 from tvm import relax, sym, te, tirx
 
 from backends.relax.emitter import Emitter
-from backends.relax.known import combined, is_free, same
+from backends.relax.known import combined
 from backends.relax.scalars import cast, scalar_type, wider
-from backends.relax.values import Refused, Result, prim, static_int
+from backends.relax.values import Refused, Result, static_int
 
 Formula = Callable[..., tirx.Expr]
 
@@ -66,7 +65,6 @@ def kernel(
     widen: bool = True,
 ) -> relax.Var:
     """Emit the kernel that applies a formula to operands whose axes are already aligned at the end; see `pointwise`."""
-    operands = reconciled(ctx, operands)
     immediates = [_immediate(o, keep_zero) for o in operands]
     tensors = [o for o, immediate in zip(operands, immediates, strict=True) if immediate is None]
 
@@ -82,42 +80,6 @@ def kernel(
         return te.compute(shape, element, name=name)
 
     return ctx.te(compute, *tensors)
-
-
-def reconciled(ctx: Emitter, operands: Sequence[relax.Expr], shape: Sequence[tirx.Expr] = ()) -> list[relax.Expr]:
-    """The operands of a broadcast, with one expression for each size that they share.
-
-    Of two sizes that are not known to be equal, one that is computed from others is taken for the other one, and the run
-    checks it; two symbols of the model itself are left alone.
-
-    Args:
-        ctx: the emitter.
-        operands: tensors whose axes are aligned at the end.
-        shape: a shape that they are broadcast with.
-    """
-    own = [[prim(d) for d in o.ty.shape.values] for o in operands]
-    shapes = [*own, [prim(d) for d in shape]]
-    rank = max(len(s) for s in shapes)
-    columns = [[s[i - rank + len(s)] for s in shapes if i >= rank - len(s)] for i in range(rank)]
-    shared = [_shared_size(ctx, column) for column in columns]
-    return [_with_sizes(ctx, o, sizes, shared[rank - len(sizes) :]) for o, sizes in zip(operands, own, strict=True)]
-
-
-def _shared_size(ctx: Emitter, sizes: Sequence[tirx.Expr]) -> tirx.Expr:
-    """A fixed size, else a symbol of the model, else what comes first; sizes of 1 do not count."""
-    wide = [s for s in sizes if static_int(s) != 1]
-    return min(wide or sizes, key=lambda s: 0 if static_int(s) is not None else 1 if is_free(ctx, s) else 2)
-
-
-def _with_sizes(
-    ctx: Emitter, operand: relax.Expr, sizes: Sequence[tirx.Expr], shared: Sequence[tirx.Expr]
-) -> relax.Expr:
-    wanted = [
-        size if static_int(size) is not None or (is_free(ctx, size) and not same(ctx, size, common)) else common
-        for size, common in zip(sizes, shared, strict=True)
-    ]
-    unchanged = all(tvm_ffi.structural_equal(a, b) for a, b in zip(sizes, wanted, strict=True))
-    return operand if unchanged else ctx.checked(ctx.emit(operand), wanted)
 
 
 def broadcast_shape(shapes: Sequence[Sequence[tirx.Expr]]) -> list[tirx.Expr]:

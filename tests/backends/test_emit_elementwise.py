@@ -192,21 +192,6 @@ def test_two_symbolic_sizes_are_not_assumed_equal() -> None:
         compiled(model)
 
 
-@pytest.mark.parametrize("rows", [2, 4, 6])
-def test_computed_sizes_are_taken_for_equal_and_checked(rows: int) -> None:
-    model = parse(
-        "g (float[n,3] x) => (float[n,3] y)"
-        " { n0 = Shape<start=0, end=1>(x) h = Slice(table, zero, n0, zero) y = Add(x, h) }",
-        {"table": normal(5, 3), "zero": np.array([0])},
-    )
-    executable = compiled(model)
-    if rows <= 5:
-        agrees(model, [normal(rows, 3)])
-    else:
-        with pytest.raises(ValueError, match="seq|n|size|shape"):
-            executable.run([normal(rows, 3)], 1)
-
-
 def test_a_training_dropout_is_refused() -> None:
     model = parse("g (float[4] x, bool t) => (float[4] y) { y = Dropout(x, r, t) }", {"r": np.array(0.5, np.float32)})
     with pytest.raises(UnsupportedError, match="training_mode is computed at run time"):

@@ -17,7 +17,7 @@ from backends.relax.attributes import get_float, get_int, get_ints, get_tensor
 from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name
 from backends.relax.known import all_known, elements, forward, known, moved, same, simplified, symbolic
-from backends.relax.pointwise import broadcast_shape, read, reconciled
+from backends.relax.pointwise import broadcast_shape, read
 from backends.relax.registry import emits
 from backends.relax.scalars import cast
 from backends.relax.values import Refused, Result, prim, static_int
@@ -179,20 +179,17 @@ def expand(ctx: Emitter, node: ir.Node) -> Result:
     wanted = ctx.ints(node.inputs[1])
     if wanted is None:
         raise Refused("the shape is computed at run time")
+    sizes = broadcast_shape([ctx.shape(x), wanted])
     array = known(ctx, x)
-    fixed = [static_int(d) for d in wanted]
-    if array is not None and all(d is not None for d in fixed):
-        shape = np.broadcast_shapes(array.shape, tuple(d or 0 for d in fixed))
-        return symbolic(np.broadcast_to(array, shape), ctx.dtype(x))
-    (source,) = reconciled(ctx, [ctx.x(x)], wanted)
-    sizes = broadcast_shape([list(source.ty.shape.values), wanted])
+    if array is not None and all(static_int(d) is not None for d in sizes):
+        return symbolic(np.broadcast_to(array, [static_int(d) or 0 for d in sizes]), ctx.dtype(x))
     if len(sizes) == ctx.rank(x) and all(same(ctx, a, b) for a, b in zip(sizes, ctx.shape(x), strict=True)):
         return forward(ctx, x)
 
     def build(tensor: te.Tensor, shape: list[tirx.Expr]) -> te.Tensor:
         return te.compute(shape, lambda *index: read(tensor, shape, index), name="expand")
 
-    return ctx.te(build, source, sizes)
+    return ctx.te(build, ctx.x(x), sizes)
 
 
 def reshaped(ctx: Emitter, value: ir.Value | None, sizes: Sequence[tirx.Expr]) -> Result:
