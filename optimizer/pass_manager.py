@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from optimizer.errors import PassError, PipelineError, TersorError
 from optimizer.ir import provenance
+from optimizer.ir.near_miss import NearMiss, RewriteResult
 
 if TYPE_CHECKING:
     from optimizer.instruments import Instrument
@@ -121,10 +122,12 @@ class RunResult:
     Attributes:
         model: The model that was passed in, changed in place.
         modified: Whether any pass changed it.
+        near_misses: Where a pass nearly fired and why it did not, by the last run of each pass.
     """
 
     model: ir.Model
     modified: bool
+    near_misses: tuple[NearMiss, ...] = ()
 
 
 class PassManager:
@@ -147,37 +150,47 @@ class PassManager:
         Raises:
             PassError: A pass failed, or an instrument found that it broke its contract.
         """
+        near_misses: dict[str, list[NearMiss]] = {}
 
         def run(pass_: Pass) -> bool:
             if isinstance(pass_, Fixpoint):
                 return pass_.run_with(run)
-            return _run_one(pass_, model, instruments)
+            result = _run_one(pass_, model, instruments)
+            if isinstance(result, RewriteResult):
+                near_misses[str(pass_)] = [
+                    dataclasses.replace(miss, pass_name=pass_.name) for miss in result.near_misses
+                ]
+            return result.modified
 
         provenance.mark_originals(model)
         changes = [run(pass_) for pass_ in self.passes]
-        return RunResult(model, any(changes))
+        return RunResult(model, any(changes), tuple(miss for found in near_misses.values() for miss in found))
 
     def __str__(self) -> str:
         return format_pipeline(self.passes)
 
 
-def _run_one(pass_: Pass, model: ir.Model, instruments: Sequence[Instrument]) -> bool:
+def _named(miss: NearMiss, pass_: Pass) -> NearMiss:
+    return dataclasses.replace(miss, pass_name=pass_.name)
+
+
+def _run_one(pass_: Pass, model: ir.Model, instruments: Sequence[Instrument]) -> ir.passes.PassResult:
     for instrument in instruments:
         instrument.before_pass(pass_, model)
     before = provenance.Snapshot(model)
     start = time.perf_counter()
     try:
-        modified = pass_(model).modified
+        result = pass_(model)
     except TersorError:
         raise
     except _PASS_BUGS as error:
         raise PassError(f"failed with {type(error).__name__}: {error}", pass_name=pass_.name) from error
     seconds = time.perf_counter() - start
-    if modified:
+    if result.modified:
         before.mark_changes(model, pass_.name)
     for instrument in instruments:
-        instrument.after_pass(pass_, model, modified, seconds)
-    return modified
+        instrument.after_pass(pass_, model, result.modified, seconds)
+    return result
 
 
 # --- Pipeline strings ---

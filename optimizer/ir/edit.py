@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from optimizer.ir.provenance import inherit
+from optimizer.ir.near_miss import NearMiss, RewriteResult
+from optimizer.ir.provenance import inherit, label, origins
 from optimizer.ir.shapes import Shapes
 from optimizer.ir.walk import all_graphs, nested_graphs, subgraphs
 
@@ -51,6 +52,7 @@ class Editor:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.modified = False
+        self.near_misses: dict[NearMiss, None] = {}
         self._numbers: dict[str, int] = {}
 
     @functools.cached_property
@@ -175,6 +177,10 @@ class Editor:
         for value in given:
             _drop_weight(value)
 
+    def miss(self, node: ir.Node, reason: str) -> None:
+        """Note that a fusion did not fire at `node`, though it looks like what the fusion is for, and why."""
+        self.near_misses[NearMiss(label(node), reason, origins(node))] = None
+
     def remove_if_unused(self, node: ir.Node) -> None:
         """Take out a node if nothing uses it any more."""
         if not any(output.uses() or output.is_graph_output() for output in node.outputs):
@@ -239,7 +245,7 @@ def rewrite_nodes(model: ir.Model, visit: Callable[[Editor, Scope, ir.Node], Non
     editor = Editor(model)
     for scope in _top_scopes(model):
         _visit(editor, scope, visit)
-    return ir.passes.PassResult(model, editor.modified)
+    return RewriteResult(model, editor.modified, tuple(editor.near_misses))
 
 
 def _visit(editor: Editor, scope: Scope, visit: Callable[[Editor, Scope, ir.Node], None]) -> None:

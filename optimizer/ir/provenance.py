@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from optimizer.ir.walk import all_nodes
 
-__all__ = ["BY", "FROM", "Snapshot", "inherit", "makers", "mark_originals", "origins"]
+__all__ = ["BY", "FROM", "Snapshot", "inherit", "label", "makers", "mark_originals", "origins"]
 
 FROM = "tersor.from"
 BY = "tersor.by"
@@ -43,7 +43,7 @@ def mark_originals(model: ir.Model) -> None:
     """Give every node that has no origin yet its own label as its origin."""
     for node in all_nodes(model):
         if FROM not in node.metadata_props:
-            _write(node, FROM, (_label(node),))
+            _write(node, FROM, (label(node),))
 
 
 def inherit(node: ir.Node, sources: Iterable[ir.Node]) -> None:
@@ -87,10 +87,11 @@ class Snapshot:
                 for source in same_output or [*node.predecessors(), *node.successors()]
                 for origin in origins(source)
             )
-            _write(node, FROM, inherited or (_label(node),))
+            _write(node, FROM, inherited or (label(node),))
 
 
-def _label(node: ir.Node) -> str:
+def label(node: ir.Node) -> str:
+    """What a node is called: its name, or where it has none, its operator and its first output."""
     if node.name:
         return node.name
     return f"{node.op_type}({node.outputs[0].name or ''})" if node.outputs else node.op_type

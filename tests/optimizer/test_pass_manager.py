@@ -10,6 +10,7 @@ import pytest
 
 from optimizer.errors import PassError, PipelineError
 from optimizer.ir import provenance
+from optimizer.ir.edit import rewrite_nodes
 from optimizer.pass_manager import Fixpoint, Pass, PassManager, format_pipeline, parse_pipeline
 
 
@@ -215,3 +216,21 @@ def test_options_are_typed_and_spaces_do_not_matter() -> None:
 def test_says_what_is_wrong_with_a_pipeline(text: str, message: str) -> None:
     with pytest.raises(PipelineError, match=re.escape(message)):
         parse_pipeline(text, REGISTRY)
+
+
+def test_near_misses_of_the_last_run_name_their_pass() -> None:
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 23]> g (float[2] x) => (float[2] y) { a = Neg(x) y = Neg(a) }'
+    )
+
+    @dataclasses.dataclass(frozen=True)
+    class Hesitate(Pass):
+        def call(self, model: ir.Model) -> ir.passes.PassResult:
+            return rewrite_nodes(model, lambda editor, _, node: editor.miss(node, "it is not wanted"))
+
+    found = PassManager([Fixpoint((Hesitate(),)), Hesitate()]).run(model).near_misses
+    assert [(miss.pass_name, miss.node, miss.reason) for miss in found] == [
+        ("hesitate", "Neg(a)", "it is not wanted"),
+        ("hesitate", "Neg(y)", "it is not wanted"),
+    ]
+    assert found[0].origins == ("Neg(a)",)
