@@ -1,0 +1,36 @@
+"""`tersor passes`: list the passes and their options."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from rich.table import Table
+
+from optimizer.cli.command import Result
+
+SUMMARY = "list the passes and their options"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def run(options: argparse.Namespace) -> Result:
+    """One row for each pass."""
+    del options
+    from passes.registry import PASSES
+
+    rows: list[dict[str, Any]] = [
+        {"name": name, "summary": _summary(cls), "options": {f.name: f.default for f in dataclasses.fields(cls)}}
+        for name, cls in PASSES.items()
+    ]
+    table = Table("pass", "what it does", "options and their defaults")
+    for row in rows:
+        table.add_row(row["name"], row["summary"], ", ".join(f"{k}={v}" for k, v in row["options"].items()))
+    return rows, table
+
+
+def _summary(cls: type) -> str:
+    return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
