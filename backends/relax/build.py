@@ -13,7 +13,8 @@ from tvm import relax, tirx
 from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name, element_name
 from backends.relax.partition import Segment, captured, reads, segments
-from backends.relax.plan import ONNXRUNTIME, RELAX, Formula, Plan, Step, Value, WeightSpec
+from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Step, Value, WeightSpec
+from backends.relax.size_formula import formula
 from backends.relax.values import Packed, PanelChoice, Refused, Result, static_int
 
 _T = relax.transform
@@ -192,6 +193,7 @@ class Builder:
             sizes=[*self.sizes, *(v.name for v in self.definitions)],
             weights=[self.table.setdefault(p, len(self.table)) for p in emitter.packed],
             nodes=[n.name or "" for n in part.nodes],
+            checks=emitter.checks,
         )
 
 
@@ -200,25 +202,6 @@ _UNKNOWN_TO_RELAX = {
     ir.DataType.COMPLEX128,
     ir.DataType.UNDEFINED,
 }
-
-
-_OPERATORS = {tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.FloorMod: "%"}
-
-
-def formula(expr: tirx.Expr) -> Formula:
-    """An expression over symbolic sizes as nested lists: a number, a name, or [operator, left, right].
-
-    Raises:
-        Refused: it has an operator that sizes cannot have.
-    """
-    if isinstance(expr, tirx.IntImm):
-        return int(expr.value)
-    if isinstance(expr, tirx.Var):
-        return str(expr.name)
-    for kind, operator in {**_OPERATORS, tirx.Max: "max", tirx.Min: "min"}.items():
-        if isinstance(expr, kind):
-            return [operator, formula(expr.a), formula(expr.b)]
-    raise Refused(f"a size computed as {expr}")
 
 
 def size_name(value: ir.Value, axis: int) -> str:

@@ -8,9 +8,11 @@ columns a panel, chosen by the target); any other B is used as it lies, [..., K,
 from __future__ import annotations
 
 import onnx_ir as ir
-from tvm import relax, sym, te, tirx
+from tvm import relax, te, tirx
 
+from backends.relax.checks import require, retyped
 from backends.relax.emitter import Emitter
+from backends.relax.known import same
 from backends.relax.values import Refused, prim, static_int
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -114,18 +116,15 @@ def _matching(ctx: Emitter, left: relax.Var, right: relax.Var, tail: int) -> tup
     Raises:
         Refused: batch axes of which only the run knows whether they broadcast.
     """
-    same = sym.Analyzer().can_prove_equal
     own, other = [prim(d) for d in left.ty.shape.values], [prim(d) for d in right.ty.shape.values]
     for a, b in zip(own[:-2][::-1], other[: len(other) - tail][::-1], strict=False):
-        if not (static_int(a) == 1 or static_int(b) == 1 or same(a, b)):
+        if not (static_int(a) == 1 or static_int(b) == 1 or same(ctx, a, b)):
             raise Refused(f"a matrix product over batch axes of {a} and {b}")
-    if same(own[-1], other[-2]):
-        return left, right
-    if static_int(own[-1]) is None:
-        return ctx.checked(left, [*own[:-1], other[-2]]), right
-    if static_int(other[-2]) is None:
-        return left, ctx.checked(right, [*other[:-2], own[-1], other[-1]])
-    raise Refused(f"a matrix product of {own[-1]} columns with {other[-2]} rows")
+    what = "columns of the left and rows of the right factor"
+    if static_int(own[-1]) is None and static_int(other[-2]) is not None:
+        return retyped(ctx, left, [*own[:-1], other[-2]], what), right
+    require(ctx, own[-1], other[-2], what)
+    return left, right
 
 
 def _at(index: tirx.Expr, extent: tirx.Expr) -> tirx.Expr:

@@ -26,6 +26,7 @@ from backends.relax.forms import (
     tensor_of_ints,
 )
 from backends.relax.packing import carried
+from backends.relax.plan import Check
 from backends.relax.registry import emitters
 from backends.relax.tensor_call import tensor_call
 from backends.relax.values import (
@@ -58,6 +59,7 @@ class Emitter:
 
     Attributes:
         packed: the weights that the emitted nodes take, in the order in which they were first asked for.
+        checks: what the emitted nodes need of the sizes, and only the run can tell.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class Emitter:
         self.tiles = tiles
         self.packed: dict[Packed, relax.Var] = {}
         self._slots: dict[ir.Value, Slot] = {}
+        self.checks: list[Check] = []
         self.kernel_name = "kernel"
+        self.node_name = ""
 
     def bind(self, value: ir.Value, result: Result) -> None:
         """Make a result known as `value`."""
@@ -257,10 +261,6 @@ class Emitter:
         if isinstance(expr, relax.Var):
             return expr
         return self.builder.emit(expr)
-
-    def checked(self, expr: relax.Var, sizes: Sequence[tirx.Expr]) -> relax.Var:
-        """The same tensor with other expressions for its sizes; the run fails if they are not what it has."""
-        return self.builder.match_cast(expr, relax.TensorType(list(sizes), str(expr.ty.dtype)))
 
     def te(self, function: Callable[..., te.Tensor], *args: object, **kwargs: object) -> relax.Var:
         """Emit a kernel described by a tensor expression over the arguments."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import tvm
+import tvm_ffi
 from tvm import sym, tirx
 
 from backends.relax.emitter import Emitter
@@ -100,7 +101,12 @@ def not_negative(ctx: Emitter, expr: tirx.Expr) -> bool:
 
 def same(ctx: Emitter, a: tirx.Expr, b: tirx.Expr) -> bool:
     """Whether two sizes are equal, whatever the symbolic sizes."""
-    return bool(_analyzer(ctx).can_prove_equal(prim(a), prim(b)))
+    return bool(_analyzer(ctx).can_prove_equal(meant(ctx, a), meant(ctx, b)))
+
+
+def meant(ctx: Emitter, size: tirx.Expr | int) -> tirx.Expr:
+    """The size over the model's own symbols: a derived one as the expression that it stands for."""
+    return tvm_ffi.structural_map(prim(size), (tirx.Var, lambda v: ctx.definitions.get(v, v)))
 
 
 def _analyzer(ctx: Emitter) -> sym.Analyzer:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Formula = int | str | list[Any]
-"""A size: a number, the name of a symbolic size, or [operator, left, right]."""
+"""A size: a number, the name of a symbolic size, or [operator, operands...]."""
 
 RELAX = "relax"
 ONNXRUNTIME = "onnxruntime"
@@ -29,6 +29,24 @@ class Value:
 
 
 @dataclass
+class Check:
+    """Two sizes that a step needs to be equal, and that only the run knows.
+
+    Attributes:
+        node: the name of the node that needs it.
+        what: what the two are, for the text of the error.
+        left, right: the sizes.
+        or_one: whether `left` may be 1 instead.
+    """
+
+    node: str
+    what: str
+    left: Formula
+    right: Formula
+    or_one: bool = False
+
+
+@dataclass
 class Step:
     """A part of the graph that one engine runs.
 
@@ -40,6 +58,7 @@ class Step:
         weights: positions in the table of packed weights.
         nodes: names of the graph's nodes.
         reasons: for `ONNXRUNTIME`: why, one line a kind of node.
+        checks: what must hold of the sizes before it runs.
     """
 
     engine: str
@@ -50,6 +69,7 @@ class Step:
     weights: list[int] = field(default_factory=list)
     nodes: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
 
 
 @dataclass
@@ -98,11 +118,16 @@ class Plan:
         def values(items: list[dict[str, Any]]) -> list[Value]:
             return [Value(**v) for v in items]
 
-        steps = [Step(**{**s, "inputs": values(s["inputs"]), "outputs": values(s["outputs"])}) for s in data["steps"]]
+        def step(item: dict[str, Any]) -> Step:
+            checks = [Check(**c) for c in item["checks"]]
+            return Step(
+                **{**item, "inputs": values(item["inputs"]), "outputs": values(item["outputs"]), "checks": checks}
+            )
+
         return cls(
             values(data["inputs"]),
             values(data["outputs"]),
-            steps,
+            [step(s) for s in data["steps"]],
             [WeightSpec(**w) for w in data["weights"]],
             data["weight_bytes"],
             data["kernels"],

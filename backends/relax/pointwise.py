@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 import tvm
-from tvm import relax, sym, te, tirx
+from tvm import relax, te, tirx
 
+from backends.relax.checks import require
 from backends.relax.emitter import Emitter
-from backends.relax.known import combined
+from backends.relax.known import combined, same
 from backends.relax.scalars import cast, scalar_type, wider
 from backends.relax.values import Refused, Result, static_int
 
@@ -71,7 +72,7 @@ def kernel(
     def compute(*arguments: te.Tensor) -> te.Tensor:
         remaining = iter(arguments)
         sources = [i if i is not None else next(remaining) for i in immediates]
-        shape = broadcast_shape([t.shape for t in arguments])
+        shape = broadcast_shape(ctx, [t.shape for t in arguments])
 
         def element(*index: tirx.Expr) -> tirx.Expr:
             scalars = [s if not isinstance(s, te.Tensor) else read(s, shape, index) for s in sources]
@@ -82,14 +83,14 @@ def kernel(
     return ctx.te(compute, *tensors)
 
 
-def broadcast_shape(shapes: Sequence[Sequence[tirx.Expr]]) -> list[tirx.Expr]:
-    """The shape that tensors of these shapes broadcast to.
+def broadcast_shape(ctx: Emitter, shapes: Sequence[Sequence[tirx.Expr]]) -> list[tirx.Expr]:
+    """The shape that tensors of these shapes broadcast to; the run checks what cannot be proved.
 
     Raises:
-        Refused: two sizes differ, or are not known to be the same.
+        Refused: two sizes differ, or only the run knows which of them is the larger one.
     """
     rank = max((len(s) for s in shapes), default=0)
-    return [_broadcast_size([s[i - rank + len(s)] for s in shapes if i >= rank - len(s)]) for i in range(rank)]
+    return [_broadcast_size(ctx, [s[i - rank + len(s)] for s in shapes if i >= rank - len(s)]) for i in range(rank)]
 
 
 def read(tensor: te.Tensor, shape: Sequence[tirx.Expr], index: Sequence[tirx.Expr]) -> tirx.Expr:
@@ -106,13 +107,15 @@ def read(tensor: te.Tensor, shape: Sequence[tirx.Expr], index: Sequence[tirx.Exp
     return tensor(*places)
 
 
-def _broadcast_size(sizes: Sequence[tirx.Expr]) -> tirx.Expr:
+def _broadcast_size(ctx: Emitter, sizes: Sequence[tirx.Expr]) -> tirx.Expr:
     """The one size that is not 1; a symbolic size beside a fixed one is that one, or 1 at run time."""
     wide = [s for s in sizes if static_int(s) != 1]
     fixed = [s for s in wide if static_int(s) is not None]
     chosen = (fixed or wide or list(sizes))[0]
-    for size in fixed or wide:
-        if static_int(sym.Analyzer().simplify(chosen - size)) != 0:
+    for size in wide:
+        if fixed:
+            require(ctx, size, chosen, "sizes that are broadcast", or_one=True)
+        elif not same(ctx, chosen, size):
             raise Refused(f"sizes {chosen} and {size} are not known to broadcast")
     return chosen
 

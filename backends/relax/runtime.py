@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from backends.relax.packing import ALIGNMENT, USER_TYPE, aligned_empty, carried, element_type
-from backends.relax.plan import RELAX, Formula, Plan, Step, Value
+from backends.relax.plan import RELAX, Check, Formula, Plan, Step, Value
 from backends.relax.without_torch import torch_kept_out
+from optimizer.errors import ExecutionError
 
 Array = npt.NDArray[Any]
 Partition = Callable[[Sequence[Any]], list[Any]]
@@ -157,6 +158,8 @@ class Machine:
         tvm_ffi = ffi()
         held = [aligned(a) for a in inputs]
         known = {**sizes, **{name: evaluate(f, sizes) for name, f in self.plan.derived.items()}}
+        for check in step.checks:
+            _demand(check, known)
         shape = tvm_ffi.Shape(tuple(known.get(name, 1) for name in step.sizes))
         arguments = [as_tensor(a) for a in held]
         results = self._machine[step.entry](*arguments, shape, self._arguments[index])
@@ -208,6 +211,14 @@ def _learn_sizes(sizes: dict[str, int], value: Value, array: Any) -> None:
                 sizes.setdefault(declared, int(actual))
 
 
+def _demand(check: Check, sizes: Mapping[str, int]) -> None:
+    left, right = evaluate(check.left, sizes), evaluate(check.right, sizes)
+    if left != right and not (check.or_one and left == 1):
+        raise ExecutionError(
+            f"node {check.node!r}: {check.what}: {left} and {right} are not the same; give inputs whose sizes fit"
+        )
+
+
 _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -216,6 +227,7 @@ _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "%": operator.mod,
     "max": max,
     "min": min,
+    "<": operator.lt,
 }
 
 
@@ -225,6 +237,8 @@ def evaluate(formula: Formula, sizes: Mapping[str, int]) -> int:
         return formula
     if isinstance(formula, str):
         return sizes.get(formula, 1)
+    if formula[0] == "if":
+        return evaluate(formula[2 if evaluate(formula[1], sizes) else 3], sizes)
     name, left, right = formula
     return _ARITHMETIC[name](evaluate(left, sizes), evaluate(right, sizes))
 

@@ -25,7 +25,7 @@ def emit_node(ctx: Emitter, node: ir.Node, table: Mapping[tuple[str, str], Calla
     function = table.get((domain, node.op_type))
     if function is None:
         raise Refused(f"there is no emitter for {domain or 'ai.onnx'}::{node.op_type}")
-    ctx.kernel_name = node.op_type.lower()
+    ctx.kernel_name, ctx.node_name = node.op_type.lower(), node.name or node.op_type
     try:
         results = function(ctx, node)
     except (tvm.error.InternalError, ValueError, TypeError) as error:
@@ -38,6 +38,11 @@ def emit_node(ctx: Emitter, node: ir.Node, table: Mapping[tuple[str, str], Calla
 
 
 def _check(ctx: Emitter, value: ir.Value) -> None:
+    try:
+        ctx.shape(value)
+    except Refused:
+        ctx.forget(value)
+        raise
     if value.dtype is not None and ctx.dtype(value) != dtype_name(value.dtype):
         declared, found = dtype_name(value.dtype), ctx.dtype(value)
         ctx.forget(value)

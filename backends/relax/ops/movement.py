@@ -14,6 +14,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int, get_ints, get_str
+from backends.relax.checks import require, retyped
 from backends.relax.emitter import Emitter
 from backends.relax.known import all_known, forward, moved, not_negative, simplified, symbolic
 from backends.relax.layout import Laid, gathered, laid
@@ -65,12 +66,10 @@ def _agreeing(ctx: Emitter, operands: list[relax.Var], axis: int) -> list[relax.
     sizes = [[prim(d) for d in x.ty.shape.values] for x in operands]
     columns = zip(*sizes, strict=True)
     shared = [next((d for d in column if static_int(d) is not None), column[0]) for column in columns]
-    result = []
-    for x, own in zip(operands, sizes, strict=True):
-        wanted = [d if k == axis else shared[k] for k, d in enumerate(own)]
-        same = all(static_int(simplified(ctx, a - b)) == 0 for a, b in zip(own, wanted, strict=True))
-        result.append(x if same else ctx.checked(x, wanted))
-    return result
+    return [
+        retyped(ctx, x, [d if k == axis else shared[k] for k, d in enumerate(own)], "sizes of what is joined")
+        for x, own in zip(operands, sizes, strict=True)
+    ]
 
 
 @emits("Split")
@@ -81,7 +80,10 @@ def split(ctx: Emitter, node: ir.Node) -> list[Result]:
     axis = ctx.axis(get_int(node, "axis", 0), len(sizes))
     results: list[Result] = []
     start = prim(0)
-    for length in _part_sizes(ctx, node, sizes[axis]):
+    parts = _part_sizes(ctx, node, sizes[axis])
+    require(ctx, sum(parts, start=prim(0)), sizes[axis], "the parts together and the axis that is split")
+    for length in parts:
+        require(ctx, tirx.max(length, prim(0)), length, "the size of a part, at least 0,")
         end = simplified(ctx, start + length)
         results.append(_cut(ctx, x, {axis: Cut(start, length, 1)}))
         start = end
@@ -165,6 +167,7 @@ def depth_to_space(ctx: Emitter, node: ir.Node) -> Result:
     b = get_int(node, "blocksize", 1)
     depth_first = get_str(node, "mode", "DCR") == "DCR"
     channels = simplified(ctx, tirx.floordiv(c, prim(b * b)))
+    require(ctx, channels * (b * b), c, "channels in whole blocks and in all")
 
     def element(read: Read, index: Index, own: Index) -> tirx.Expr:
         batch, channel, row, column = index
@@ -183,6 +186,8 @@ def space_to_depth(ctx: Emitter, node: ir.Node) -> Result:
     b = get_int(node, "blocksize", 1)
     depth_first = get_str(node, "mode", "DCR") == "DCR"
     rows, columns = (simplified(ctx, tirx.floordiv(d, prim(b))) for d in (h, w))
+    for blocks, size in ((rows, h), (columns, w)):
+        require(ctx, blocks * b, size, "size in whole blocks and in all")
 
     def element(read: Read, index: Index, own: Index) -> tirx.Expr:
         batch, target, row, column = index

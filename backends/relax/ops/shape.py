@@ -14,6 +14,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_float, get_int, get_ints, get_tensor
+from backends.relax.checks import require, require_same_count
 from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name
 from backends.relax.known import all_known, elements, forward, known, moved, same, simplified, symbolic
@@ -50,7 +51,9 @@ def reshape(ctx: Emitter, node: ir.Node) -> Result:
     sizes = ctx.shape(x)
     if get_int(node, "allowzero", 0) == 0:
         target = [sizes[i] if static_int(t) == 0 and i < len(sizes) else t for i, t in enumerate(target)]
-    return reshaped(ctx, x, _complete(ctx, sizes, target))
+    completed = _complete(ctx, sizes, target)
+    require_same_count(ctx, sizes, completed)
+    return reshaped(ctx, x, completed)
 
 
 @emits("Flatten")
@@ -74,9 +77,8 @@ def squeeze(ctx: Emitter, node: ir.Node) -> Result:
     if axes is None:
         axes = [i for i, d in enumerate(ctx.static_shape(x)) if d == 1]
     dropped = {ctx.axis(a, len(sizes)) for a in axes}
-    wrong = [i for i in dropped if static_int(sizes[i]) not in (1, None)]
-    if wrong:
-        raise Refused(f"axis {wrong[0]} has size {sizes[wrong[0]]}, not 1")
+    for axis in sorted(dropped):
+        require(ctx, sizes[axis], 1, f"the size of axis {axis} that is dropped, and 1")
     return reshaped(ctx, x, [d for i, d in enumerate(sizes) if i not in dropped])
 
 
@@ -179,7 +181,7 @@ def expand(ctx: Emitter, node: ir.Node) -> Result:
     wanted = ctx.ints(node.inputs[1])
     if wanted is None:
         raise Refused("the shape is computed at run time")
-    sizes = broadcast_shape([ctx.shape(x), wanted])
+    sizes = broadcast_shape(ctx, [ctx.shape(x), wanted])
     array = known(ctx, x)
     if array is not None and all(static_int(d) is not None for d in sizes):
         return symbolic(np.broadcast_to(array, [static_int(d) or 0 for d in sizes]), ctx.dtype(x))
