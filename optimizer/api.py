@@ -72,12 +72,13 @@ def optimize(
         TersorError: One of `optimizer.errors`, by what went wrong.
     """
     from optimizer.frontends import load_model
-    from optimizer.verification import example_for, make_oracle, verify_executable
+    from optimizer.verification import example_for, make_oracle, prewarm, verify_executable
 
     place = Target.parse(target)
     _check_options(place, precision, calibration, memory_budget, verify, fallback, seed)
     pipeline = _pipeline(passes, place)
     backend = get_backend(place.kind)
+    prewarm(verify)
     backend.prewarm()
     cores = (place.cpu or detect_cpu()).cores
     stages = Stages(progress)

@@ -1,7 +1,7 @@
 """The oracle: what a model computes, and how far from that a result may be.
 
-The original model runs in ONNX Runtime with its graph optimizations off; where that cannot load it, in
-`onnx.reference`.
+The original model runs in ONNX Runtime with its graph optimizations off, in a process of its own
+(`optimizer.reference_process`); where that cannot load it, in `onnx.reference`.
 
 **Error.** For float outputs, the norm of the difference over the norm of the reference, over the elements that are
 finite. NaN and infinities must stand at the same places. Integers, truth values and strings must be equal.
@@ -18,20 +18,19 @@ into its neighbour: then 1 % of an integer output's elements may differ, and a f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from optimizer.errors import ExecutionError, TersorError, UnsupportedError, VerificationError
+from optimizer.errors import ExecutionError, UnsupportedError, VerificationError
 from optimizer.executable import Array
-from optimizer.ir.costs import model_costs
 from optimizer.ir.walk import all_nodes, subgraphs
-from optimizer.ir.weights import weights_as_inputs
-from optimizer.ort_session import OrtSession
+from optimizer.reference_process import run_in_process
 from optimizer.sample_inputs import candidate_inputs
+from optimizer.shared_weights import SharedWeights
 from optimizer.target import detect_cpu
 
 __all__ = ["EPSILON_PER_OP", "Comparison", "Oracle", "compare", "run_reference", "tolerance_of"]
@@ -56,12 +55,6 @@ _RANDOM = frozenset({
     "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
 })
 # fmt: on
-_SLOW_ORACLE_BYTES = 2**28
-_SLOW_ORACLE_FLOPS = 2**28
-"""`onnx.reference`, which loops in Python, is not asked for models that are larger or compute more."""
-
-
-Run = Callable[[Sequence[Any]], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -114,6 +107,7 @@ class Oracle:
 
         Raises:
             UnsupportedError: No runtime can run the model, or it gives other results each time.
+            VerificationError: The runtime crashed or hung.
         """
         random = next((node for node in all_nodes(model) if node.op_type in _RANDOM), None)
         if random is not None:
@@ -121,12 +115,10 @@ class Oracle:
         self._names = [value.name or "" for value in model.graph.outputs]
         self._rounds = _rounds(model)
         self.tolerance = tolerance_of(model)
-        self.inputs, self.outputs = _first_that_runs(model, candidate_inputs(model.graph, seed, example, dims))
-        self.input_shapes = {
-            value.name or "": array.shape
-            for value, array in zip(model.graph.inputs, self.inputs, strict=True)
-            if isinstance(array, np.ndarray)
-        }
+        with SharedWeights() as shared:
+            found = _first_that_runs(model, candidate_inputs(model.graph, seed, example, dims), shared)
+        self.inputs, self.outputs = found
+        self.input_shapes = _shapes(model, self.inputs)
 
     def compare(self, outputs: Sequence[Any]) -> Comparison:
         """Hold results on the same inputs against the reference."""
@@ -146,75 +138,41 @@ class Oracle:
         return result
 
 
-def run_reference(model: ir.Model, inputs: Sequence[Any]) -> list[Any]:
-    """Run a model once, without any optimization.
+def run_reference(model: ir.Model, inputs: Sequence[Any], shared: SharedWeights | None = None) -> list[Any]:
+    """Run a model once, without any optimization, in a process of its own.
+
+    Args:
+        model: Not changed.
+        inputs: One for each input of the graph.
+        shared: Keeps the weights for further runs; without it each run copies those that lie in no file.
 
     Raises:
         UnsupportedError: No runtime can load the model.
         ExecutionError: The runtime failed on these inputs.
+        VerificationError: The runtime crashed or hung.
     """
-    return _runner(model)(inputs)
+    if shared is None:
+        with SharedWeights() as own:
+            return run_reference(model, inputs, own)
+    shapes = _shapes(model, inputs)
+    return run_in_process(model, inputs, shared, num_threads=detect_cpu().cores, input_shapes=shapes)
 
 
-def _first_that_runs(model: ir.Model, candidates: Iterable[list[Any]]) -> tuple[list[Any], list[Any]]:
-    run = _runner(model)
+def _shapes(model: ir.Model, inputs: Sequence[Any]) -> dict[str, tuple[int, ...]]:
+    pairs = zip(model.graph.inputs, inputs, strict=True)
+    return {value.name or "": array.shape for value, array in pairs if isinstance(array, np.ndarray)}
+
+
+def _first_that_runs(
+    model: ir.Model, candidates: Iterable[list[Any]], shared: SharedWeights
+) -> tuple[list[Any], list[Any]]:
     failure = "its inputs are too large to be made up"
     for inputs in candidates:
         try:
-            return inputs, run(inputs)
+            return inputs, run_reference(model, inputs, shared)
         except ExecutionError as error:
             failure = str(error)
     raise UnsupportedError(f"no inputs were found that the model runs with ({failure}): give example_inputs")
-
-
-def _runner(model: ir.Model) -> Run:
-    try:
-        return _fast_runner(model)
-    except UnsupportedError as error:
-        costs = model_costs(model)
-        if costs.bytes > _SLOW_ORACLE_BYTES or costs.flops > _SLOW_ORACLE_FLOPS:
-            raise
-        return _slow_runner(model, error)
-
-
-def _fast_runner(model: ir.Model) -> Run:
-    threads = detect_cpu().cores
-    data, weights = weights_as_inputs(model)
-    try:
-        session = OrtSession(data, optimize=False, num_threads=threads)
-    except UnsupportedError:  # some kernels want their weights as constants
-        return OrtSession.from_model(model, optimize=False, num_threads=threads).run
-    return lambda inputs: session.run([*inputs, *weights])
-
-
-def _slow_runner(model: ir.Model, why: TersorError) -> Run:
-    from onnx.reference import ReferenceEvaluator
-
-    failures = (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    )
-    try:
-        evaluator = ReferenceEvaluator(ir.to_proto(model))
-    except failures as error:
-        raise UnsupportedError(f"no runtime can load the model: {why}") from error
-
-    def run(inputs: Sequence[Any]) -> list[Any]:
-        feeds = dict(zip(evaluator.input_names, inputs, strict=True))
-        try:
-            with np.errstate(all="ignore"):
-                return list(evaluator.run(None, feeds))
-        except failures as error:
-            raise ExecutionError(f"onnx.reference failed: {type(error).__name__}: {error}") from error
-
-    return run
 
 
 def tolerance_of(model: ir.Model) -> float:

@@ -10,8 +10,10 @@ import numpy as np
 from optimizer.errors import ExecutionError, InputError, PassError, UnsupportedError, VerificationError
 from optimizer.executable import Executable, run_executable
 from optimizer.ir.specs import specs_of
+from optimizer.ir.weights import weight_bytes
 from optimizer.memory import give_back_free_memory
 from optimizer.reference import Oracle, run_reference
+from optimizer.reference_process import PROCESS
 from optimizer.report import Verification
 from optimizer.signature import bind, is_torch
 
@@ -20,13 +22,27 @@ if TYPE_CHECKING:
 
     from optimizer.pass_manager import Pass
 
-__all__ = ["VerifyEach", "example_for", "make_oracle", "verify_executable"]
+__all__ = ["VerifyEach", "example_for", "make_oracle", "prewarm", "verify_executable"]
+
+
+_LARGE_BYTES = 2**22
+"""From so many bytes of weights on, the 100 MB of the process that computed the reference are wanted for compiling."""
+
+
+def prewarm(mode: str) -> None:
+    """Let the process in which models run start while others read the model."""
+    if mode != "off":
+        PROCESS.start()
 
 
 def make_oracle(
     model: ir.Model, mode: str, seed: int, example: Sequence[Any] | None
 ) -> tuple[Oracle | None, Verification]:
-    """Run the original model, if it is to be compared with; say why not if it cannot be."""
+    """Run the original model, if it is to be compared with; say why not if it cannot be.
+
+    Raises:
+        VerificationError: The original model crashes the runtime, or hangs it.
+    """
     if mode == "off":
         return None, Verification(mode, reason='verify="off"')
     try:
@@ -34,6 +50,8 @@ def make_oracle(
     except UnsupportedError as error:
         return None, Verification(mode, reason=str(error))
     finally:
+        if mode == "final" and weight_bytes(model) >= _LARGE_BYTES:
+            PROCESS.release()
         give_back_free_memory()
     return oracle, Verification(mode)
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from optimizer.executable import Array
 
-__all__ = ["detach_weights", "tensor_bytes", "weights_as_inputs"]
+__all__ = ["detach_weights", "tensor_bytes", "weight_bytes", "weights_as_inputs"]
 
 DETACH_FROM_BYTES = 1024
 INPUT_FROM_BYTES = 1 << 18
@@ -43,7 +43,7 @@ def detach_weights(model: ir.Model, prefix: str = "weight") -> tuple[bytes, Mapp
     return ir.to_proto(slim).SerializeToString(deterministic=True), files
 
 
-def weights_as_inputs(model: ir.Model) -> tuple[bytes, list[Array]]:
+def weights_as_inputs(model: ir.Model) -> tuple[bytes, list[ir.TensorProtocol]]:
     """Serialize a model with its large weights turned into further inputs, so that a runtime reads them in place.
 
     Args:
@@ -53,17 +53,23 @@ def weights_as_inputs(model: ir.Model) -> tuple[bytes, list[Array]]:
         The serialized model, and what to give for the inputs that follow the model's own.
     """
     slim = model.clone()
-    arrays: list[Array] = []
+    weights: list[ir.TensorProtocol] = []
     for name, value in list(slim.graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or tensor.nbytes < INPUT_FROM_BYTES or tensor.dtype.numpy().isbuiltin != 1:
             continue
-        arrays.append(np.ascontiguousarray(tensor.numpy()))
+        weights.append(tensor)
         del slim.graph.initializers[name]
         value.const_value = None
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         slim.graph.inputs.append(value)
-    return ir.to_proto(slim).SerializeToString(deterministic=True), arrays
+    return ir.to_proto(slim).SerializeToString(deterministic=True), weights
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of the main graph's initializers."""
+    held = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in held if tensor is not None and tensor.dtype != ir.DataType.STRING)
 
 
 def tensor_bytes(tensor: ir.TensorProtocol) -> Array:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends.relax import client
-from backends.relax.client import PROCESS, CompileProcess
+from backends.relax.client import PROCESS
 from backends.relax.partition import segments
 from backends.relax.runtime import evaluate
+from optimizer import child_process
+from optimizer.child_process import ChildProcess
 from optimizer.errors import CompileError, UnsupportedError
 from tests.backends.running import check, compiled, parse
 
@@ -22,7 +23,7 @@ RELU = "g (float[n] x) => (float[n] y) { y = Relu(x) }"
 HALF = "g (float[n] x) => (float[n] y, int64[1,k] z) { y = Relu(x) z = NonZero(y) }"
 
 
-def child_of(process: CompileProcess) -> int:
+def child_of(process: ChildProcess) -> int:
     process.start()
     assert process._child is not None
     return process._child.pid
@@ -63,7 +64,7 @@ def test_an_interrupt_leaves_a_usable_process(monkeypatch: pytest.MonkeyPatch) -
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(client, "read_message", interrupted)
+        patch.setattr(child_process, "_read_message", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compiled(parse(RELU))
     check(parse(RELU), [np.ones(3, np.float32)])

@@ -218,7 +218,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("backends.relax.client.CompileProcess.ask", interrupt)
+    monkeypatch.setattr("backends.relax.client.PROCESS.ask", interrupt)
     with pytest.raises(KeyboardInterrupt):
         optimize(perceptron(), "cpu", progress=False)
     assert list(tmp_path.iterdir()) == []
