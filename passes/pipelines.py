@@ -13,6 +13,9 @@ from passes.fold_affine import FoldAffine
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
+from passes.fuse_gelu import FuseGelu
+from passes.fuse_layer_norm import FuseLayerNorm
+from passes.fuse_rms_norm import FuseRmsNorm
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
@@ -68,6 +71,11 @@ def cleanup() -> Fixpoint:
             EliminateIdentities(),
             MergeReshapes(),
             MergeTransposes(),
+            # Before the folds into layers: a fold could take a number out of a formula that is to be recognized.
+            FuseGelu(),
+            # Before fuse-rms-norm, which would take the second half of a layer normalization for its own.
+            FuseLayerNorm(),
+            FuseRmsNorm(),
             # Before fold-affine: what is left of a normalization in front of a Mul can then take the Mul as well.
             FoldBatchNorm(),
             FoldAffine(),

@@ -10,6 +10,9 @@ from passes.fold_affine import FoldAffine
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
+from passes.fuse_gelu import FuseGelu
+from passes.fuse_layer_norm import FuseLayerNorm
+from passes.fuse_rms_norm import FuseRmsNorm
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
@@ -30,6 +33,9 @@ PASSES: dict[str, type[Pass]] = {
     "fold-batch-norm": FoldBatchNorm,
     "fold-constant-if": FoldConstantIf,
     "fold-constants": FoldConstants,
+    "fuse-gelu": FuseGelu,
+    "fuse-layer-norm": FuseLayerNorm,
+    "fuse-rms-norm": FuseRmsNorm,
     "infer-shapes": InferShapes,
     "inline-functions": InlineFunctions,
     "lift-constants": LiftConstants,
