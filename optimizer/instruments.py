@@ -16,7 +16,7 @@ from optimizer.errors import PassError
 from optimizer.ir.fingerprint import fingerprint
 from optimizer.pass_manager import Pass
 
-__all__ = ["FingerprintCheck", "Instrument", "PassRecord", "PassRecorder"]
+__all__ = ["FingerprintCheck", "Guard", "Instrument", "PassRecord", "PassRecorder"]
 
 MeasureT = TypeVar("MeasureT")
 
@@ -30,6 +30,25 @@ class Instrument(Protocol):
 
     def after_pass(self, pass_: Pass, model: ir.Model, modified: bool, seconds: float) -> None:
         """Called after the pass; `seconds` is the time of the pass alone."""
+        ...
+
+
+class Guard(Protocol):
+    """Judges what each pass did. The pass manager takes back what a rejected one did, and goes on without it."""
+
+    def accepts(self, pass_: Pass, before: ir.Model, after: ir.Model, modified: bool) -> bool:
+        """Whether the model after the pass is to be kept.
+
+        Args:
+            pass_: It ran without an error.
+            before: A copy of the model as it was before.
+            after: The model as it is.
+            modified: What the pass says of whether it changed the model.
+        """
+        ...
+
+    def failed(self, pass_: Pass, before: ir.Model, error: PassError) -> None:
+        """Told when the pass failed; the model becomes what it was before in any case."""
         ...
 
 

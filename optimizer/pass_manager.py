@@ -12,23 +12,22 @@ The manager only runs passes in order and keeps provenance. Timing, measuring an
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import time
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from optimizer.errors import PassError, PipelineError, TersorError
+from optimizer.errors import PassError, TersorError
 from optimizer.ir import provenance
 from optimizer.ir.near_miss import NearMiss, RewriteResult
+from optimizer.pipeline_text import PipelineParser, format_options
 
 if TYPE_CHECKING:
-    from optimizer.instruments import Instrument
+    from optimizer.instruments import Guard, Instrument
 
-__all__ = ["Fixpoint", "Pass", "PassManager", "RunResult", "format_pipeline", "parse_pipeline"]
+__all__ = ["Fixpoint", "Pass", "PassManager", "RunResult", "call_pass", "format_pipeline", "parse_pipeline"]
 
 _PASS_BUGS = (
     ArithmeticError,
@@ -70,7 +69,7 @@ class Pass(ir.passes.InPlacePass):
         return changed
 
     def __str__(self) -> str:
-        return self.name + _format_options(self.options())
+        return self.name + format_options(self.options())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Fixpoint(Pass):
 
     def __str__(self) -> str:
         rounds = {} if self.max_rounds == Fixpoint.max_rounds else {"max_rounds": self.max_rounds}
-        return f"fixpoint({format_pipeline(self.passes)}){_format_options(rounds)}"
+        return f"fixpoint({format_pipeline(self.passes)}){format_options(rounds)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,22 +139,29 @@ class PassManager:
     def __init__(self, passes: Iterable[Pass]) -> None:
         self.passes = tuple(passes)
 
-    def run(self, model: ir.Model, instruments: Sequence[Instrument] = ()) -> RunResult:
+    def run(self, model: ir.Model, instruments: Sequence[Instrument] = (), guard: Guard | None = None) -> RunResult:
         """Run every pass on the model, in place.
 
         Args:
             model: Its nodes are in topological order, as ONNX demands.
             instruments: Told before and after each pass, in this order.
+            guard: Judges each pass. What a rejected one did is rolled back, and it does not run again.
 
         Raises:
-            PassError: A pass failed, or an instrument found that it broke its contract.
+            PassError: A pass failed and there is no guard, or an instrument found that it broke its contract.
         """
+        rejected: set[str] = set()
         near_misses: dict[str, list[NearMiss]] = {}
 
         def run(pass_: Pass) -> bool:
             if isinstance(pass_, Fixpoint):
                 return pass_.run_with(run)
-            result = _run_one(pass_, model, instruments)
+            if str(pass_) in rejected:
+                return False
+            result = _run_one(pass_, model, instruments, guard)
+            if result is None:
+                rejected.add(str(pass_))
+                return False
             if isinstance(result, RewriteResult):
                 near_misses[str(pass_)] = [
                     dataclasses.replace(miss, pass_name=pass_.name) for miss in result.near_misses
@@ -174,9 +180,40 @@ def _named(miss: NearMiss, pass_: Pass) -> NearMiss:
     return dataclasses.replace(miss, pass_name=pass_.name)
 
 
-def _run_one(pass_: Pass, model: ir.Model, instruments: Sequence[Instrument]) -> ir.passes.PassResult:
+def _run_one(
+    pass_: Pass, model: ir.Model, instruments: Sequence[Instrument], guard: Guard | None
+) -> ir.passes.PassResult | None:
+    """Run a pass and tell the instruments; `None` if the guard rejected it."""
     for instrument in instruments:
         instrument.before_pass(pass_, model)
+    before = model.clone() if guard is not None else None
+    result: ir.passes.PassResult | None = None
+    seconds = 0.0
+    try:
+        result, seconds = call_pass(pass_, model)
+    except PassError as error:
+        if guard is None or before is None:
+            raise
+        guard.failed(pass_, before, error)
+    if guard is not None and before is not None:
+        if result is not None and not guard.accepts(pass_, before, model, result.modified):
+            result = None
+        if result is None:
+            _restore(model, before)
+    for instrument in instruments:
+        instrument.after_pass(pass_, model, result is not None and result.modified, seconds)
+    return result
+
+
+def call_pass(pass_: Pass, model: ir.Model) -> tuple[ir.passes.PassResult, float]:
+    """Run one pass in place, and write into the nodes that it made that it did.
+
+    Returns:
+        What the pass gave, and its seconds.
+
+    Raises:
+        PassError: The pass failed.
+    """
     before = provenance.Snapshot(model)
     start = time.perf_counter()
     try:
@@ -188,12 +225,16 @@ def _run_one(pass_: Pass, model: ir.Model, instruments: Sequence[Instrument]) ->
     seconds = time.perf_counter() - start
     if result.modified:
         before.mark_changes(model, pass_.name)
-    for instrument in instruments:
-        instrument.after_pass(pass_, model, result.modified, seconds)
-    return result
+    return result, seconds
 
 
-# --- Pipeline strings ---
+def _restore(model: ir.Model, before: ir.Model) -> None:
+    model.graph = before.graph
+    model.functions.clear()
+    model.functions.update(before.functions)
+    model.ir_version = before.ir_version
+    model.metadata_props.clear()
+    model.metadata_props.update(before.metadata_props)
 
 
 def format_pipeline(passes: Iterable[Pass]) -> str:
@@ -211,108 +252,7 @@ def parse_pipeline(text: str, registry: Mapping[str, type[Pass]]) -> list[Pass]:
     Raises:
         PipelineError: The string is malformed, or names a pass or an option that does not exist.
     """
-    parser = _Parser(text, registry)
+    parser = PipelineParser(text, registry, Fixpoint)
     passes = parser.sequence()
     parser.expect_end()
     return passes
-
-
-def _format_options(options: Mapping[str, object]) -> str:
-    if not options:
-        return ""
-    return "{" + ",".join(f"{key}={_format_value(value)}" for key, value in options.items()) + "}"
-
-
-def _format_value(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-class _Parser:
-    """Recursive descent over `sequence := item (',' item)*`, `item := name group? options?`."""
-
-    _TOKEN = re.compile(r"\s*([^\s,(){}=]+|[,(){}=])")
-
-    def __init__(self, text: str, registry: Mapping[str, type[Pass]]) -> None:
-        self._text = text
-        self._registry = registry
-        self._tokens = self._TOKEN.findall(text)
-        self._next = 0
-
-    def sequence(self) -> list[Pass]:
-        passes = [self._item()]
-        while self._accept(","):
-            passes.append(self._item())
-        return passes
-
-    def expect_end(self) -> None:
-        if self._next < len(self._tokens):
-            raise self._error(f"{self._tokens[self._next]!r} where ',' or the end was expected")
-
-    def _item(self) -> Pass:
-        name = self._word("the name of a pass")
-        if name == "fixpoint":
-            self._expect("(")
-            passes = tuple(self.sequence())
-            self._expect(")")
-            return self._build(Fixpoint, name, {"passes": passes})
-        if name not in self._registry:
-            raise self._error(f"no pass is called {name!r}{_suggest(name, [*self._registry, 'fixpoint'])}")
-        return self._build(self._registry[name], name, {})
-
-    def _build(self, cls: type[Pass], name: str, given: dict[str, object]) -> Pass:
-        known = typing.get_type_hints(cls)
-        fields = [field.name for field in dataclasses.fields(cls) if field.name not in given]
-        for key, value in self._options():
-            if key not in fields:
-                has = f"it has {', '.join(fields)}" if fields else "it has none"
-                raise self._error(f"{name!r} has no option {key!r}{_suggest(key, fields)}; {has}")
-            if key in given:
-                raise self._error(f"option {key!r} of {name!r} is given twice")
-            given[key] = self._value(f"{name}{{{key}}}", value, known[key])
-        return cls(**given)
-
-    def _options(self) -> Iterator[tuple[str, str]]:
-        if not self._accept("{"):
-            return
-        while True:
-            key = self._word("the name of an option")
-            self._expect("=")
-            yield key.replace("-", "_"), self._word(f"a value for {key!r}")
-            if self._accept("}"):
-                return
-            self._expect(",")
-
-    def _value(self, what: str, text: str, type_: object) -> object:
-        if type_ is bool:
-            if text not in ("true", "false"):
-                raise self._error(f"{what} must be true or false, not {text!r}")
-            return text == "true"
-        try:
-            return type_(text) if type_ in (int, float, str) else text
-        except ValueError as error:
-            raise self._error(f"{what} must be of type {getattr(type_, '__name__', type_)}, not {text!r}") from error
-
-    def _word(self, what: str) -> str:
-        token = self._tokens[self._next] if self._next < len(self._tokens) else "the end"
-        if token == "the end" or token in ",(){}=":
-            raise self._error(f"{token!r} where {what} was expected" if token != "the end" else f"{what} is missing")
-        self._next += 1
-        return str(token)
-
-    def _expect(self, token: str) -> None:
-        if not self._accept(token):
-            found = repr(self._tokens[self._next]) if self._next < len(self._tokens) else "the end"
-            raise self._error(f"{found} where {token!r} was expected")
-
-    def _accept(self, token: str) -> bool:
-        found = self._next < len(self._tokens) and self._tokens[self._next] == token
-        self._next += found
-        return found
-
-    def _error(self, problem: str) -> PipelineError:
-        return PipelineError(f"in pipeline {self._text!r}: {problem}")
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
