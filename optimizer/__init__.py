@@ -18,17 +18,30 @@ if TYPE_CHECKING:
     from optimizer.api import load, optimize
     from optimizer.compiled import CompiledModel
     from optimizer.executable import KernelTime, TensorSpec
+    from optimizer.model_diff import ModelDiff, diff
     from optimizer.report import Report
     from optimizer.target import Target
 
-__all__ = ["CompiledModel", "KernelTime", "Report", "Target", "TensorSpec", "load", "optimize"]
+__all__ = [
+    "CompiledModel",
+    "KernelTime",
+    "ModelDiff",
+    "Report",
+    "Target",
+    "TensorSpec",
+    "diff",
+    "load",
+    "optimize",
+]
 
 _HOMES = {
     "CompiledModel": "optimizer.compiled",
     "KernelTime": "optimizer.executable",
+    "ModelDiff": "optimizer.model_diff",
     "Report": "optimizer.report",
     "Target": "optimizer.target",
     "TensorSpec": "optimizer.executable",
+    "diff": "optimizer.model_diff",
     "load": "optimizer.api",
     "optimize": "optimizer.api",
 }

@@ -72,6 +72,7 @@ def optimize(
         TersorError: One of `optimizer.errors`, by what went wrong.
     """
     from optimizer.frontends import load_model
+    from optimizer.model_diff import read_side
     from optimizer.verification import example_for, make_oracle, prewarm, verify_executable
 
     place = Target.parse(target)
@@ -84,6 +85,7 @@ def optimize(
     stages = Stages(progress)
     with stages("reading the model"):
         graph = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+        original = read_side(graph, "original")
     with stages("running the reference"):
         oracle, verification = make_oracle(graph, verify, seed, example_for(graph.graph, model, example_inputs))
     with stages("optimizing the graph"):
@@ -103,7 +105,14 @@ def optimize(
         notes=tuple(executable.notes),
         versions=versions(),
     )
-    return CompiledModel(executable, graph=lambda: graph, report=report, target=str(place), num_threads=cores)
+    return CompiledModel(
+        executable,
+        graph=lambda: graph,
+        original=lambda: original,
+        report=report,
+        target=str(place),
+        num_threads=cores,
+    )
 
 
 def load(path: str | os.PathLike[str]) -> CompiledModel:

@@ -7,6 +7,7 @@ look into it and weights can be mapped:
     report.json        what `optimize()` did
     backend/...        what the backend needs to run the model: native code, packed weights
     graph/model.onnx   the optimized graph, and graph/weight00000 ... its weights (left out by `save(graph=False)`)
+    graph/original     the original graph for `diff()`, compressed, with hashes in the place of weights (left out, too)
 
 A part with the content of another one is stored once. The weights of the graph and those that a backend packed
 for its kernels differ, so both are stored.
@@ -28,6 +29,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -45,13 +47,17 @@ from optimizer.versions import versions
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Loader", "load_artifact", "read_report", "save_artifact", "signature_of"]
+    from optimizer.model_diff.facts import Side
+
+__all__ = ["Loader", "load_artifact", "read_graph", "read_original", "read_report", "save_artifact", "signature_of"]
 
 _ALIGNMENT = 64
 _PADDING_ID = 0xD935
 """The id of an extra field that only pads, as Android's zipalign uses it."""
 _CHUNK = 1 << 20
 _GRAPH = "graph/model.onnx"
+_WEIGHTS = "graph/weight"
+_ORIGINAL = "graph/original"
 _BACKEND = "backend/"
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 """The same model gives the same bytes, whenever it is saved."""
@@ -65,8 +71,17 @@ class Loader(Protocol):
         ...
 
 
-def save_artifact(compiled: CompiledModel, executable: Executable, path: Path, *, with_graph: bool) -> None:
+def save_artifact(
+    compiled: CompiledModel, executable: Executable, path: Path, *, with_graph: bool, original: Side | None
+) -> None:
     """Write a compiled model into one file.
+
+    Args:
+        compiled: The model.
+        executable: What it runs.
+        path: The file.
+        with_graph: Whether to store the optimized graph.
+        original: The original graph, stored with the optimized one.
 
     Raises:
         ArtifactError: The file cannot be written; nothing is left behind.
@@ -79,6 +94,10 @@ def save_artifact(compiled: CompiledModel, executable: Executable, path: Path, *
         data, files = detach_weights(compiled.graph)
         parts[_GRAPH] = data
         parts.update({f"graph/{name}": content for name, content in files.items()})
+        if original is not None:
+            from optimizer.model_diff.stored import pack_side
+
+            parts[_ORIGINAL] = pack_side(original)
     manifest = {
         "format": FORMAT,
         "target": compiled.target,
@@ -120,7 +139,8 @@ def load_artifact(path: Path, get_loader: Callable[[str], Loader]) -> CompiledMo
         raise
     compiled = CompiledModel(
         executable,
-        graph=_graph_loader(reader),
+        graph=partial(read_graph, reader),
+        original=partial(read_original, reader),
         report=report,
         target=reader.text("target"),
         num_threads=reader.positive("num_threads"),
@@ -207,20 +227,33 @@ def read_report(reader: ArtifactReader) -> Report:
         raise ArtifactError(f"{reader.path}: its report is damaged: {error}") from error
 
 
-def _graph_loader(reader: ArtifactReader) -> Callable[[], ir.Model]:
-    """How to get the graph."""
+def read_graph(reader: ArtifactReader) -> ir.Model:
+    """The optimized graph, its weights mapped from the file.
 
-    def load_graph() -> ir.Model:
-        import onnx
-        import onnx_ir
+    Raises:
+        ArtifactError: The model was saved without it, or it is damaged.
+    """
+    import onnx
+    import onnx_ir
 
-        from optimizer.frontends.tensors import attach_weights
+    from optimizer.frontends.tensors import attach_weights
 
-        if _GRAPH not in reader.names:
-            raise ArtifactError(f"{reader.path} was saved without its graph: save it with graph=True")
-        model: ir.Model = onnx_ir.from_proto(onnx.ModelProto.FromString(bytes(reader.read(_GRAPH))))
-        names = [name for name in reader.names if name.startswith("graph/") and name != _GRAPH]
-        attach_weights(model, reader.path.parent, {name.removeprefix("graph/"): reader.read(name) for name in names})
-        return model
+    if _GRAPH not in reader.names:
+        raise ArtifactError(f"{reader.path} was saved without its graph: save it with graph=True")
+    model: ir.Model = onnx_ir.from_proto(onnx.ModelProto.FromString(bytes(reader.read(_GRAPH))))
+    names = [name for name in reader.names if name.startswith(_WEIGHTS)]
+    attach_weights(model, reader.path.parent, {name.removeprefix("graph/"): reader.read(name) for name in names})
+    return model
 
-    return load_graph
+
+def read_original(reader: ArtifactReader) -> Side:
+    """The original graph without its weights.
+
+    Raises:
+        ArtifactError: The model was saved without it, or it is damaged.
+    """
+    from optimizer.model_diff.stored import unpack_side
+
+    if _ORIGINAL not in reader.names:
+        raise ArtifactError(f"{reader.path} was saved without its original graph: save it with graph=True")
+    return unpack_side(bytes(reader.read(_ORIGINAL)))

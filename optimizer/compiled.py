@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from optimizer.model_diff import ModelDiff, Side
+
 __all__ = ["CompiledModel"]
 
 
@@ -39,6 +41,7 @@ class CompiledModel:
         executable: Executable,
         *,
         graph: Callable[[], ir.Model],
+        original: Callable[[], Side],
         report: Report,
         target: str,
         num_threads: int,
@@ -48,6 +51,7 @@ class CompiledModel:
         Args:
             executable: What a backend made.
             graph: Gives the optimized graph; called on first use.
+            original: Gives the facts about the graph before the passes.
             report: What was done.
             target: The target, as text.
             num_threads: For the first calls.
@@ -55,6 +59,7 @@ class CompiledModel:
         self.report = report
         self._executable = executable
         self._load_graph = graph
+        self._original = original
         self._graph: ir.Model | None = None
         self._target = target
         self._lock = threading.RLock()
@@ -127,20 +132,31 @@ class CompiledModel:
         self.report = self.report.with_profile(profile)
         return profile
 
+    def diff(self) -> ModelDiff:
+        """How the optimized graph differs from the original, as the passes got it.
+
+        Raises:
+            ArtifactError: The model was loaded from a file that was saved without its graph.
+        """
+        from optimizer.model_diff import compare_sides, read_side
+
+        return compare_sides(self._original(), read_side(self.graph, "optimized"))
+
     def save(self, path: str | os.PathLike[str], *, graph: bool = True) -> None:
         """Write everything into one file, that `optimizer.load` reads.
 
         Args:
             path: An existing file is replaced once the new one is complete.
-            graph: Whether to store the optimized graph, too. Without it the file is about half as large, and `graph`
-                and `save_onnx` are not available after loading.
+            graph: Whether to store the optimized graph, too. Without it the file is about half as large, and `graph`,
+                `save_onnx` and `diff` are not available after loading.
 
         Raises:
             ArtifactError: The file cannot be written; nothing is left behind.
         """
         from optimizer.artifact import save_artifact
 
-        save_artifact(self, self._executable, Path(path), with_graph=graph)
+        original = self._original() if graph else None
+        save_artifact(self, self._executable, Path(path), with_graph=graph, original=original)
 
     def save_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the optimized graph as an `.onnx` file; weights over 1 GiB go to a file beside it.

@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from optimizer.cli import bench, inspect, optimize, passes, targets
+from optimizer.cli import bench, diff, inspect, optimize, passes, targets
 from optimizer.cli.command import Verb
 from optimizer.errors import InputError, PipelineError, PrecisionError, TargetError, TersorError
 
@@ -31,6 +31,7 @@ _VERBS: dict[str, Verb] = {
     "optimize": optimize,
     "inspect": inspect,
     "bench": bench,
+    "diff": diff,
     "passes": passes,
     "targets": targets,
 }

@@ -15,7 +15,7 @@ from optimizer.frontends.opset.convert import default_opset
 from optimizer.frontends.schemas import check_node
 from optimizer.ir.walk import nested_graphs, subgraphs, top_graphs
 
-__all__ = ["validate"]
+__all__ = ["check_graphs", "validate"]
 
 _MAX_NESTING = 32
 """Subgraphs inside subgraphs; real models have three or four levels, a deeper one would exhaust Python's stack."""
@@ -35,6 +35,16 @@ def validate(model: ir.Model) -> None:
             call each other in a circle, or a node that its operator's schema does not allow.
         UnsupportedError: It uses an operator that does not exist, and does not define it as a function.
     """
+    check_graphs(model)
+    _check_nodes(model)
+
+
+def check_graphs(model: ir.Model) -> None:
+    """The part of `validate` that asks nothing of operators: the graphs are sound, whatever their nodes are.
+
+    Raises:
+        ModelError: See `validate`.
+    """
     _check_versions(model)
     _check_nesting(model)
     _check_function_calls(model)
@@ -44,7 +54,6 @@ def validate(model: ir.Model) -> None:
         _sort(top)
         _check_names(top)
         _check_values(top, [])
-    _check_nodes(model)
 
 
 def _check_versions(model: ir.Model) -> None:

@@ -18,6 +18,7 @@ from optimizer.errors import ExecutionError, InputError
 from optimizer.executable import KernelTime
 from optimizer.frontends import load_model
 from optimizer.ir.figures import Costs
+from optimizer.model_diff import read_side
 from optimizer.report import Report
 from tests.optimizer.build import model, node, perceptron, perceptron_output, value
 
@@ -145,7 +146,12 @@ def wrap(executable: Slow) -> CompiledModel:
     costs = Costs(1, 1, 1, 1, 1, False)
     report = Report("slow", "float32", costs, costs)
     return CompiledModel(
-        executable, graph=lambda: load_model(perceptron()), report=report, target="slow", num_threads=3
+        executable,
+        graph=lambda: load_model(perceptron()),
+        original=lambda: read_side(load_model(perceptron()), "original"),
+        report=report,
+        target="slow",
+        num_threads=3,
     )
 
 

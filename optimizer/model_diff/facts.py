@@ -1,0 +1,193 @@
+"""What is compared: a model as flat facts, without its weights.
+
+Nodes are numbered over all graphs: the main graph, the bodies of its control flow, the bodies of functions. A node
+knows the nodes that its inputs come from, wherever they stand, so that no later step cares about nesting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from optimizer.ir import provenance
+from optimizer.ir.specs import specs_of
+from optimizer.model_diff.attributes import attribute_text
+from optimizer.model_diff.scopes import Scope, body_scope, function_scope, scope_of
+from optimizer.model_diff.weights import Weight
+
+__all__ = ["Node", "Read", "Side", "Written", "read_side"]
+
+
+@dataclass(frozen=True)
+class Read:
+    """One input of a node.
+
+    Attributes:
+        value: The name of the value; `""` for an optional input that is left out.
+        source: The node that it comes from, if from one.
+        slot: Which output of that node it is.
+        weight: The weight that it is, if one: a key of `Side.weights`.
+    """
+
+    value: str
+    source: int | None = None
+    slot: int = 0
+    weight: str | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """One output of a node: its name and type, such as `float32[1, 128, 768]`; `""` where that is not known."""
+
+    value: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node.
+
+    Attributes:
+        index: Its number in `Side.nodes`.
+        name: In the graph; may be empty.
+        label: What to call it: its name, or what it computes.
+        op: The operator, with its domain if that is not the default one.
+        graph: The graph that it stands in, `""` for the main one.
+        scope: The modules around it, outermost first.
+        inputs: What it reads, in order.
+        outputs: What it gives, in order.
+        attributes: As text, by name.
+        bodies: The nodes that give the outputs of its subgraphs.
+        origins: Labels of the original nodes that it stands for; at least its own.
+        makers: The passes that made it.
+    """
+
+    index: int
+    name: str
+    label: str
+    op: str
+    graph: str
+    scope: Scope
+    inputs: tuple[Read, ...]
+    outputs: tuple[Written, ...]
+    attributes: dict[str, str]
+    bodies: tuple[int, ...]
+    origins: tuple[str, ...]
+    makers: tuple[str, ...]
+
+    def sources(self) -> Iterator[int]:
+        """The nodes that it reads from, those at the ends of its subgraphs included."""
+        yield from (read.source for read in self.inputs if read.source is not None)
+        yield from self.bodies
+
+
+@dataclass
+class Side:
+    """One of the two models.
+
+    Attributes:
+        title: What to call it.
+        nodes: All of them; in each graph in topological order.
+        weights: By key: the name, behind that of the graph if that is not the main one.
+        inputs: Names and types of the main graph's inputs.
+        outputs: The same of its outputs.
+        output_sources: The nodes that give the outputs, `None` for those that no node gives.
+        opsets: Version by domain.
+        has_provenance: Whether any node says where it is from.
+    """
+
+    title: str
+    nodes: list[Node] = field(default_factory=list)
+    weights: dict[str, Weight] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    output_sources: list[tuple[int, int] | None] = field(default_factory=list)
+    opsets: dict[str, int] = field(default_factory=dict)
+    has_provenance: bool = False
+
+
+def read_side(model: ir.Model, title: str) -> Side:
+    """The facts about a model, which is not changed."""
+    return _Reader(model, title).side
+
+
+class _Reader:
+    def __init__(self, model: ir.Model, title: str) -> None:
+        self.side = Side(title, opsets=dict(model.opset_imports))
+        self._sources: dict[ir.Value, tuple[int, int]] = {}
+        self._weights: dict[ir.Value, str] = {}
+        self._graph(model.graph, "", ())
+        for identifier, function in model.functions.items():
+            name = "::".join(part for part in identifier if part)
+            self._graph(function.graph, f"function {name}", function_scope(name))
+        self.side.inputs = {value.name or "": _type_text(value) for value in model.graph.inputs}
+        self.side.outputs = {value.name or "": _type_text(value) for value in model.graph.outputs}
+        self.side.output_sources = [self._sources.get(value) for value in model.graph.outputs]
+
+    def _graph(self, graph: ir.Graph, path: str, around: Scope) -> list[int]:
+        """Read a graph and those inside it; the nodes that give its outputs are returned."""
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                key = f"{path}/{value.name}" if path else value.name or ""
+                self._weights[value] = key
+                self.side.weights[key] = Weight.of(key, value.const_value)
+        for node in graph:
+            self._node(node, path, around)
+        return [self._sources[value][0] for value in graph.outputs if value in self._sources]
+
+    def _node(self, node: ir.Node, path: str, around: Scope) -> None:
+        label = node.name or provenance.label(node)
+        scope = scope_of(node, around)
+        bodies: list[int] = []
+        for name, graph in _bodies(node):
+            inner = f"{path}/{label}.{name}" if path else f"{label}.{name}"
+            bodies += self._graph(graph, inner, body_scope(scope, label, name))
+        index = len(self.side.nodes)
+        self.side.has_provenance |= provenance.BY in node.metadata_props
+        for slot, value in enumerate(node.outputs):
+            self._sources[value] = index, slot
+        self.side.nodes.append(
+            Node(
+                index=index,
+                name=node.name or "",
+                label=label,
+                op=f"{node.domain}::{node.op_type}".removeprefix("::"),
+                graph=path,
+                scope=scope,
+                inputs=tuple(self._read(value) for value in node.inputs),
+                outputs=tuple(Written(value.name or "", _type_text(value)) for value in node.outputs),
+                attributes={name: attribute_text(attribute) for name, attribute in sorted(node.attributes.items())},
+                bodies=tuple(bodies),
+                origins=provenance.origins(node) or (label,),
+                makers=provenance.makers(node),
+            )
+        )
+
+    def _read(self, value: ir.Value | None) -> Read:
+        if value is None:
+            return Read("")
+        source, slot = self._sources.get(value, (None, 0))
+        return Read(value.name or "", source, slot, self._weights.get(value))
+
+
+def _bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield name, attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from ((f"{name}{number}", graph) for number, graph in enumerate(attribute.as_graphs()))
+
+
+def _type_text(value: ir.Value) -> str:
+    (spec,) = specs_of([value])
+    if not spec.dtype:
+        return "" if spec.shape is None else _shape_text(spec.shape)
+    return spec.dtype if spec.shape is None else spec.dtype + _shape_text(spec.shape)
+
+
+def _shape_text(shape: tuple[int | str | None, ...]) -> str:
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
