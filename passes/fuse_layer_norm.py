@@ -32,7 +32,7 @@ from optimizer.ir.edit import Editor, Scope, rewrite_nodes
 from optimizer.ir.match import either_order, is_same, producer, remove_dead, survivor
 from optimizer.ir.normalization import Centred, Quotient, Refusal, Root, centred, inverse_root, quotient, refusal_of
 from optimizer.ir.query import input_at, int_attribute, is_op, only_user
-from optimizer.ir.scale import absorb_cast, absorb_factor, fitting, normalization
+from optimizer.ir.scale import absorb_cast, absorb_factor, as_value, fitting, normalization
 from optimizer.pass_manager import Pass
 
 __all__ = ["FuseLayerNorm"]
@@ -101,17 +101,17 @@ def _replacement(editor: Editor, scope: Scope, node: ir.Node, match: _Match) -> 
     stays = survivor(match.root.mean.nodes[-1], node, match.nodes)
     if stays is not None:
         return f"{stays}, so the variance would be computed twice"
-    scale = fitting(editor, scope, node, x, axes[0], match.factor)
+    scale = fitting(editor, x, axes[0], match.factor)
     if scale is None:
         return f"the factor {_name(match.factor)!r} has not the shape of the normalized axes"
-    new = normalization(editor, _NAME, x, axes[0], match.root.epsilon, scale)
-    if match.bias is None:
-        return new
-    bias = fitting(editor, scope, node, x, axes[0], match.bias)
-    if bias is None:
+    bias = None if match.bias is None else fitting(editor, x, axes[0], match.bias)
+    if bias is None and match.bias is not None:
         return f"the summand {_name(match.bias)!r} has not the shape of the normalized axes"
-    new.resize_inputs(3)
-    new.replace_input_with(2, bias)
+    weight = as_value(editor, scope, node, f"{node.outputs[0].name}_scale", scale)
+    new = normalization(editor, _NAME, x, axes[0], match.root.epsilon, weight)
+    if bias is not None:
+        new.resize_inputs(3)
+        new.replace_input_with(2, as_value(editor, scope, node, _name(match.bias), bias))
     return new
 
 
@@ -166,9 +166,10 @@ def _absorb_bias(editor: Editor, scope: Scope, node: ir.Node) -> bool:
         if dims is None or editor.shapes.dtype(bias) != dtype or len([item for item in inner.outputs if item.name]) > 1:
             continue
         axis = int_attribute(inner, "axis", -1) % len(dims)
-        fit = fitting(editor, scope, node, inner.inputs[0], axis, bias)
+        fit = fitting(editor, inner.inputs[0], axis, bias)
         if fit is not None:
-            new = ir.Node("", _NAME, [inner.inputs[0], inner.inputs[1], fit], inner.attributes.copy())
+            summand = as_value(editor, scope, node, bias.name, fit)
+            new = ir.Node("", _NAME, [inner.inputs[0], inner.inputs[1], summand], inner.attributes.copy())
             editor.substitute(node, new, [inner])
             remove_dead(editor, [inner])
             return True

@@ -26,7 +26,7 @@ from optimizer.ir.edit import Editor, Scope, rewrite_nodes
 from optimizer.ir.match import remove_dead, survivor
 from optimizer.ir.normalization import Quotient, Refusal, centred, quotient, refusal_of
 from optimizer.ir.query import is_op
-from optimizer.ir.scale import absorb_cast, absorb_factor, fitting, normalization
+from optimizer.ir.scale import absorb_cast, absorb_factor, as_value, fitting, normalization
 from optimizer.pass_manager import Pass
 
 __all__ = ["FuseRmsNorm"]
@@ -63,13 +63,14 @@ def _normalize(editor: Editor, scope: Scope, node: ir.Node, found: Quotient) -> 
     refusal = refusal_of(editor, found.x, axes)
     if stays is not None:
         refusal = f"{stays}, so the mean would be computed twice"
-    scale = None if refusal else fitting(editor, scope, node, found.x, axes[0], found.factor)
-    if refusal is None and scale is None:
+    fit = None if refusal else fitting(editor, found.x, axes[0], found.factor)
+    if refusal is None and fit is None:
         name = "" if found.factor is None else found.factor.name
         refusal = f"the factor {name!r} has not the shape of the normalized axes"
-    if scale is None:
+    if fit is None:
         editor.miss(node, refusal or "")
         return
+    scale = as_value(editor, scope, node, f"{node.outputs[0].name}_scale", fit)
     new = normalization(editor, _NAME, found.x, axes[0], found.root.epsilon, scale)
     editor.substitute(node, new, found.nodes)
     remove_dead(editor, found.nodes)

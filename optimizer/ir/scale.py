@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from optimizer.ir.edit import Editor, Scope
+from optimizer.ir.edit import Content, Editor, Scope
 from optimizer.ir.match import broadcast_constant, either_order, producer, remove_dead
 from optimizer.ir.query import array, constant, input_at, int_attribute, is_op, only_user
 
-__all__ = ["absorb_cast", "absorb_factor", "fitting", "normalization"]
+__all__ = ["absorb_cast", "absorb_factor", "as_value", "fitting", "normalization"]
 
 
 def normalization(editor: Editor, op_type: str, x: ir.Value, axis: int, epsilon: float, scale: ir.Value) -> ir.Node:
@@ -22,26 +22,28 @@ def normalization(editor: Editor, op_type: str, x: ir.Value, axis: int, epsilon:
     return ir.node(op_type, [x, scale], attributes)
 
 
-def fitting(
-    editor: Editor, scope: Scope, node: ir.Node, x: ir.Value, axis: int, factor: ir.Value | None
-) -> ir.Value | None:
+def fitting(editor: Editor, x: ir.Value, axis: int, factor: ir.Value | None) -> ir.Value | Content | None:
     """The scale that multiplies `x`, which is normalized from `axis` on, by `factor`, or by 1 if there is none.
 
     Returns:
-        Of the shape of the normalized axes; `None` when `factor` is of another shape or differs from row to row.
+        A value, or the elements of a constant that is to be made, of the shape of the normalized axes; `None` when
+        `factor` is of another shape or differs from row to row.
     """
     dims, dtype = editor.shapes.dims(x), editor.shapes.dtype(x)
     shape = tuple(size for size in (dims or ())[axis:] if isinstance(size, int))
     if dims is None or dtype is None or len(shape) != len(dims) - axis:
         return None
     if factor is None:
-        return editor.constant(scope, node, f"{node.outputs[0].name}_scale", np.ones(shape, dtype.numpy()))
+        return np.ones(shape, dtype.numpy())
     if editor.shapes.static(factor) == shape:
         return factor
     tensor, elements = constant(factor), broadcast_constant(factor, shape)
-    if tensor is None or elements is None or len(tensor.shape) > len(dims):
-        return None
-    return editor.constant(scope, node, factor.name, elements)
+    return None if tensor is None or len(tensor.shape) > len(dims) else elements
+
+
+def as_value(editor: Editor, scope: Scope, node: ir.Node, name: str | None, fit: ir.Value | Content) -> ir.Value:
+    """What `fitting` found, as a value that `node` may use; in the last moment, since a constant is a change."""
+    return fit if isinstance(fit, ir.Value) else editor.constant(scope, node, name, fit)
 
 
 def absorb_factor(editor: Editor, scope: Scope, node: ir.Node, op_type: str) -> bool:
@@ -59,8 +61,9 @@ def absorb_factor(editor: Editor, scope: Scope, node: ir.Node, op_type: str) -> 
         axis = int_attribute(inner, "axis", -1)
         if dims is None or editor.shapes.dtype(factor) != editor.shapes.dtype(x):
             continue
-        scale = fitting(editor, scope, node, x, axis % len(dims), factor)
-        if scale is not None:
+        fit = fitting(editor, x, axis % len(dims), factor)
+        if fit is not None:
+            scale = as_value(editor, scope, node, factor.name, fit)
             new = ir.Node("", op_type, [x, scale], inner.attributes.copy())
             editor.substitute(node, new, [inner])
             remove_dead(editor, [inner])
