@@ -14,6 +14,7 @@ from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
 from passes.fuse_gelu import FuseGelu
+from passes.fuse_group_norm import FuseGroupNorm
 from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
 from passes.infer_shapes import InferShapes
@@ -76,6 +77,8 @@ def cleanup() -> Fixpoint:
             # Before fuse-rms-norm, which would take the second half of a layer normalization for its own.
             FuseLayerNorm(),
             FuseRmsNorm(),
+            # After fuse-layer-norm, from which it takes what standardizes a group.
+            FuseGroupNorm(),
             # Before fold-affine: what is left of a normalization in front of a Mul can then take the Mul as well.
             FoldBatchNorm(),
             FoldAffine(),

@@ -11,6 +11,7 @@ from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
 from passes.fuse_gelu import FuseGelu
+from passes.fuse_group_norm import FuseGroupNorm
 from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
 from passes.infer_shapes import InferShapes
@@ -34,6 +35,7 @@ PASSES: dict[str, type[Pass]] = {
     "fold-constant-if": FoldConstantIf,
     "fold-constants": FoldConstants,
     "fuse-gelu": FuseGelu,
+    "fuse-group-norm": FuseGroupNorm,
     "fuse-layer-norm": FuseLayerNorm,
     "fuse-rms-norm": FuseRmsNorm,
     "infer-shapes": InferShapes,

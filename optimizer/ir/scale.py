@@ -16,7 +16,7 @@ def normalization(editor: Editor, op_type: str, x: ir.Value, axis: int, epsilon:
     """A node that normalizes `x` over its axes from `axis` on, with the precision that the formula had."""
     dims, dtype = editor.shapes.dims(x), editor.shapes.dtype(x)
     assert dims is not None and dtype is not None, "it has been checked"
-    attributes: dict[str, int | float] = {"axis": axis - len(dims), "epsilon": epsilon}
+    attributes: dict[str, int | float] = {"axis": axis - len(dims), "epsilon": float(np.float32(epsilon))}
     if dtype != ir.DataType.FLOAT:
         attributes["stash_type"] = dtype.value
     return ir.node(op_type, [x, scale], attributes)
