@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
-from tvm.tirx import BufferLoad, BufferStore, For, ForKind, IfThenElse, SeqStmt, Stmt, Var
+from tvm.ir import StringImm
+from tvm.tirx import AssertStmt, BufferLoad, BufferStore, For, ForKind, IfThenElse, SeqStmt, Stmt, Var
 
 from backends.relax.values import prim
 
@@ -87,6 +88,11 @@ def fetch(buffer: Var, index: Sequence[tirx.Expr]) -> tirx.Expr:
 def when(condition: tirx.Expr, then: Stmt) -> Stmt:
     """The statement where the condition holds."""
     return IfThenElse(condition, then, None)
+
+
+def demand(condition: tirx.Expr, kind: str, text: str) -> Stmt:
+    """Stop the run where the condition does not hold; `kind` is the name of Python's exception."""
+    return AssertStmt(condition, StringImm(kind), [StringImm(text)])  # the order in which TVM's constructor takes them
 
 
 def copied(source: Var, target: Var) -> Stmt:

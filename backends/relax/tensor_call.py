@@ -73,6 +73,10 @@ def _untold(params: Sequence[te.Tensor], outputs: Sequence[te.Tensor]) -> list[t
             found += [v for axis in axes for v in _variables(axis.dom.extent)]
             found += [v for body in tensor.op.body for v in _variables(body)]
             open_ += list(tensor.op.input_tensors)
+        elif isinstance(tensor.op, te.ExternOp):
+            own |= _bound(tensor.op.body)
+            found += _variables(tensor.op.body)
+            open_ += list(tensor.op.inputs)
     told = {size for tensor in (*params, *outputs) for size in tensor.shape if isinstance(size, tirx.Var)}
     return list(dict.fromkeys(v for v in found if v not in own and v not in told))
 
@@ -82,7 +86,16 @@ def _combined(body: ir.Expr) -> list[tirx.Var]:
     return [*body.combiner.lhs, *body.combiner.rhs] if isinstance(body, tirx.Reduce) else []
 
 
-def _variables(expr: ir.Expr) -> list[tirx.Var]:
+def _bound(body: tirx.Stmt) -> set[tirx.Var]:
+    """The variables that a statement binds itself."""
+    found: set[tirx.Var] = set()
+    loops = (tirx.For, lambda statement: found.add(statement.loop_var))
+    bindings = (tirx.Bind, lambda statement: found.add(statement.var))
+    tvm_ffi.structural_walk(body, [loops, bindings])
+    return found
+
+
+def _variables(expr: ir.Expr | tirx.Stmt) -> list[tirx.Var]:
     found: list[tirx.Var] = []
     tvm_ffi.structural_walk(expr, (tirx.Var, lambda v: found.append(v) if ir.is_prim_var(v) else None))
     return found

@@ -1,7 +1,6 @@
 """Reading by index: the Gather family, OneHot, Trilu, ReverseSequence, TensorScatter.
 
-An index below zero counts from the end. One out of bounds is an error in ONNX; here it reads the nearest element,
-never memory that is not the tensor's.
+An index below zero counts from the end. One out of range is an error of the run.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from tvm import te, tirx
 
 from backends.relax.attributes import get_int, get_str
 from backends.relax.emitter import Emitter
-from backends.relax.known import known, moved
+from backends.relax.indices import checked_places, demand_range, fixed_indices
+from backends.relax.known import moved
 from backends.relax.registry import emits
 from backends.relax.scalars import cast
 from backends.relax.values import Refused, Result, prim, static_int
@@ -29,27 +29,25 @@ def gather(ctx: Emitter, node: ir.Node) -> Result:
     x, indices = node.inputs[0], node.inputs[1]
     sizes = ctx.shape(x)
     axis = ctx.axis(get_int(node, "axis", 0), len(sizes))
-    places = _fixed_indices(ctx, indices)
+    places, size = fixed_indices(ctx, indices), static_int(sizes[axis])
     if places is not None:
+        if size is not None:
+            demand_range(places, size)
         taken = moved(ctx, x, lambda a: np.take(a, places, axis))
         if taken is not None:
             return taken
-        if places.ndim == 0:
-            return _one_slice(ctx, x, axis, int(places))
-    chosen = ctx.shape(indices)
+        if places.ndim == 0 and size is not None:
+            return _one_slice(ctx, x, axis, int(places) % size)
 
     def build(data: te.Tensor, at: te.Tensor) -> te.Tensor:
         depth = len(at.shape)
 
         def element(*index: tirx.Expr) -> tirx.Expr:
-            place = within(at(*index[axis : axis + depth]), data.shape[axis])
-            return data(*index[:axis], place, *index[axis + depth :])
+            return data(*index[:axis], prim(at(*index[axis : axis + depth])), *index[axis + depth :])
 
         return te.compute([*data.shape[:axis], *at.shape, *data.shape[axis + 1 :]], element, name="gather")
 
-    if any(static_int(d) == 0 for d in [*sizes, *chosen]) and static_int(sizes[axis]) == 0:
-        raise Refused("gathering from nothing")
-    return ctx.te(build, ctx.x(x), ctx.x(indices))
+    return ctx.te(build, ctx.x(x), checked_places(ctx, indices, [sizes[axis]]))
 
 
 @emits("GatherElements")
@@ -60,11 +58,11 @@ def gather_elements(ctx: Emitter, node: ir.Node) -> Result:
 
     def build(data: te.Tensor, at: te.Tensor) -> te.Tensor:
         def element(*index: tirx.Expr) -> tirx.Expr:
-            return data(*index[:axis], within(at(*index), data.shape[axis]), *index[axis + 1 :])
+            return data(*index[:axis], prim(at(*index)), *index[axis + 1 :])
 
         return te.compute(at.shape, element, name="gather_elements")
 
-    return ctx.te(build, ctx.x(x), ctx.x(indices))
+    return ctx.te(build, ctx.x(x), checked_places(ctx, indices, [ctx.shape(x)[axis]]))
 
 
 @emits("GatherND")
@@ -80,12 +78,12 @@ def gather_nd(ctx: Emitter, node: ir.Node) -> Result:
         outer = len(at.shape) - 1
 
         def element(*index: tirx.Expr) -> tirx.Expr:
-            places = [within(at(*index[:outer], k), data.shape[batch + k]) for k in range(named)]
+            places = [prim(at(*index[:outer], k)) for k in range(named)]
             return data(*index[:batch], *places, *index[outer:])
 
         return te.compute([*at.shape[:-1], *data.shape[batch + named :]], element, name="gather_nd")
 
-    return ctx.te(build, ctx.x(x), ctx.x(indices))
+    return ctx.te(build, ctx.x(x), checked_places(ctx, indices, ctx.shape(x)[batch : batch + named]))
 
 
 @emits("OneHot")
@@ -144,7 +142,8 @@ def reverse_sequence(ctx: Emitter, node: ir.Node) -> Result:
 
         return te.compute(data.shape, element, name="reverse_sequence")
 
-    return ctx.te(build, ctx.x(x), ctx.x(lengths))
+    most = ctx.shape(x)[time_axis]
+    return ctx.te(build, ctx.x(x), checked_places(ctx, lengths, [most + 1], from_end=False))
 
 
 @emits("TensorScatter")
@@ -170,31 +169,11 @@ def tensor_scatter(ctx: Emitter, node: ir.Node) -> Result:
     return ctx.te(build, ctx.x(past), ctx.x(update), *([] if starts is None else [ctx.x(starts)]))
 
 
-def within(index: tirx.Expr, size: tirx.Expr) -> tirx.Expr:
-    """An index counted from the front, kept inside the axis."""
-    place = cast(index, "int64")
-    counted = tirx.Select(place < 0, place + size, place)
-    return tirx.max(tirx.min(counted, size - 1), prim(0))
-
-
-def _fixed_indices(ctx: Emitter, indices: ir.Value | None) -> np.ndarray | None:
-    array = known(ctx, indices)
-    numbers = None if array is None else [static_int(e) for e in array.reshape(-1)]
-    if array is None or numbers is None or any(n is None for n in numbers):
-        return None
-    return np.array(numbers, np.int64).reshape(array.shape)
-
-
 def _one_slice(ctx: Emitter, x: ir.Value | None, axis: int, place: int) -> Result:
     """One slice, without its axis; its place is known."""
-    sizes = ctx.shape(x)
 
     def build(data: te.Tensor) -> te.Tensor:
-        at = prim(place) if place >= 0 else data.shape[axis] + place
         shape = [d for i, d in enumerate(data.shape) if i != axis]
-        return te.compute(shape, lambda *index: data(*index[:axis], at, *index[axis:]), name="slice")
+        return te.compute(shape, lambda *index: data(*index[:axis], prim(place), *index[axis:]), name="slice")
 
-    fixed = static_int(sizes[axis])
-    if fixed is not None and not -fixed <= place < fixed:
-        raise Refused(f"index {place} of an axis of size {fixed}")
     return ctx.te(build, ctx.x(x))

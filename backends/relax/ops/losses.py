@@ -12,10 +12,12 @@ from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int, get_str
 from backends.relax.emitter import Emitter
+from backends.relax.indices import checked_places
 from backends.relax.ops.softmax import log_softmax_rows
 from backends.relax.registry import emits
-from backends.relax.scalars import cast
 from backends.relax.values import Refused, Result, prim
+
+Index = Sequence[tirx.Expr]
 
 
 @emits("NegativeLogLikelihoodLoss")
@@ -38,44 +40,37 @@ def _loss(ctx: Emitter, node: ir.Node, scores: relax.Var) -> relax.Expr:
     if reduction not in ("none", "sum", "mean"):
         raise Refused(f"reduction {reduction!r}")
     ignored = get_int(node, "ignore_index", 0) if "ignore_index" in node.attributes else None
-    classes = [ctx.x(target)] + ([ctx.x(weight)] if weight is not None else [])
+    target_, classes = ctx.x(target), ctx.shape(node.inputs[0])[1]
+    places = checked_places(ctx, target, [classes], from_end=False, ignored=ignored)
+    weights = [] if weight is None else [ctx.x(weight)]
     dtype = str(scores.ty.dtype)
 
-    def share(
-        target_: te.Tensor, weight_: Sequence[te.Tensor], limit: tirx.Expr, index: Sequence[tirx.Expr]
-    ) -> tirx.Expr:
-        value = weight_[0](_class(target_, limit, index)) if weight_ else tirx.const(1, dtype)
+    def share(target_NS: te.Tensor, place: tirx.Expr, weight_C: Sequence[te.Tensor], index: Index) -> tirx.Expr:
+        value = weight_C[0](place) if weight_C else tirx.const(1, dtype)
         if ignored is None:
             return value
-        is_ignored = tirx.EQ(target_(*index), tirx.const(ignored, str(target_.dtype)))
+        is_ignored = tirx.EQ(target_NS(*index), tirx.const(ignored, str(target_NS.dtype)))
         return tirx.Select(is_ignored, tirx.const(0, dtype), value)
 
-    def losses(scores_NCS: te.Tensor, target_NS: te.Tensor, *weight_C: te.Tensor) -> te.Tensor:
-        limit = scores_NCS.shape[1]
-
+    def losses(scores_NCS: te.Tensor, target_NS: te.Tensor, place_NS: te.Tensor, *weight_C: te.Tensor) -> te.Tensor:
         def element(*i: tirx.Expr) -> tirx.Expr:
-            score = scores_NCS(i[0], _class(target_NS, limit, i), *i[1:])
-            part = share(target_NS, weight_C, limit, i)
+            place = prim(place_NS(*i))
+            part = share(target_NS, place, weight_C, i)
             # An ignored score may be infinite: select rather than multiply.
-            return tirx.Select(tirx.EQ(part, tirx.const(0, dtype)), tirx.const(0, dtype), -score * part)
+            loss = -scores_NCS(i[0], place, *i[1:]) * part
+            return tirx.Select(tirx.EQ(part, tirx.const(0, dtype)), tirx.const(0, dtype), loss)
 
         return te.compute(target_NS.shape, element, name="loss")
 
-    def shares(target_NS: te.Tensor, scores_NCS: te.Tensor, *weight_C: te.Tensor) -> te.Tensor:
-        limit = scores_NCS.shape[1]
-        return te.compute(target_NS.shape, lambda *i: share(target_NS, weight_C, limit, i), name="share")
+    def shares(target_NS: te.Tensor, place_NS: te.Tensor, *weight_C: te.Tensor) -> te.Tensor:
+        return te.compute(target_NS.shape, lambda *i: share(target_NS, prim(place_NS(*i)), weight_C, i), name="share")
 
-    loss = ctx.te(losses, scores, *classes)
+    loss = ctx.te(losses, scores, target_, places, *weights)
     if reduction == "none":
         return loss
     if reduction == "sum":
         return relax.op.sum(loss)
     if weight is None and ignored is None:
         return relax.op.mean(loss)
-    parts = ctx.te(shares, classes[0], scores, *classes[1:])
+    parts = ctx.te(shares, target_, places, *weights)
     return relax.op.divide(relax.op.sum(loss), relax.op.sum(parts))
-
-
-def _class(target: te.Tensor, limit: tirx.Expr, index: Sequence[tirx.Expr]) -> tirx.Expr:
-    """The target class of an element; one that is ignored may lie anywhere, and is read as some valid one."""
-    return tirx.max(tirx.min(cast(target(*index), "int64"), limit - 1), prim(0))

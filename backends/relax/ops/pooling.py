@@ -16,6 +16,7 @@ from tvm import relax, te, tirx
 
 from backends.relax.attributes import declared_shape, get_int, get_ints
 from backends.relax.emitter import Emitter
+from backends.relax.indices import checked_places
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, lowest, wider
 from backends.relax.values import ChannelsLast, Refused, Result, prim
@@ -120,7 +121,8 @@ def max_unpool(ctx: Emitter, node: ir.Node) -> Result:
     elements = math.prod([n, c, *unpooled], start=prim(1))
     flat = relax.op.full(relax.ShapeExpr([elements]), relax.const(0, ctx.dtype(x)), ctx.dtype(x))
     count = relax.ShapeExpr([math.prod(ctx.shape(x), start=prim(1))])
-    places, values = relax.op.reshape(ctx.x(indices), count), relax.op.reshape(ctx.x(x), count)
+    places = relax.op.reshape(checked_places(ctx, indices, [elements], from_end=False), count)
+    values = relax.op.reshape(ctx.x(x), count)
     filled = relax.op.reshape(
         relax.op.scatter_elements(ctx.emit(flat), ctx.emit(places), ctx.emit(values)),
         relax.ShapeExpr([n, c, *unpooled]),

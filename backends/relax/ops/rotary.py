@@ -11,6 +11,7 @@ from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int
 from backends.relax.emitter import Emitter
+from backends.relax.indices import checked_places
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, wider
 from backends.relax.values import Refused, Result, prim, static_int
@@ -30,7 +31,7 @@ def rotary_embedding(ctx: Emitter, node: ir.Node) -> Result:
         def element(*index: tirx.Expr) -> tirx.Expr:
             b, s, d = (index[0], index[1], index[3]) if packed else (index[0], index[2], index[3])
             pair, partner, sign = _pair(d, rotated, interleaved=interleaved)
-            angle = (positions_BS[0](b, s), pair) if positions_BS else (b, s, pair)
+            angle = (prim(positions_BS[0](b, s)), pair) if positions_BS else (b, s, pair)
             return _rotated(x_, index, partner, sign, cos_(*angle), sin_(*angle))
 
         def whole(*index: tirx.Expr) -> tirx.Expr:
@@ -44,7 +45,9 @@ def rotary_embedding(ctx: Emitter, node: ir.Node) -> Result:
     if packed:
         batch, length = ctx.shape(x)[:2]
         data = ctx.emit(relax.op.reshape(data, relax.ShapeExpr([batch, length, prim(heads), prim(head_size)])))
-    operands = [ctx.x(v) for v in (cos, sin, positions) if v is not None]
+    operands = [ctx.x(cos), ctx.x(sin)]
+    if positions is not None:
+        operands.append(checked_places(ctx, positions, [ctx.shape(cos)[0]], from_end=False))
     y = ctx.te(build, data, *operands)
     return relax.op.reshape(y, relax.ShapeExpr(ctx.shape(x))) if packed else y
 

@@ -15,6 +15,7 @@ from tvm import te, tirx
 
 from backends.relax.attributes import declared_shape, get_float, get_int, get_str
 from backends.relax.emitter import Emitter
+from backends.relax.indices import checked_places
 from backends.relax.interpolation import NEIGHBOURS, weight
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, wider
@@ -96,7 +97,8 @@ def roi_align(ctx: Emitter, node: ir.Node) -> Result:
         share = tirx.const(1.0 if largest else 1.0 / samples**2, wide)
         return te.compute(total.shape, lambda *i: cast(total(*i) * share, x_NSC.dtype), name="roi_align")
 
-    return ChannelsLast(ctx.te(build, ctx.channels_last(x), ctx.x(rois), ctx.x(batches)))
+    places = checked_places(ctx, batches, [ctx.shape(x)[0]], from_end=False)
+    return ChannelsLast(ctx.te(build, ctx.channels_last(x), ctx.x(rois), places))
 
 
 def _normalized(at: tirx.Expr, length: tirx.Expr, dtype: str, *, corners: bool) -> tirx.Expr:

@@ -1,7 +1,6 @@
 """Writing by index: ScatterElements and ScatterND, with reductions. Kernels with control flow of their own.
 
-Updates of one element are applied in order. An index out of bounds is an error in ONNX; here the nearest element is
-written.
+Updates of one element are applied in order. An index out of range is an error of the run.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from tvm import te, tirx
 
 from backends.relax.attributes import get_int, get_str
 from backends.relax.emitter import Emitter
+from backends.relax.indices import checked_places
 from backends.relax.ops.elementwise import largest, smallest
-from backends.relax.ops.indexing import within
 from backends.relax.procedure import copied, fetch, nest, procedure, sequence, store
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, scalar_type, wider
@@ -42,7 +41,7 @@ def scatter_elements(ctx: Emitter, node: ir.Node) -> Result:
             out = outs[0]
 
             def write(index: list[tirx.Expr]) -> tirx.Stmt:
-                place = within(fetch(ins[1], index), x.shape[axis])
+                place = prim(fetch(ins[1], index))
                 target = [*index[:axis], place, *index[axis + 1 :]]
                 return store(out, combine(fetch(out, target), fetch(ins[2], index)), target)
 
@@ -51,7 +50,8 @@ def scatter_elements(ctx: Emitter, node: ir.Node) -> Result:
 
         return procedure("scatter_elements", [x, at, new], [(x.shape, str(x.dtype))], body)[0]
 
-    return ctx.te(build, ctx.x(data), ctx.x(indices), ctx.x(updates))
+    places = checked_places(ctx, indices, [ctx.shape(data)[axis]])
+    return ctx.te(build, ctx.x(data), places, ctx.x(updates))
 
 
 @emits("ScatterND")
@@ -70,7 +70,7 @@ def scatter_nd(ctx: Emitter, node: ir.Node) -> Result:
             out = outs[0]
 
             def write(index: list[tirx.Expr]) -> tirx.Stmt:
-                places = [within(fetch(ins[1], [*index[:outer], prim(k)]), x.shape[k]) for k in range(named)]
+                places = [prim(fetch(ins[1], [*index[:outer], prim(k)])) for k in range(named)]
                 target = [*places, *index[outer:]]
                 return store(out, combine(fetch(out, target), fetch(ins[2], index)), target)
 
@@ -78,7 +78,8 @@ def scatter_nd(ctx: Emitter, node: ir.Node) -> Result:
 
         return procedure("scatter_nd", [x, at, new], [(x.shape, str(x.dtype))], body)[0]
 
-    return ctx.te(build, ctx.x(data), ctx.x(indices), ctx.x(updates))
+    places = checked_places(ctx, indices, ctx.shape(data)[:named])
+    return ctx.te(build, ctx.x(data), places, ctx.x(updates))
 
 
 def _reduction(node: ir.Node) -> Callable[[tirx.Expr, tirx.Expr], tirx.Expr]:
