@@ -10,6 +10,7 @@ from passes.fold_affine import FoldAffine
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
+from passes.fuse_attention import FuseAttention
 from passes.fuse_gelu import FuseGelu
 from passes.fuse_group_norm import FuseGroupNorm
 from passes.fuse_layer_norm import FuseLayerNorm
@@ -34,6 +35,7 @@ PASSES: dict[str, type[Pass]] = {
     "fold-batch-norm": FoldBatchNorm,
     "fold-constant-if": FoldConstantIf,
     "fold-constants": FoldConstants,
+    "fuse-attention": FuseAttention,
     "fuse-gelu": FuseGelu,
     "fuse-group-norm": FuseGroupNorm,
     "fuse-layer-norm": FuseLayerNorm,
