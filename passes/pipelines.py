@@ -13,6 +13,7 @@ from passes.fold_affine import FoldAffine
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
+from passes.fuse_attention import FuseAttention
 from passes.fuse_gelu import FuseGelu
 from passes.fuse_group_norm import FuseGroupNorm
 from passes.fuse_layer_norm import FuseLayerNorm
@@ -22,6 +23,7 @@ from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_transposes import MergeTransposes
+from passes.reduce_strength import ReduceStrength
 from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
 from passes.simplify_shapes import SimplifyShapes
@@ -47,6 +49,10 @@ def default_pipeline(target_kind: str) -> list[Pass]:
         # Before any work is spent on what is not needed.
         RemoveUnused(),
         cleanup(),
+        # After the clean-up: it knows masks, scales and views in one form each, and constants as such.
+        FuseAttention(),
+        # Once more: masks and shapes that every layer has made for itself become one.
+        cleanup(),
         # Last: it describes what is left.
         InferShapes(),
     ]
@@ -70,6 +76,7 @@ def cleanup() -> Fixpoint:
             LiftConstants(),
             # Before everything that matches patterns: a no-op in the middle hides them.
             EliminateIdentities(),
+            ReduceStrength(),
             MergeReshapes(),
             MergeTransposes(),
             # Before the folds into layers: a fold could take a number out of a formula that is to be recognized.

@@ -20,6 +20,7 @@ from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_transposes import MergeTransposes
+from passes.reduce_strength import ReduceStrength
 from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
 from passes.simplify_shapes import SimplifyShapes
@@ -45,6 +46,7 @@ PASSES: dict[str, type[Pass]] = {
     "lift-constants": LiftConstants,
     "merge-reshapes": MergeReshapes,
     "merge-transposes": MergeTransposes,
+    "reduce-strength": ReduceStrength,
     "remove-unused": RemoveUnused,
     "replace-cast-like": ReplaceCastLike,
     "simplify-shapes": SimplifyShapes,

@@ -18,7 +18,7 @@ def read(text: str, opset: int = 23) -> ir.Model:
 
 
 def assert_becomes(pass_: Pass, before: str, expected: str, *, opset: int = 23) -> ir.Model:
-    """The pass keeps its contract on `before`, and what is left without dead nodes is `expected`.
+    """The pass keeps its contract on `before`, and what is left without dead nodes is `expected`, without its own.
 
     Returns:
         The model after the pass, with its dead nodes.
@@ -26,6 +26,7 @@ def assert_becomes(pass_: Pass, before: str, expected: str, *, opset: int = 23) 
     result = check_pass(pass_, read(before, opset))
     cleaned, wanted = result.clone(), read(expected, opset)
     RemoveUnused()(cleaned)
+    RemoveUnused()(wanted)
     delta = difference(wanted, cleaned, types=False)
     assert not delta, delta
     return result
