@@ -11,17 +11,13 @@ from backends import get_backend
 from optimizer.artifact import load_artifact
 from optimizer.compiled import CompiledModel
 from optimizer.errors import InputError, PipelineError, PrecisionError, UnsupportedError
-from optimizer.ir.figures import Costs
 from optimizer.progress import Stages
-from optimizer.report import PassRow, Report
+from optimizer.report import Report
 from optimizer.target import Target, detect_cpu
 from optimizer.versions import versions
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from optimizer.pass_manager import Pass
-    from optimizer.reference import Oracle
 
 __all__ = ["load", "optimize"]
 
@@ -59,7 +55,8 @@ def optimize(
         passes: A pipeline string such as `"fold-constants,remove-unused"`, or a list of passes; the target's own
             pipeline when not given.
         verify: `"final"` compares the compiled model with the original in ONNX Runtime on seeded inputs; `"each"` also
-            compares the graph after every pass that changed it; `"off"` compares nothing.
+            checks every pass: one that breaks the model is rolled back and named in the report, and the smallest model
+            that shows it is saved in the folder `tersor-faults`; `"off"` compares nothing.
         fallback: What to do with operators that the target cannot compile: `"onnxruntime"` runs them there and says so
             in the report, `"error"` refuses them.
         seed: For the inputs of the verification. Same model, options and versions: same result.
@@ -72,6 +69,7 @@ def optimize(
         TersorError: One of `optimizer.errors`, by what went wrong.
     """
     from optimizer.frontends import load_model
+    from optimizer.graph_stage import run_passes
     from optimizer.model_diff import read_side
     from optimizer.verification import example_for, make_oracle, prewarm, verify_executable
 
@@ -89,7 +87,7 @@ def optimize(
     with stages("running the reference"):
         oracle, verification = make_oracle(graph, verify, seed, example_for(graph.graph, model, example_inputs))
     with stages("optimizing the graph"):
-        before, after, rows = _run_passes(graph, pipeline, oracle, verify)
+        run = run_passes(graph, pipeline, oracle, verify)
     with stages("compiling"):
         executable = backend.compile(graph, place, fallback=fallback, progress=stages.detail)
     with stages("verifying"):
@@ -97,12 +95,12 @@ def optimize(
     report = Report(
         target=str(place),
         precision=precision,
-        before=before,
-        after=after,
-        passes=rows,
+        before=run.before,
+        after=run.after,
+        passes=run.rows,
         stages=stages.seconds,
         verification=verification,
-        notes=tuple(executable.notes),
+        notes=(*run.notes, *executable.notes),
         versions=versions(),
     )
     return CompiledModel(
@@ -168,25 +166,3 @@ def _pipeline(passes: str | Sequence[Pass] | None, target: Target) -> list[Pass]
         if not isinstance(pass_, Pass):
             raise PipelineError(f"passes must be a pipeline string or a list of passes, it holds {pass_!r}")
     return listed
-
-
-def _run_passes(
-    model: ir.Model, pipeline: Sequence[Pass], oracle: Oracle | None, verify: str
-) -> tuple[Costs, Costs, tuple[PassRow, ...]]:
-    """Run the pipeline; give the costs before and after it, and a row for each pass."""
-    from optimizer.instruments import PassRecorder
-    from optimizer.ir.costs import model_costs
-    from optimizer.pass_manager import PassManager
-    from optimizer.verification import VerifyEach
-
-    shapes = oracle.input_shapes if oracle is not None else {}
-    before = model_costs(model, shapes)
-    recorder = PassRecorder(lambda changed: model_costs(changed, shapes))
-    each = VerifyEach(oracle) if verify == "each" and oracle is not None else None
-    PassManager(pipeline).run(model, [recorder] if each is None else [recorder, each])
-    errors = each.errors if each is not None else [None] * len(recorder.records)
-    rows = tuple(
-        PassRow(record.pipeline, record.modified, record.seconds, record.before, record.after, error)
-        for record, error in zip(recorder.records, errors, strict=True)
-    )
-    return before, rows[-1].after if rows else before, rows

@@ -1,23 +1,13 @@
-"""The oracle: what a model computes, and how far from that a result may be.
+"""The oracle: what a model computes.
 
 The original model runs in ONNX Runtime with its graph optimizations off, in a process of its own
-(`optimizer.reference_process`); where that cannot load it, in `onnx.reference`.
-
-**Error.** For float outputs, the norm of the difference over the norm of the reference, over the elements that are
-finite. NaN and infinities must stand at the same places. Integers, truth values and strings must be equal.
-
-**Tolerance.** One operator may be off by `EPSILON_PER_OP` of the coarsest float type in the graph: 1e-5 for float32,
-some hundred units in the last place, which covers sums in another order and approximated functions. Rounding errors of
-operators that follow each other are independent, so they grow with the square root of the longest chain of operators
-(Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019): 250 operators in a row may be off by
-1.6e-4.
-Where the graph rounds to integers or chooses (`QuantizeLinear`, `ArgMax`, ...), a tiny difference can turn one value
-into its neighbour: then 1 % of an integer output's elements may differ, and a float output by 1 %.
+(`optimizer.reference_process`); where that cannot load it, in `onnx.reference`. `optimizer.comparison` says how far
+from that a result may be.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,68 +15,40 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from optimizer.comparison import Comparison, Tolerance
 from optimizer.errors import ExecutionError, UnsupportedError, VerificationError
 from optimizer.executable import Array
-from optimizer.ir.walk import all_nodes, subgraphs
+from optimizer.ir.query import RANDOM_OPERATORS
+from optimizer.ir.walk import all_nodes
 from optimizer.reference_process import run_in_process
-from optimizer.sample_inputs import candidate_inputs
+from optimizer.sample_inputs import candidate_inputs, inputs_of_other_sizes
 from optimizer.shared_weights import SharedWeights
 from optimizer.target import detect_cpu
 
-__all__ = ["EPSILON_PER_OP", "Comparison", "Oracle", "compare", "run_reference", "tolerance_of"]
-
-EPSILON_PER_OP: Mapping[ir.DataType, float] = {
-    ir.DataType.DOUBLE: 1e-9,
-    ir.DataType.FLOAT: 1e-5,
-    ir.DataType.FLOAT16: 2e-3,
-    ir.DataType.BFLOAT16: 1.6e-2,
-}
-"""The relative error allowed to one operator, by the coarsest float type in the graph."""
-
-ROUNDED = 1e-2
-"""The share of integers that may differ, and the relative error of floats, where the graph rounds or chooses."""
-
-# fmt: off
-_CHOOSES = frozenset({
-    "ArgMax", "ArgMin", "DynamicQuantizeLinear", "NonMaxSuppression", "QLinearConv", "QLinearMatMul", "QuantizeLinear",
-    "Round", "TopK", "Unique",
-})
-_RANDOM = frozenset({
-    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-})
-# fmt: on
+__all__ = ["Case", "Oracle", "run_reference"]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How far a result is from the reference.
+class Case:
+    """A run of the original model.
 
     Attributes:
-        error: The largest error among the outputs; infinity when shape, type, or the places of NaN differ.
-        tolerance: The largest error that is allowed.
-        output: The name of the output with the largest error.
-        reason: What is wrong with it, `""` if nothing.
+        inputs: One for each input of the graph.
+        outputs: One for each of its outputs.
     """
 
-    error: float
-    tolerance: float
-    output: str
-    reason: str
-
-    @property
-    def passed(self) -> bool:
-        """Whether the result is good."""
-        return not self.reason
+    inputs: list[Any]
+    outputs: list[Any]
 
 
 class Oracle:
     """The outputs of a model on seeded inputs, computed once.
 
     Attributes:
-        inputs: What the model was run with, one for each input of the graph.
-        outputs: What it gave.
-        input_shapes: The shapes of `inputs`, by name.
-        tolerance: The error that is allowed to the same graph in another form.
+        cases: What the model was run with, and what it gave: one run, and where other sizes of its symbolic dimensions
+            were asked for and run, another.
+        input_shapes: The shapes of the first case's inputs, by name.
+        tolerance: What is allowed to the same graph in another form.
     """
 
     def __init__(
@@ -96,6 +58,7 @@ class Oracle:
         seed: int,
         example: Sequence[Array] | None = None,
         dims: Mapping[str, int] | None = None,
+        other_sizes: bool = False,
     ) -> None:
         """Find inputs with which the model runs, and run it.
 
@@ -104,25 +67,38 @@ class Oracle:
             seed: For the inputs.
             example: Inputs that are known to run.
             dims: Sizes of symbolic dimensions, by name.
+            other_sizes: Whether to run it with a second set of sizes, too, if it has symbolic dimensions.
 
         Raises:
             UnsupportedError: No runtime can run the model, or it gives other results each time.
             VerificationError: The runtime crashed or hung.
         """
-        random = next((node for node in all_nodes(model) if node.op_type in _RANDOM), None)
+        random = next((node for node in all_nodes(model) if node.op_type in RANDOM_OPERATORS), None)
         if random is not None:
             raise UnsupportedError(f"{random.op_type} gives another result in each run", node=random.name or "")
         self._names = [value.name or "" for value in model.graph.outputs]
-        self._rounds = _rounds(model)
-        self.tolerance = tolerance_of(model)
+        self.tolerance = Tolerance.of(model)
         with SharedWeights() as shared:
-            found = _first_that_runs(model, candidate_inputs(model.graph, seed, example, dims), shared)
-        self.inputs, self.outputs = found
-        self.input_shapes = _shapes(model, self.inputs)
+            first = _first_that_runs(model, candidate_inputs(model.graph, seed, example, dims), shared)
+            more = inputs_of_other_sizes(model.graph, seed, first.inputs) if other_sizes else ()
+            with contextlib.suppress(UnsupportedError):
+                self.cases: tuple[Case, ...] = (first,)
+                self.cases = (first, _first_that_runs(model, more, shared))
+        self.input_shapes = _shapes(model, first.inputs)
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The inputs of the first case."""
+        return self.cases[0].inputs
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The outputs of the first case."""
+        return self.cases[0].outputs
 
     def compare(self, outputs: Sequence[Any]) -> Comparison:
-        """Hold results on the same inputs against the reference."""
-        return compare(outputs, self.outputs, self._names, self.tolerance, rounds=self._rounds)
+        """Hold results on the inputs of the first case against the reference."""
+        return self.tolerance.compare(outputs, self.outputs, self._names)
 
     def verify(self, outputs: Sequence[Any], what: str) -> Comparison:
         """Like `compare`, but a bad result is an error.
@@ -163,104 +139,11 @@ def _shapes(model: ir.Model, inputs: Sequence[Any]) -> dict[str, tuple[int, ...]
     return {value.name or "": array.shape for value, array in pairs if isinstance(array, np.ndarray)}
 
 
-def _first_that_runs(
-    model: ir.Model, candidates: Iterable[list[Any]], shared: SharedWeights
-) -> tuple[list[Any], list[Any]]:
+def _first_that_runs(model: ir.Model, candidates: Iterable[list[Any]], shared: SharedWeights) -> Case:
     failure = "its inputs are too large to be made up"
     for inputs in candidates:
         try:
-            return inputs, run_reference(model, inputs, shared)
+            return Case(inputs, run_reference(model, inputs, shared))
         except ExecutionError as error:
             failure = str(error)
     raise UnsupportedError(f"no inputs were found that the model runs with ({failure}): give example_inputs")
-
-
-def tolerance_of(model: ir.Model) -> float:
-    """The relative error that the model's float outputs may have. See the module's docstring."""
-    found = {value.dtype for node in all_nodes(model) for value in node.outputs} & EPSILON_PER_OP.keys()
-    floats = {dtype for dtype in found if dtype is not None}
-    coarsest = max(EPSILON_PER_OP[dtype] for dtype in floats or {ir.DataType.FLOAT})
-    growth = coarsest * math.sqrt(max(1, _longest_chain(model.graph)))
-    return max(growth, ROUNDED) if _rounds(model) else growth
-
-
-def _rounds(model: ir.Model) -> bool:
-    return any(node.op_type in _CHOOSES for node in all_nodes(model))
-
-
-def _longest_chain(graph: ir.Graph) -> int:
-    depth: dict[ir.Value, int] = {}
-    for node in graph:
-        inner = sum(_longest_chain(body) for body in subgraphs(node))
-        before = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
-        depth.update(dict.fromkeys(node.outputs, before + 1 + inner))
-    return max(depth.values(), default=0)
-
-
-def compare(
-    outputs: Sequence[Any], reference: Sequence[Any], names: Sequence[str], tolerance: float, *, rounds: bool = False
-) -> Comparison:
-    """Hold the outputs of a model against those of the reference.
-
-    Args:
-        outputs: Arrays, lists of arrays for sequences, `None` for absent optionals.
-        reference: The same from the oracle.
-        names: The outputs' names, for the message.
-        tolerance: For float outputs.
-        rounds: Whether some integers may differ, too.
-    """
-    worst = Comparison(0.0, tolerance, names[0] if names else "", "")
-    for name, actual, expected in zip(names, outputs, reference, strict=True):
-        error, reason = _compare_values(actual, expected, tolerance, rounds)
-        if (bool(reason), error) > (bool(worst.reason), worst.error):
-            worst = Comparison(error, tolerance, name, reason)
-    return worst
-
-
-def _compare_values(actual: Any, expected: Any, tolerance: float, rounds: bool) -> tuple[float, str]:
-    if expected is None or isinstance(expected, (list, tuple)) or actual is None:
-        return _compare_sequences(actual, expected, tolerance, rounds)
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    if actual.shape != expected.shape:
-        return math.inf, f"its shape is {actual.shape}, it must be {expected.shape}"
-    if expected.dtype.kind in "OSU":
-        return (0.0, "") if _texts(actual) == _texts(expected) else (math.inf, "its strings differ")
-    if actual.dtype != expected.dtype:
-        return math.inf, f"its type is {actual.dtype}, it must be {expected.dtype}"
-    if expected.dtype.kind in "biu" or "int" in expected.dtype.name:
-        return _compare_integers(actual, expected, rounds)
-    return _compare_floats(actual, expected, tolerance)
-
-
-def _compare_sequences(actual: Any, expected: Any, tolerance: float, rounds: bool) -> tuple[float, str]:
-    if expected is None or not isinstance(actual, (list, tuple)) or not isinstance(expected, (list, tuple)):
-        return (0.0, "") if actual is None and expected is None else (math.inf, "one of the two is absent")
-    if len(actual) != len(expected):
-        return math.inf, f"it has {len(actual)} elements, it must have {len(expected)}"
-    results = [_compare_values(a, e, tolerance, rounds) for a, e in zip(actual, expected, strict=True)]
-    return max(results, default=(0.0, ""), key=lambda result: (bool(result[1]), result[0]))
-
-
-def _texts(array: Array) -> list[str]:
-    return [item.decode() if isinstance(item, bytes) else str(item) for item in array.reshape(-1).tolist()]
-
-
-def _compare_integers(actual: Array, expected: Array, rounds: bool) -> tuple[float, str]:
-    differing = int(np.count_nonzero(actual != expected))
-    share = differing / max(1, expected.size)
-    allowed = max(1, int(expected.size * ROUNDED)) if rounds else 0
-    return share, f"{differing} of its {expected.size} elements differ" if differing > allowed else ""
-
-
-def _compare_floats(actual: Array, expected: Array, tolerance: float) -> tuple[float, str]:
-    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
-    a, e = actual.astype(wide), expected.astype(wide)
-    finite = np.isfinite(e)
-    if not np.array_equal(a[~finite], e[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
-        return math.inf, "NaN or infinity stand at other places"
-    if not finite.any():
-        return 0.0, ""
-    scale = float(np.linalg.norm(e[finite]))
-    distance = float(np.linalg.norm(a[finite] - e[finite]))
-    error = distance / scale if scale > 0 else distance
-    return error, f"its relative error is {error:.1e}, {tolerance:.1e} is allowed" if error > tolerance else ""

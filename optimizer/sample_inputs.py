@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from optimizer.executable import Array
 from optimizer.ir.query import constant, int_attribute, is_op
 from optimizer.ir.symbolic import parse_dim
 
-__all__ = ["candidate_inputs"]
+__all__ = ["candidate_inputs", "inputs_of_other_sizes"]
 
 _SPATIAL_FROM_AXIS = 2
 _TRIED_SIZES = ((2, 8, 64), (1, 8, 224), (1, 1, 1), (4, 4, 4), (1, 32, 32), (1, 320, 320))
@@ -35,6 +35,13 @@ _TRUTH_OPERATORS = frozenset(
 )
 _SMALL = 4
 """Integers of which nothing is known are drawn from 1 to this."""
+
+_OTHER_SIZES: tuple[Callable[[int], int], ...] = (
+    lambda size: size + 1,
+    lambda size: 2 * size,
+    lambda size: max(1, size // 2),
+)
+"""What to make of the sizes that ran: one more where everything goes, else something with the same divisors."""
 
 _MAX_ELEMENTS = 2**28
 """Larger inputs are not made up."""
@@ -67,6 +74,32 @@ def candidate_inputs(
             continue
         rng = np.random.default_rng(seed)
         yield [_draw(value, value.type, shape, rng) for value, shape in zip(graph.inputs, shapes, strict=True)]
+
+
+def inputs_of_other_sizes(graph: ir.Graph, seed: int, first: Sequence[Any]) -> Iterator[list[Any]]:
+    """Sets of inputs in which the symbolic dimensions have other sizes than in `first`, the likeliest to run first.
+
+    Args:
+        graph: Its inputs say what is asked for.
+        seed: Other numbers than those that it gives are drawn.
+        first: Inputs that run. Without symbolic dimensions nothing is given.
+    """
+    known = _sizes_of_symbols(graph, first)
+    for change in _OTHER_SIZES if known else ():
+        dims = {name: change(size) for name, size in known.items()}
+        if dims != known:
+            yield next(iter(candidate_inputs(graph, seed + 1, dims=dims)), [])
+
+
+def _sizes_of_symbols(graph: ir.Graph, inputs: Sequence[Any]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for value, array in zip(graph.inputs, inputs, strict=True):
+        if value.shape is None or not isinstance(array, np.ndarray) or len(value.shape) != array.ndim:
+            continue
+        for dim, size in zip(value.shape, array.shape, strict=True):
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                sizes.setdefault(dim.value, size)
+    return sizes
 
 
 def _shape(value: ir.Value, sizes: tuple[int, int, int], symbols: dict[str, int]) -> tuple[int, ...]:

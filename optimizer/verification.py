@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optimizer.errors import ExecutionError, InputError, PassError, UnsupportedError, VerificationError
+from optimizer.errors import ExecutionError, InputError, UnsupportedError, VerificationError
 from optimizer.executable import Executable, run_executable
 from optimizer.ir.specs import specs_of
 from optimizer.ir.weights import weight_bytes
 from optimizer.memory import give_back_free_memory
-from optimizer.reference import Oracle, run_reference
+from optimizer.reference import Oracle
 from optimizer.reference_process import PROCESS
 from optimizer.report import Verification
 from optimizer.signature import bind, is_torch
@@ -20,9 +20,7 @@ from optimizer.signature import bind, is_torch
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from optimizer.pass_manager import Pass
-
-__all__ = ["VerifyEach", "example_for", "make_oracle", "prewarm", "verify_executable"]
+__all__ = ["example_for", "make_oracle", "prewarm", "verify_executable"]
 
 
 _LARGE_BYTES = 2**22
@@ -46,7 +44,7 @@ def make_oracle(
     if mode == "off":
         return None, Verification(mode, reason='verify="off"')
     try:
-        oracle = Oracle(model, seed=seed, example=example)
+        oracle = Oracle(model, seed=seed, example=example, other_sizes=mode == "each")
     except UnsupportedError as error:
         return None, Verification(mode, reason=str(error))
     finally:
@@ -72,38 +70,6 @@ def verify_executable(
         raise VerificationError(f"the compiled model fails on inputs that the original runs with: {error}") from error
     result = oracle.verify(outputs, "the compiled model")
     return Verification(plan.mode, result.error, result.tolerance)
-
-
-class VerifyEach:
-    """An instrument that runs the graph after each pass that changed it, and stops at the first that broke it.
-
-    Attributes:
-        errors: One for each pass that ran: its relative error, `None` if it changed nothing.
-    """
-
-    def __init__(self, oracle: Oracle) -> None:
-        self.errors: list[float | None] = []
-        self._oracle = oracle
-
-    def before_pass(self, pass_: Pass, model: ir.Model) -> None:
-        """Nothing to do: the model was right after the pass before."""
-
-    def after_pass(self, pass_: Pass, model: ir.Model, modified: bool, seconds: float) -> None:
-        """Compare.
-
-        Raises:
-            PassError: The graph can no longer be run.
-            VerificationError: The graph computes something else.
-        """
-        del seconds
-        if not modified:
-            self.errors.append(None)
-            return
-        try:
-            outputs = run_reference(model, self._oracle.inputs)
-        except (UnsupportedError, ExecutionError) as error:
-            raise PassError(f"left a graph that does not run: {error}", pass_name=pass_.name) from error
-        self.errors.append(self._oracle.verify(outputs, f"the graph after pass {pass_.name!r}").error)
 
 
 def example_for(graph: ir.Graph, model: object, example_inputs: object) -> list[Any] | None:

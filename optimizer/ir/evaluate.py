@@ -37,7 +37,7 @@ _LOOPS_IN_PYTHON = frozenset(
         "Upsample",
     }
 )
-"""Operators that the reference implementation computes element by element; ONNX Runtime computes them, in a process of its own."""
+"""Operators that the reference implementation computes one element at a time; ONNX Runtime computes them instead."""
 
 _FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What the reference implementation raises on a node that it cannot compute."""

@@ -17,7 +17,6 @@ import optimizer
 from optimizer import CompiledModel, Target, load, optimize
 from optimizer.errors import (
     InputError,
-    PassError,
     PipelineError,
     PrecisionError,
     TargetError,
@@ -26,6 +25,7 @@ from optimizer.errors import (
     VerificationError,
 )
 from optimizer.pass_manager import Pass
+from passes.remove_unused import RemoveUnused
 from tests.optimizer.build import INT64, model, node, perceptron, perceptron_output, value
 
 X = np.random.default_rng(1).standard_normal((3, 32)).astype(np.float32)
@@ -162,11 +162,24 @@ def test_a_wrong_result_is_not_returned() -> None:
         quick(perceptron(), passes=[Breaks()])
 
 
-def test_the_pass_that_broke_it_is_named() -> None:
-    with pytest.raises(VerificationError, match="the graph after pass 'breaks' does not compute"):
-        quick(perceptron(), passes=[Breaks()], verify="each")
-    with pytest.raises(PassError, match="pass 'breaks-types': left a graph that does not run"):
-        quick(perceptron(), passes=[BreaksTypes()], verify="each")
+@pytest.mark.parametrize("pass_", [Breaks(), BreaksTypes()])
+def test_a_pass_that_breaks_the_model_is_named_and_rolled_back(
+    pass_: Pass, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    compiled = quick(perceptron(), passes=[pass_, RemoveUnused()], verify="each")
+    np.testing.assert_allclose(compiled(X), perceptron_output(X), rtol=1e-4, atol=1e-4)
+    (note,) = (note for note in compiled.report.notes if pass_.name in note)
+    assert "it was rolled back" in note
+    assert (tmp_path / "tersor-faults" / pass_.name / "model.onnx").exists()
+    assert [row.modified for row in compiled.report.passes] == [False, False]
+
+
+def test_a_fault_that_cannot_be_saved_is_still_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tersor-faults").write_text("in the way")
+    compiled = quick(perceptron(), passes=[Breaks()], verify="each")
+    assert any("cannot be written" in note for note in compiled.report.notes)
 
 
 def test_verification_can_be_off() -> None:

@@ -11,9 +11,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from optimizer.comparison import EPSILON_PER_OP, Tolerance, compare
 from optimizer.errors import UnsupportedError, VerificationError
 from optimizer.frontends import load_model
-from optimizer.reference import EPSILON_PER_OP, Oracle, compare, tolerance_of
+from optimizer.reference import Oracle
 from tests.optimizer.build import INT64, model, node, perceptron, perceptron_output, value
 
 
@@ -25,7 +26,7 @@ def oracle() -> Oracle:
 def test_the_oracle_computes_what_the_model_says(oracle: Oracle) -> None:
     np.testing.assert_allclose(oracle.outputs[0], perceptron_output(oracle.inputs[0]), rtol=1e-4, atol=1e-4)
     assert oracle.input_shapes == {"x": (2, 32)}
-    assert oracle.tolerance == pytest.approx(1e-5 * math.sqrt(4))
+    assert oracle.tolerance.error == pytest.approx(1e-5 * math.sqrt(4))
 
 
 def test_a_small_error_passes_and_a_larger_one_does_not(oracle: Oracle) -> None:
@@ -117,12 +118,14 @@ def chain(length: int, dtype: int = onnx.TensorProto.FLOAT) -> ir.Model:
 
 
 def test_the_tolerance_grows_with_the_root_of_the_longest_chain() -> None:
-    assert tolerance_of(chain(100)) == pytest.approx(1e-4)
-    assert tolerance_of(chain(1)) == EPSILON_PER_OP[ir.DataType.FLOAT]
-    assert tolerance_of(chain(4, onnx.TensorProto.FLOAT16)) == pytest.approx(2 * EPSILON_PER_OP[ir.DataType.FLOAT16])
+    assert Tolerance.of(chain(100)).error == pytest.approx(1e-4)
+    assert Tolerance.of(chain(1)).error == EPSILON_PER_OP[ir.DataType.FLOAT]
+    assert Tolerance.of(chain(4, onnx.TensorProto.FLOAT16)).error == pytest.approx(
+        2 * EPSILON_PER_OP[ir.DataType.FLOAT16]
+    )
     nodes = [node("ArgMax", ["x"], ["y"])]
     chooses = load_model(model(nodes, [value("x", [4, 4])], [value("y", None, INT64)]))
-    assert tolerance_of(chooses) == 1e-2
+    assert Tolerance.of(chooses).error == 1e-2
 
 
 def test_a_model_that_onnx_runtime_cannot_load_runs_in_the_reference_implementation() -> None:

@@ -1,0 +1,173 @@
+"""How far a result may be from the reference.
+
+**Error.** For float outputs, the norm of the difference over the norm of the reference, over the elements that are
+finite. NaN and infinities must stand at the same places. Integers, truth values and strings must be equal.
+
+**Tolerance.** One operator may be off by `EPSILON_PER_OP` of the coarsest float type in the graph: 1e-5 for float32,
+some hundred units in the last place, which covers sums in another order and approximated functions. Rounding errors of
+operators that follow each other are independent, so they grow with the square root of the longest chain of operators
+(Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019): 250 operators in a row may be off by
+1.6e-4.
+Where the graph rounds to integers or chooses (`QuantizeLinear`, `ArgMax`, ...), a tiny difference can turn one value
+into its neighbour: then 1 % of an integer output's elements may differ, and a float output by 1 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from optimizer.executable import Array
+from optimizer.ir.walk import all_nodes, subgraphs
+
+__all__ = ["EPSILON_PER_OP", "Comparison", "Tolerance", "compare"]
+
+EPSILON_PER_OP: Mapping[ir.DataType, float] = {
+    ir.DataType.DOUBLE: 1e-9,
+    ir.DataType.FLOAT: 1e-5,
+    ir.DataType.FLOAT16: 2e-3,
+    ir.DataType.BFLOAT16: 1.6e-2,
+}
+"""The relative error allowed to one operator, by the coarsest float type in the graph."""
+
+ROUNDED = 1e-2
+"""The share of integers that may differ, and the relative error of floats, where the graph rounds or chooses."""
+
+# fmt: off
+_CHOOSES = frozenset({
+    "ArgMax", "ArgMin", "DynamicQuantizeLinear", "NonMaxSuppression", "QLinearConv", "QLinearMatMul", "QuantizeLinear",
+    "Round", "TopK", "Unique",
+})
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a result is from the reference.
+
+    Attributes:
+        error: The largest error among the outputs; infinity when shape, type, or the places of NaN differ.
+        tolerance: The largest error that is allowed.
+        output: The name of the output with the largest error.
+        reason: What is wrong with it, `""` if nothing.
+    """
+
+    error: float
+    tolerance: float
+    output: str
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the result is good."""
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What may differ between two forms of a model.
+
+    Attributes:
+        error: The relative error that its float outputs may have.
+        rounds: Whether some integers may differ, too.
+    """
+
+    error: float
+    rounds: bool = False
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Tolerance:
+        """What is allowed to the results of a model. See the module's docstring."""
+        found = {value.dtype for node in all_nodes(model) for value in node.outputs} & EPSILON_PER_OP.keys()
+        floats = {dtype for dtype in found if dtype is not None}
+        coarsest = max(EPSILON_PER_OP[dtype] for dtype in floats or {ir.DataType.FLOAT})
+        growth = coarsest * math.sqrt(max(1, _longest_chain(model.graph)))
+        rounds = any(node.op_type in _CHOOSES for node in all_nodes(model))
+        return cls(max(growth, ROUNDED) if rounds else growth, rounds)
+
+    def compare(self, outputs: Sequence[Any], reference: Sequence[Any], names: Sequence[str]) -> Comparison:
+        """Hold outputs against those of the reference; see `compare`."""
+        return compare(outputs, reference, names, self.error, rounds=self.rounds)
+
+
+def _longest_chain(graph: ir.Graph) -> int:
+    depth: dict[ir.Value, int] = {}
+    for node in graph:
+        inner = sum(_longest_chain(body) for body in subgraphs(node))
+        before = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
+        depth.update(dict.fromkeys(node.outputs, before + 1 + inner))
+    return max(depth.values(), default=0)
+
+
+def compare(
+    outputs: Sequence[Any], reference: Sequence[Any], names: Sequence[str], tolerance: float, *, rounds: bool = False
+) -> Comparison:
+    """Hold the outputs of a model against those of the reference.
+
+    Args:
+        outputs: Arrays, lists of arrays for sequences, `None` for absent optionals.
+        reference: The same from the oracle.
+        names: The outputs' names, for the message.
+        tolerance: For float outputs.
+        rounds: Whether some integers may differ, too.
+    """
+    worst = Comparison(0.0, tolerance, names[0] if names else "", "")
+    for name, actual, expected in zip(names, outputs, reference, strict=True):
+        error, reason = _compare_values(actual, expected, tolerance, rounds)
+        if (bool(reason), error) > (bool(worst.reason), worst.error):
+            worst = Comparison(error, tolerance, name, reason)
+    return worst
+
+
+def _compare_values(actual: Any, expected: Any, tolerance: float, rounds: bool) -> tuple[float, str]:
+    if expected is None or isinstance(expected, (list, tuple)) or actual is None:
+        return _compare_sequences(actual, expected, tolerance, rounds)
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    if actual.shape != expected.shape:
+        return math.inf, f"its shape is {actual.shape}, it must be {expected.shape}"
+    if expected.dtype.kind in "OSU":
+        return (0.0, "") if _texts(actual) == _texts(expected) else (math.inf, "its strings differ")
+    if actual.dtype != expected.dtype:
+        return math.inf, f"its type is {actual.dtype}, it must be {expected.dtype}"
+    if expected.dtype.kind in "biu" or "int" in expected.dtype.name:
+        return _compare_integers(actual, expected, rounds)
+    return _compare_floats(actual, expected, tolerance)
+
+
+def _compare_sequences(actual: Any, expected: Any, tolerance: float, rounds: bool) -> tuple[float, str]:
+    if expected is None or not isinstance(actual, (list, tuple)) or not isinstance(expected, (list, tuple)):
+        return (0.0, "") if actual is None and expected is None else (math.inf, "one of the two is absent")
+    if len(actual) != len(expected):
+        return math.inf, f"it has {len(actual)} elements, it must have {len(expected)}"
+    results = [_compare_values(a, e, tolerance, rounds) for a, e in zip(actual, expected, strict=True)]
+    return max(results, default=(0.0, ""), key=lambda result: (bool(result[1]), result[0]))
+
+
+def _texts(array: Array) -> list[str]:
+    return [item.decode() if isinstance(item, bytes) else str(item) for item in array.reshape(-1).tolist()]
+
+
+def _compare_integers(actual: Array, expected: Array, rounds: bool) -> tuple[float, str]:
+    differing = int(np.count_nonzero(actual != expected))
+    share = differing / max(1, expected.size)
+    allowed = max(1, int(expected.size * ROUNDED)) if rounds else 0
+    return share, f"{differing} of its {expected.size} elements differ" if differing > allowed else ""
+
+
+def _compare_floats(actual: Array, expected: Array, tolerance: float) -> tuple[float, str]:
+    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
+    a, e = actual.astype(wide), expected.astype(wide)
+    finite = np.isfinite(e)
+    if not np.array_equal(a[~finite], e[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
+        return math.inf, "NaN or infinity stand at other places"
+    if not finite.any():
+        return 0.0, ""
+    scale = float(np.linalg.norm(e[finite]))
+    distance = float(np.linalg.norm(a[finite] - e[finite]))
+    error = distance / scale if scale > 0 else distance
+    return error, f"its relative error is {error:.1e}, {tolerance:.1e} is allowed" if error > tolerance else ""

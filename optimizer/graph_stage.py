@@ -1,0 +1,75 @@
+"""The stage of `optimize()` in which the passes run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimizer.instruments import PassRecorder
+from optimizer.ir.costs import model_costs
+from optimizer.ir.figures import Costs
+from optimizer.ir.near_miss import NearMiss
+from optimizer.pass_manager import Pass, PassManager
+from optimizer.report import PassRow
+from optimizer.verify_each import VerifyEach
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from optimizer.reference import Oracle
+
+__all__ = ["FAULT_FOLDER", "PassesRun", "run_passes"]
+
+FAULT_FOLDER = Path("tersor-faults")
+"""Where `verify="each"` saves the smallest model that shows what a pass did wrong: in the current folder."""
+
+
+@dataclass(frozen=True)
+class PassesRun:
+    """What the passes did.
+
+    Attributes:
+        before: Costs of the model as it came in.
+        after: Costs of what the passes left.
+        rows: One for each run of a pass.
+        near_misses: Where a fusion nearly fired, and why it did not.
+        notes: One for each pass that was rejected.
+    """
+
+    before: Costs
+    after: Costs
+    rows: tuple[PassRow, ...]
+    near_misses: tuple[NearMiss, ...]
+    notes: tuple[str, ...]
+
+
+def run_passes(model: ir.Model, pipeline: Sequence[Pass], oracle: Oracle | None, verify: str) -> PassesRun:
+    """Run a pipeline.
+
+    Args:
+        model: Changed in place.
+        pipeline: The passes.
+        oracle: What the model computes, if that is known.
+        verify: `"each"` checks every pass against the oracle, and rolls back what a faulty one did.
+
+    Raises:
+        PassError: A pass failed, and `verify` is not `"each"`.
+    """
+    shapes = oracle.input_shapes if oracle is not None else {}
+    before = model_costs(model, shapes)
+    recorder = PassRecorder(lambda changed: model_costs(changed, shapes))
+    if verify != "each" or oracle is None:
+        result = PassManager(pipeline).run(model, [recorder])
+        errors: Sequence[float | None] = [None] * len(recorder.records)
+        notes: tuple[str, ...] = ()
+    else:
+        with VerifyEach(oracle, FAULT_FOLDER) as guard:
+            result = PassManager(pipeline).run(model, [recorder], guard)
+        errors, notes = guard.errors, tuple(guard.notes)
+    rows = tuple(
+        PassRow(record.pipeline, record.modified, record.seconds, record.before, record.after, error)
+        for record, error in zip(recorder.records, errors, strict=True)
+    )
+    return PassesRun(before, rows[-1].after if rows else before, rows, result.near_misses, notes)
