@@ -59,7 +59,10 @@ class CpuBackend:
                 PROCESS.release()
             weights = pack(plan, model.graph)
             partitions = {s.entry: partition_model(model, s) for s in plan.steps if s.engine == ONNXRUNTIME}
-            return RelaxExecutable(self.name, library if library.exists() else None, plan, weights, partitions, folder)
+            compiled = library if library.exists() else None
+            executable = RelaxExecutable(self.name, compiled, plan, weights, partitions, folder)
+            executable.prepare(target.cpu.cores)  # what ONNX Runtime cannot load is an error of this call
+            return executable
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -7,7 +7,7 @@ becomes part of the plan, and the run raises an error before the step that relie
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tvm import relax, sym, tirx
 
@@ -41,6 +41,12 @@ def require(ctx: Emitter, left: tirx.Expr | int, right: tirx.Expr | int, what: s
     check = Check(ctx.node_name, what, formula(a), formula(b), or_one)
     if not any((c.left, c.right, c.or_one) == (check.left, check.right, or_one) for c in ctx.checks):
         ctx.checks.append(check)
+
+
+def require_at_least(ctx: Emitter, least: int, sizes: Iterable[tirx.Expr], what: str) -> None:
+    """Demand that no size is smaller."""
+    for size in sizes:
+        require(ctx, size, tirx.max(prim(size), prim(least)), f"{what}, which must be at least {least}")
 
 
 def require_same_count(

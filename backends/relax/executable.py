@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from backends.relax.packing import ALIGNMENT
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Value
-from backends.relax.runtime import Machine
-from optimizer.errors import ArtifactError
+from backends.relax.runtime import Machine, Partition
+from optimizer.errors import ArtifactError, UnsupportedError
 from optimizer.executable import Executable, KernelTime, Part, TensorSpec
 from optimizer.ort_session import OrtSession
 
@@ -59,19 +59,26 @@ class RelaxExecutable:
         self._weights = weights
         self._partitions = dict(partitions)
         self._lock = threading.Lock()
-        self._sessions: dict[int, dict[str, Any]] = {}
+        self._sessions: dict[int, dict[str, Partition]] = {}
         self._machine = Machine(library, plan, weights)
         if folder is not None:
             weakref.finalize(self, shutil.rmtree, folder, True)
 
-    def run(self, inputs: Sequence[Array], num_threads: int) -> list[Array]:
-        """See `Executable.run`."""
+    def prepare(self, num_threads: int) -> None:
+        """Load the fallback partitions, if they are not loaded for so many threads.
+
+        Raises:
+            UnsupportedError: ONNX Runtime cannot load one of them.
+        """
         with self._lock:
             if num_threads not in self._sessions:
                 self._sessions[num_threads] = {
-                    name: OrtSession(data, num_threads=num_threads, spinning=False).run
-                    for name, data in self._partitions.items()
+                    name: _session(name, data, num_threads) for name, data in self._partitions.items()
                 }
+
+    def run(self, inputs: Sequence[Array], num_threads: int) -> list[Array]:
+        """See `Executable.run`."""
+        self.prepare(num_threads)
         return self._machine.run(inputs, num_threads, self._sessions[num_threads])
 
     def profile(self, inputs: Sequence[Array], num_threads: int, repeats: int) -> list[KernelTime]:
@@ -138,6 +145,13 @@ def load_executable(backend: str, parts: Mapping[str, Path], manifest: Mapping[s
             f"the manifest does not describe a compiled plan ({error!r}); save the model again"
         ) from error
     return RelaxExecutable(backend, library, plan, weights, partitions)
+
+
+def _session(name: str, data: bytes, num_threads: int) -> Partition:
+    try:
+        return OrtSession(data, num_threads=num_threads, spinning=False).run
+    except UnsupportedError as error:
+        raise UnsupportedError(f"the fallback partition {name}: {error.reason}", node=error.node) from error
 
 
 def _map(path: Path, size: int) -> Array:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int
+from backends.relax.checks import require, require_at_least
 from backends.relax.contraction import FLOATS, product
 from backends.relax.emitter import Emitter
 from backends.relax.registry import emits
@@ -28,6 +29,8 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
     spatial = len(weights) - 2
     groups = get_int(node, "group", 1)
     window = Window.of(node, ctx.shape(x)[2:], weights[2:], ctx.derived)
+    require(ctx, ctx.shape(x)[1], weights[1] * groups, "channels of the input and of the weight")
+    require_at_least(ctx, 0, window.outputs, "the number of windows")
     data = ctx.channels_last(x)
     if spatial == 1:
         data = ctx.emit(relax.op.expand_dims(data, [1]))

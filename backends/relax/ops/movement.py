@@ -14,7 +14,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int, get_ints, get_str
-from backends.relax.checks import require, retyped
+from backends.relax.checks import require, require_at_least, retyped
 from backends.relax.emitter import Emitter
 from backends.relax.known import all_known, forward, moved, not_negative, simplified, symbolic
 from backends.relax.layout import Laid, gathered, laid
@@ -82,8 +82,8 @@ def split(ctx: Emitter, node: ir.Node) -> list[Result]:
     start = prim(0)
     parts = _part_sizes(ctx, node, sizes[axis])
     require(ctx, sum(parts, start=prim(0)), sizes[axis], "the parts together and the axis that is split")
+    require_at_least(ctx, 0, parts, "the size of a part")
     for length in parts:
-        require(ctx, tirx.max(length, prim(0)), length, "the size of a part, at least 0,")
         end = simplified(ctx, start + length)
         results.append(_cut(ctx, x, {axis: Cut(start, length, 1)}))
         start = end

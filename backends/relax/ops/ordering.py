@@ -9,6 +9,7 @@ import onnx_ir as ir
 from tvm import te, tirx
 
 from backends.relax.attributes import get_int
+from backends.relax.checks import require_at_least
 from backends.relax.emitter import Emitter
 from backends.relax.layout import laid
 from backends.relax.ops.elementwise import largest, smallest
@@ -32,6 +33,7 @@ def arg_extremum(ctx: Emitter, node: ir.Node) -> Result:
     last = get_int(node, "select_last_index", 0) == 1
     extremum = (largest, lowest) if node.op_type == "ArgMax" else (smallest, highest)
     placing = Reduction(tirx.max, lowest) if last else Reduction(tirx.min, highest)
+    require_at_least(ctx, 1, [ctx.shape(x)[axis]], "the size of the axis that is searched")
     source = laid(ctx, x)
 
     def build(tensor: te.Tensor) -> te.Tensor:

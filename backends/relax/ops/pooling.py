@@ -15,6 +15,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import declared_shape, get_int, get_ints
+from backends.relax.checks import require_at_least
 from backends.relax.emitter import Emitter
 from backends.relax.indices import checked_places
 from backends.relax.registry import emits
@@ -154,7 +155,10 @@ def _window(ctx: Emitter, node: ir.Node) -> Window:
     kernel = get_ints(node, "kernel_shape")
     if kernel is None:
         raise Refused("kernel_shape is missing")
-    return Window.of(node, sizes, kernel, ctx.derived)
+    require_at_least(ctx, 1, sizes, "the size of an axis that is pooled")
+    window = Window.of(node, sizes, kernel, ctx.derived)
+    require_at_least(ctx, 0, window.outputs, "the number of windows")
+    return window
 
 
 def _reduce_windows(
@@ -230,6 +234,7 @@ def _flat(position: Sequence[tirx.Expr], sizes: Sequence[tirx.Expr], *, column_m
 def _global_pool(ctx: Emitter, node: ir.Node, reduce: Callable[..., relax.Expr]) -> Result:
     x = node.inputs[0]
     rank = ctx.rank(x)
+    require_at_least(ctx, 1, ctx.shape(x)[2:], "the size of an axis that is pooled")
     if ctx.prefers_channels_last(x):
         return ChannelsLast(reduce(ctx.channels_last(x), list(range(1, rank - 1)), True))
     return reduce(ctx.x(x), list(range(2, rank)), True)
