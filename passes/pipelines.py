@@ -15,6 +15,7 @@ from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
 from passes.fuse_attention import FuseAttention
 from passes.fuse_gelu import FuseGelu
+from passes.fuse_gemm import FuseGemm
 from passes.fuse_group_norm import FuseGroupNorm
 from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
@@ -27,6 +28,7 @@ from passes.reduce_strength import ReduceStrength
 from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
 from passes.simplify_shapes import SimplifyShapes
+from passes.unflatten_matmul import UnflattenMatmul
 from passes.unpack_sequences import UnpackSequences
 
 __all__ = ["cleanup", "default_pipeline"]
@@ -79,6 +81,8 @@ def cleanup() -> Fixpoint:
             ReduceStrength(),
             MergeReshapes(),
             MergeTransposes(),
+            # Before the fusions: it leaves one way to write a layer. After merge-reshapes: a shape is said in one step.
+            UnflattenMatmul(),
             # Before the folds into layers: a fold could take a number out of a formula that is to be recognized.
             FuseGelu(),
             # Before fuse-rms-norm, which would take the second half of a layer normalization for its own.
@@ -89,6 +93,8 @@ def cleanup() -> Fixpoint:
             # Before fold-affine: what is left of a normalization in front of a Mul can then take the Mul as well.
             FoldBatchNorm(),
             FoldAffine(),
+            # After the folds into layers, which take a product and its summand as well as a Gemm.
+            FuseGemm(),
             # After the folds: a weight that two layers share is not changed by them.
             DeduplicateInitializers(),
             # After deduplicate-initializers: equal inputs make equal nodes.

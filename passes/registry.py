@@ -12,6 +12,7 @@ from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
 from passes.fuse_attention import FuseAttention
 from passes.fuse_gelu import FuseGelu
+from passes.fuse_gemm import FuseGemm
 from passes.fuse_group_norm import FuseGroupNorm
 from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
@@ -24,6 +25,7 @@ from passes.reduce_strength import ReduceStrength
 from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
 from passes.simplify_shapes import SimplifyShapes
+from passes.unflatten_matmul import UnflattenMatmul
 from passes.unpack_sequences import UnpackSequences
 
 __all__ = ["PASSES"]
@@ -38,6 +40,7 @@ PASSES: dict[str, type[Pass]] = {
     "fold-constants": FoldConstants,
     "fuse-attention": FuseAttention,
     "fuse-gelu": FuseGelu,
+    "fuse-gemm": FuseGemm,
     "fuse-group-norm": FuseGroupNorm,
     "fuse-layer-norm": FuseLayerNorm,
     "fuse-rms-norm": FuseRmsNorm,
@@ -50,6 +53,7 @@ PASSES: dict[str, type[Pass]] = {
     "remove-unused": RemoveUnused,
     "replace-cast-like": ReplaceCastLike,
     "simplify-shapes": SimplifyShapes,
+    "unflatten-matmul": UnflattenMatmul,
     "unpack-sequences": UnpackSequences,
 }
 """Sorted by name."""
