@@ -20,15 +20,20 @@ It needs opset 23. What the scores are used for besides stands in the way: they 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Callable
 
 import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope, rewrite_nodes
+from optimizer.ir.query import is_op
 from optimizer.pass_manager import Pass
+from passes.attention.absorb import absorb
 from passes.attention.build import NotFused, Place
 from passes.attention.heads import check_heads, source_of
 from passes.attention.masks import check_masks, fit_mask, make_mask
+from passes.attention.pack import pack_heads
 from passes.attention.scores import Match, match, softmax_above
 
 __all__ = ["FuseAttention"]
@@ -42,7 +47,12 @@ class FuseAttention(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse wherever it can be done, then simplify what each `Attention` is given."""
-        return rewrite_nodes(model, _fuse)
+        fused = rewrite_nodes(model, _fuse)
+        modified = fused.modified
+        for step in (absorb, pack_heads):
+            # One after the other: each knows only the shapes of what was there when it began.
+            modified |= rewrite_nodes(model, functools.partial(_at_attention, step)).modified
+        return dataclasses.replace(fused, modified=modified)
 
 
 def _fuse(editor: Editor, scope: Scope, node: ir.Node) -> None:
@@ -82,6 +92,11 @@ def _replace(editor: Editor, scope: Scope, found: Match) -> None:
     for node in itertools.chain(reversed(found.nodes[:-1]), *(source.passed for source in sources)):
         if node.graph is not None:
             editor.remove_if_unused(node)
+
+
+def _at_attention(step: Callable[[Editor, Scope, ir.Node], None], editor: Editor, scope: Scope, node: ir.Node) -> None:
+    if is_op(node, "Attention"):
+        step(editor, scope, node)
 
 
 def _attributes(found: Match, scale: float) -> dict[str, int | float]:

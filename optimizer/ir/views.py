@@ -27,6 +27,7 @@ __all__ = [
     "Stage",
     "Step",
     "atoms_of",
+    "axes_after",
     "chain_back",
     "dims_of",
     "regrouped",
@@ -138,14 +139,15 @@ def _followed(shapes: Shapes, chain: Sequence[ir.Value]) -> list[Stage] | None:
     for value in reversed(chain[:-1]):
         node = value.producer()
         assert node is not None, "a view is given by a node"
-        axes = _after(node, stages[-1].axes, shapes.dims(value) or ())
+        axes = axes_after(node, stages[-1].axes, shapes.dims(value) or ())
         if axes is None:
             return None
         stages.append(Stage(value, axes))
     return stages[::-1]
 
 
-def _after(node: ir.Node, axes: Axes, dims: Dims) -> Axes | None:
+def axes_after(node: ir.Node, axes: Axes, dims: Dims) -> Axes | None:
+    """The axes of what a view gives, `dims` being its shape; `None` when a Reshape cannot be followed."""
     if node.op_type != "Transpose":
         return regrouped(axes, dims)
     order = ints_attribute(node, "perm") or tuple(reversed(range(len(axes))))

@@ -43,16 +43,9 @@ class Place:
     ) -> ir.Value:
         """A new node's output."""
         node = ir.node(op_type, inputs, attributes)
-        value = node.outputs[0]
-        value.name = self.editor.fresh_name(name or self.before.outputs[0].name)
-        node.name = value.name
         first = next((given for given in inputs if given is not None), None)
-        value.type = None if first is None else first.type
-        inherit(node, self.sources)
-        assert self.before.graph is not None, "the node is in a graph"
-        self.before.graph.insert_before(self.before, node)
-        self.editor.modified = True
-        return value
+        node.outputs[0].type = None if first is None else first.type
+        return self.insert(node, name or self.before.outputs[0].name)
 
     def ints(self, numbers: Sequence[int], name: str | None = None) -> ir.Value:
         """A constant vector of int64."""
@@ -62,13 +55,20 @@ class Place:
         """A constant."""
         return self.editor.constant(self.scope, self.before, name or self.before.outputs[0].name, content)
 
-    def behind(self, node: ir.Node, op_type: str, axes: Sequence[int]) -> ir.Node:
-        """A node, in no graph yet, that squeezes or unsqueezes what another new one gives."""
-        assert self.before.graph is not None, "the node is in a graph"
-        node.outputs[0].name = self.editor.fresh_name(self.before.outputs[0].name)
+    def insert(self, node: ir.Node, name: str | None) -> ir.Value:
+        """The first output of a new node, called `name` or nearly so."""
+        for output in node.outputs:
+            output.name = self.editor.fresh_name(name)
         node.name = node.outputs[0].name
         inherit(node, self.sources)
+        assert self.before.graph is not None, "the node is in a graph"
         self.before.graph.insert_before(self.before, node)
+        self.editor.modified = True
+        return node.outputs[0]
+
+    def behind(self, node: ir.Node, op_type: str, axes: Sequence[int]) -> ir.Node:
+        """A node, in no graph yet, that squeezes or unsqueezes what another new one gives."""
+        self.insert(node, self.before.outputs[0].name)
         return ir.node(op_type, [node.outputs[0], self.ints(axes, "axes")])
 
     def walk(self, value: ir.Value, steps: Sequence[Step]) -> ir.Value:

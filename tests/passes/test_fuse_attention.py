@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 import pytest
 
 from optimizer.pass_manager import PassManager
-from optimizer.reference import run_reference
 from optimizer.testing import check_pass
 from passes.fuse_attention import FuseAttention
 from passes.remove_unused import RemoveUnused
@@ -20,7 +18,9 @@ EXPECTED = """g (float[B,4,S,8] q, float[B,4,T,8] k, float[B,4,T,8] v) => (float
 CONSTANTS = "<float half = {0.5}, float two = {2}, float[1] quarter = {0.25}>"
 
 
-def attention(scores: str, *, extra: str = "", constants: str = CONSTANTS, probabilities: str = "p = Softmax(s)") -> str:
+def attention(
+    scores: str, *, extra: str = "", constants: str = CONSTANTS, probabilities: str = "p = Softmax(s)"
+) -> str:
     """`scores` gives `s` of the product `a`."""
     interface = INTERFACE.replace("EXTRA", f", {extra}" if extra else "")
     return f"""{interface} {constants} {{
