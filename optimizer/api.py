@@ -19,7 +19,7 @@ from optimizer.versions import versions
 if TYPE_CHECKING:
     from optimizer.pass_manager import Pass
 
-__all__ = ["load", "optimize"]
+__all__ = ["load", "optimize", "pipeline_of"]
 
 _PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 
@@ -75,7 +75,7 @@ def optimize(
 
     place = Target.parse(target)
     _check_options(place, precision, calibration, memory_budget, verify, fallback, seed)
-    pipeline = _pipeline(passes, place)
+    pipeline = pipeline_of(passes, place)
     backend = get_backend(place.kind)
     prewarm(verify)
     backend.prewarm()
@@ -150,7 +150,16 @@ def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
         raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
-def _pipeline(passes: str | Sequence[Pass] | None, target: Target) -> list[Pass]:
+def pipeline_of(passes: str | Sequence[Pass] | None, target: Target) -> list[Pass]:
+    """The passes that `optimize()` runs.
+
+    Args:
+        passes: A pipeline string, a list of passes, or `None` for the target's own pipeline.
+        target: Where the model will run.
+
+    Raises:
+        PipelineError: The string is malformed or names what does not exist, or the list holds something else.
+    """
     from optimizer.pass_manager import Pass, parse_pipeline
 
     if passes is None:

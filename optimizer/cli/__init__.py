@@ -17,8 +17,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from optimizer.cli import bench, diff, inspect, optimize, passes, targets
-from optimizer.cli.command import Verb
+from optimizer.cli import bench, bisect, diff, explain, inspect, optimize, passes, targets
+from optimizer.cli.command import CheckFailedError, Verb
 from optimizer.errors import InputError, PipelineError, PrecisionError, TargetError, TersorError
 
 __all__ = ["main"]
@@ -32,6 +32,8 @@ _VERBS: dict[str, Verb] = {
     "inspect": inspect,
     "bench": bench,
     "diff": diff,
+    "bisect": bisect,
+    "explain": explain,
     "passes": passes,
     "targets": targets,
 }
@@ -50,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), BAD_USAGE)
     except TersorError as error:
         return _fail(str(error), CHECK_FAILED)
+    except CheckFailedError as failure:
+        _show(*failure.result, as_json=options.json)
+        return CHECK_FAILED
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written", INTERRUPTED)
     _show(data, text, as_json=options.json)

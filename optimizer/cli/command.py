@@ -9,11 +9,32 @@ from rich.console import RenderableType
 
 if TYPE_CHECKING:
     from optimizer.compiled import CompiledModel
+    from optimizer.pass_manager import Pass
 
-__all__ = ["Result", "Verb", "add_optimizer_options", "compile_model"]
+__all__ = [
+    "CheckFailedError",
+    "Result",
+    "Verb",
+    "add_optimizer_options",
+    "add_pipeline_option",
+    "compile_model",
+    "read_pipeline",
+]
 
 Result = tuple[Any, RenderableType]
 """What a command found: as JSON types, and to be read."""
+
+
+class CheckFailedError(Exception):
+    """A check failed: the result is shown, and the exit code says so.
+
+    Attributes:
+        result: What was found.
+    """
+
+    def __init__(self, result: Result) -> None:
+        super().__init__("a check failed")
+        self.result = result
 
 
 class Verb(Protocol):
@@ -59,3 +80,21 @@ def compile_model(options: argparse.Namespace) -> CompiledModel:
         seed=options.seed,
         progress=False if options.quiet else None,
     )
+
+
+def add_pipeline_option(parser: argparse.ArgumentParser) -> None:
+    """The passes to run."""
+    parser.add_argument("--passes", "--pipeline", help="a pipeline string (default: that of the target)")
+    parser.add_argument("--target", default="cpu", help="whose pipeline is the default (default: %(default)s)")
+
+
+def read_pipeline(options: argparse.Namespace) -> list[Pass]:
+    """The passes that the options of `add_pipeline_option` ask for.
+
+    Raises:
+        PipelineError, TargetError: There is no such pass, option or target.
+    """
+    from optimizer.api import pipeline_of
+    from optimizer.target import Target
+
+    return pipeline_of(options.passes, Target.parse(options.target))
