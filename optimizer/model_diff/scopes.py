@@ -57,7 +57,7 @@ def _from_metadata(text: str) -> Scope:
     if not isinstance(names, list):
         return ()
     modules = [str(name) for name in names[:-1] if name]
-    around = ["", *modules[:-1]]
+    around = ["", *modules][: len(modules)]
     return tuple(name.removeprefix(f"{outer}.") for outer, name in zip(around, modules, strict=True))
 
 
