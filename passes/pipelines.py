@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from optimizer.pass_manager import Fixpoint, Pass
 from passes.deduplicate_initializers import DeduplicateInitializers
+from passes.eliminate_broadcasts import EliminateBroadcasts
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from passes.eliminate_identities import EliminateIdentities
 from passes.fold_affine import FoldAffine
@@ -78,6 +79,7 @@ def cleanup() -> Fixpoint:
             LiftConstants(),
             # Before everything that matches patterns: a no-op in the middle hides them.
             EliminateIdentities(),
+            EliminateBroadcasts(),
             ReduceStrength(),
             MergeReshapes(),
             MergeTransposes(),

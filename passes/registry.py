@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optimizer.pass_manager import Pass
 from passes.deduplicate_initializers import DeduplicateInitializers
+from passes.eliminate_broadcasts import EliminateBroadcasts
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from passes.eliminate_identities import EliminateIdentities
 from passes.fold_affine import FoldAffine
@@ -32,6 +33,7 @@ __all__ = ["PASSES"]
 
 PASSES: dict[str, type[Pass]] = {
     "deduplicate-initializers": DeduplicateInitializers,
+    "eliminate-broadcasts": EliminateBroadcasts,
     "eliminate-common-subexpressions": EliminateCommonSubexpressions,
     "eliminate-identities": EliminateIdentities,
     "fold-affine": FoldAffine,

@@ -72,7 +72,8 @@ def reasons(text: str) -> list[str]:
         ),
         (
             f"""g (float[N,4,3] x) => (float[N,4,3] y) <float[3] ones = {{1,1,1}}, int64[4] split = {{0,2,2,3}},
-                int64[3] back = {{0,4,3}}> {{ {SPLIT} n = LayerNormalization<axis = 3>(r, ones) y = Reshape(n, back) }}""",
+                int64[3] back = {{0,4,3}}> {{ {SPLIT}
+                    n = LayerNormalization<axis = 3>(r, ones) y = Reshape(n, back) }}""",
             "LayerNormalization 'n' is not over all axes of a group",
         ),
     ],
