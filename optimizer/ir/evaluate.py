@@ -11,6 +11,8 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from optimizer.ir.query import int_attribute
+
 __all__ = ["evaluate"]
 
 Array = npt.NDArray[Any]
@@ -51,6 +53,8 @@ def evaluate(node: ir.Node, opset: int, inputs: Sequence[Array | None]) -> list[
         opset: The version of the operators.
         inputs: One for each input; `None` for one that is left out.
     """
+    if node.op_type == "GatherElements":
+        return _gather_elements(node, inputs)
     if node.op_type in _LOOPS_IN_PYTHON:
         return _in_onnx_runtime(node, opset, inputs)
     return _in_reference(node, opset, inputs)
@@ -68,6 +72,19 @@ def _in_reference(node: ir.Node, opset: int, inputs: Sequence[Array | None]) -> 
         except _FAILURES:
             return None
     return [np.asarray(result) for result in results]
+
+
+def _gather_elements(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array] | None:
+    """The reference implementation cannot gather from data that is larger than the indices on another axis."""
+    data, indices = inputs
+    if data is None or indices is None or data.ndim != indices.ndim:
+        return None
+    axis = int_attribute(node, "axis", 0) % data.ndim
+    same = tuple(slice(None) if i == axis else slice(size) for i, size in enumerate(indices.shape))
+    try:
+        return [np.take_along_axis(data[same], indices, axis)]
+    except _FAILURES:
+        return None
 
 
 def _in_onnx_runtime(node: ir.Node, opset: int, inputs: Sequence[Array | None]) -> list[Array] | None:

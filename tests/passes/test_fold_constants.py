@@ -160,3 +160,13 @@ def test_every_opset(opset: int) -> None:
 @given(models(families=("constants", "binary", "neutral", "reshape", "transpose", "if", "repeat")))
 def test_property(model: ir.Model) -> None:
     check_pass(FoldConstants(), model)
+
+
+def test_elements_gathered_from_larger_data() -> None:
+    """The reference implementation of ONNX cannot."""
+    assert_becomes(
+        FoldConstants(),
+        """g (float[2] x) => (float[1,2] y) <float[2,3] d = {1,2,3,4,5,6}, int64[1,2] i = {-1,0}> {
+            e = GatherElements<axis = 1>(d, i) y = Add(e, x) }""",
+        "g (float[2] x) => (float[1,2] y) <float[1,2] e = {3,1}> { y = Add(e, x) }",
+    )
