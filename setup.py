@@ -43,7 +43,12 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["optimizer", "optimizer.*", "passes", "passes.*", "backends", "backends.*"]),
-    package_data={"optimizer": ["py.typed"], "passes": ["py.typed"], "backends": ["py.typed"]},
+    package_data={
+        "optimizer": ["py.typed"],
+        "optimizer.model_diff.page": ["*.css", "*.html", "*.js", "*.txt"],
+        "passes": ["py.typed"],
+        "backends": ["py.typed"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["tersor = optimizer.cli:main"]},

@@ -126,17 +126,23 @@ class ModelDiff:
         """Indented JSON."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
+    def to_html(self) -> str:
+        """One page that shows both graphs side by side and needs nothing else."""
+        from optimizer.model_diff.page import page_of
+
+        return page_of(self)
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the data (`.json`).
+        """Write a page (`.html`) or the data (`.json`).
 
         Raises:
             InputError: The name ends in something else.
             ArtifactError: The file cannot be written; nothing is left behind.
         """
-        writers = {".json": self.to_json}
+        writers = {".html": self.to_html, ".json": self.to_json}
         target = Path(path)
         if target.suffix not in writers:
-            raise InputError(f"a diff is saved as .json, not as {str(target)!r}")
+            raise InputError(f"a diff is saved as .html or .json, not as {str(target)!r}")
         content = writers[target.suffix]()
         with atomic_write(target) as file:
             file.write(content.encode())

@@ -36,14 +36,14 @@ def test_python_blocks_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: p
     namespace = {}
     for number, code in enumerate(rest, start=2):
         exec(compile(code, f"README.md, Python block {number}", "exec"), namespace)
-    assert {path.name for path in tmp_path.iterdir()} == {"model.tersor", "model.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} == {"model.tersor", "model.onnx", "diff.html"}
     run_commands(tmp_path)
 
 
 def run_commands(folder: Path) -> None:
     """Each command of the console blocks, on the files that the Python blocks left."""
     commands = [line[2:] for block in blocks("console", README.read_text()) for line in block.splitlines()]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "tersor"

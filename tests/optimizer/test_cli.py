@@ -72,6 +72,25 @@ def test_inspect_an_onnx_model(folder: Path, tersor: Terminal) -> None:
     assert "4 nodes, 2.62 k parameters in 10.2 KiB" in out
 
 
+def test_diff_of_two_models(folder: Path, tersor: Terminal) -> None:
+    onnx.save(perceptron(hidden=128), folder / "other.onnx")
+    code, out, err = tersor("diff", "model.onnx", "other.onnx", "--html", "diff.html")
+    assert (code, err) == (0, "")
+    assert "w1: float32[32, 64] -> float32[32, 128]" in out
+    assert (folder / "diff.html").read_text().startswith("<!DOCTYPE html>")
+    assert tersor.json("diff", "model.onnx", "model.onnx")["identical"]
+
+
+def test_diff_of_a_saved_model_and_its_original(folder: Path, tersor: Terminal) -> None:
+    optimize(folder / "model.onnx", "onnx", progress=False).save(folder / "model.tersor")
+    assert tersor.json("diff", "model.tersor")["before"]["title"] == "original"
+    code, _, err = tersor("diff", "model.onnx")
+    assert (code, "name a second model" in err) == (2, True)
+    code, _, err = tersor("diff", "model.onnx", "model.tersor", "--html", "diff.txt")
+    assert (code, "--html must name an .html file" in err) == (2, True)
+    assert tersor("diff", "model.onnx", "missing.onnx")[0] == 1
+
+
 def test_inspect_a_saved_model(folder: Path, tersor: Terminal) -> None:
     optimize(folder / "model.onnx", "onnx", progress=False).save(folder / "model.tersor")
     facts = tersor.json("inspect", "model.tersor")
