@@ -10,14 +10,38 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, tirx
 
+from backends.relax.attribution import Attribution, label
 from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name, element_name
 from backends.relax.partition import Segment, captured, reads, segments
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Step, Value, WeightSpec
 from backends.relax.size_formula import formula
 from backends.relax.values import Packed, PanelChoice, Refused, Result, static_int
+from backends.relax.walk import emit_nodes
 
 _T = relax.transform
+
+_AS_KERNELS = tvm.transform.Sequential(
+    [
+        _T.CanonicalizeBindings(),
+        _T.EliminateCommonSubexpr(),
+        _T.LegalizeOps(skip_ops=["relax.reshape"]),  # it stays a view
+        _T.AnnotateTIROpPattern(),
+    ]
+)
+_BEFORE_SCHEDULES = (_T.DeadCodeElimination(), _T.BundleModelParams(), _T.RewriteDataflowReshape())
+_AFTER_SCHEDULES = (
+    _T.ToNonDataflow(),
+    _T.RemovePurityChecking(),
+    _T.CallTIRRewrite(),
+    _T.StaticPlanBlockMemory(),
+    _T.LowerAllocTensor(),
+    _T.KillAfterLastUse(),
+    _T.LowerRuntimeBuiltin(),
+    _T.ComputePrimValue(),
+    _T.VMShapeLower(),
+    _T.AttachGlobalSymbol(),
+)
 
 
 class RefusedNodes(Exception):
@@ -70,8 +94,10 @@ class Builder:
             raise RefusedNodes({n.name or n.op_type: f"{n.op_type}: {why}" for n, why in self.reasons.items()})
         module = relax.BlockBuilder()
         steps = self._emit(module, segments(nodes, set(self.reasons)))
-        if any(s.engine == RELAX for s in steps):
-            _compile(module.get(), target, self.schedule, library)
+        kernels = {s.entry: s.nodes for s in steps if s.engine == ONNXRUNTIME}
+        compiled = {s.entry: s.nodes for s in steps if s.engine == RELAX}
+        if compiled:
+            kernels |= _compile(module.get(), target, self.schedule, library, Attribution(compiled))
         weights = [
             WeightSpec(p.source, p.transform, dict(p.options), list(p.shape), p.dtype)
             for p in self.table  # insertion order
@@ -81,6 +107,7 @@ class Builder:
             [_value(v) for v in self.graph.outputs],
             steps,
             weights,
+            kernels=kernels,
             derived={v.name: formula(e) for v, e in self.definitions.items()},
         )
 
@@ -97,7 +124,7 @@ class Builder:
             with emitter.builder.dataflow():
                 for value in self.graph.inputs:
                     self._bind_placeholder(emitter, value)
-                emitter.run(nodes, refuse)
+                emit_nodes(emitter, nodes, refuse)
                 self._check_outputs(emitter, refuse)
                 found = ((v, emitter.without_tensor(v)) for n in nodes for v in n.outputs)
                 self.known = {v: result for v, result in found if result is not None}
@@ -178,8 +205,8 @@ class Builder:
                         emitter.bind(value, self.known[value])
                 computed = [v for v in inputs if v not in self.known]
                 bound = [(v, var) for v in computed if (var := self._bind_placeholder(emitter, v)) is not None]
-                emitter.run(part.nodes, refuse)
-                results = module.emit_output(relax.Tuple([emitter.x(v) for v in outputs]))
+                emit_nodes(emitter, part.nodes, refuse)
+                results = module.emit_output(relax.Tuple([_output(emitter, part, v) for v in outputs]))
             sizes = relax.Var("sizes", relax.ShapeType([*self.sizes.values(), *self.definitions]))
             params = [var for _, var in bound]
             module.emit_func_output(results, params=[*params, sizes, *emitter.packed.values()])
@@ -211,6 +238,13 @@ def size_name(value: ir.Value, axis: int) -> str:
     return name if isinstance(name, str) and name.isidentifier() else f"{value.name}.{axis}"
 
 
+def _output(emitter: Emitter, part: Segment, value: ir.Value) -> relax.Var:
+    """An output in ONNX's axis order; a transposition that this takes is its producer's."""
+    producer = value.producer()
+    emitter.label = "" if producer is None else label(part.nodes.index(producer))
+    return emitter.x(value)
+
+
 def _value(value: ir.Value) -> Value:
     tensor = isinstance(value.type, ir.TensorType)
     dtype = element_name(value.dtype) if tensor and value.dtype is not None else _type_name(value.type)
@@ -227,35 +261,23 @@ def _type_name(kind: ir.TypeProtocol | None) -> str:
     return "" if kind is None else f"tensor({kind.dtype.name.lower()})"
 
 
-def _compile(module: tvm.IRModule, target: tvm.target.Target, schedule: tvm.transform.Pass, library: Path) -> None:
-    """Fuse, schedule, plan the memory, generate code."""
+def _compile(
+    module: tvm.IRModule,
+    target: tvm.target.Target,
+    schedule: tvm.transform.Pass,
+    library: Path,
+    attribution: Attribution,
+) -> dict[str, list[str]]:
+    """Fuse, schedule, plan the memory, generate code; gives the nodes that each kernel computes."""
     with target:
-        module = tvm.transform.Sequential(
-            [
-                _T.CanonicalizeBindings(),
-                _T.EliminateCommonSubexpr(),
-                _T.LegalizeOps(skip_ops=["relax.reshape"]),  # it stays a view
-                _T.AnnotateTIROpPattern(),
-                _T.FuseOps(),
-                _T.FuseTIR(),
-                _T.DeadCodeElimination(),
-                _T.BundleModelParams(),
-                _T.RewriteDataflowReshape(),
-                schedule,
-                _T.ToNonDataflow(),
-                _T.RemovePurityChecking(),
-                _T.CallTIRRewrite(),
-                _T.StaticPlanBlockMemory(),
-                _T.LowerAllocTensor(),
-                _T.KillAfterLastUse(),
-                _T.LowerRuntimeBuiltin(),
-                _T.ComputePrimValue(),
-                _T.VMShapeLower(),
-                _T.AttachGlobalSymbol(),
-            ]
-        )(module)
+        module = _AS_KERNELS(module)
+        attribution.emitted(module)
+        module = _T.FuseOps()(module)
+        kernels = attribution.fused(module)
+        module = tvm.transform.Sequential([_T.FuseTIR(), *_BEFORE_SCHEDULES, schedule, *_AFTER_SCHEDULES])(module)
         executable = relax.build(module, target, relax_pipeline=None)
     executable.export_library(str(library))
+    return kernels
 
 
 __all__ = ["Builder", "RefusedNodes", "size_name", "static_int"]

@@ -27,7 +27,6 @@ from backends.relax.forms import (
 )
 from backends.relax.packing import carried
 from backends.relax.plan import Check
-from backends.relax.registry import emitters
 from backends.relax.tensor_call import tensor_call
 from backends.relax.values import (
     ChannelsLast,
@@ -40,7 +39,6 @@ from backends.relax.values import (
     prim,
     static_int,
 )
-from backends.relax.walk import emit_node
 
 _MAX_INTS = 64  # Integer tensors of at most so many elements are followed symbolically.
 
@@ -59,6 +57,7 @@ class Emitter:
 
     Attributes:
         packed: the weights that the emitted nodes take, in the order in which they were first asked for.
+        label: what the variables are called that the current node makes; see `backends.relax.attribution`.
         checks: what the emitted nodes need of the sizes, and only the run can tell.
     """
 
@@ -80,6 +79,7 @@ class Emitter:
         self.packed: dict[Packed, relax.Var] = {}
         self._slots: dict[ir.Value, Slot] = {}
         self.checks: list[Check] = []
+        self.label = ""
         self.kernel_name = "kernel"
         self.node_name = ""
 
@@ -260,12 +260,12 @@ class Emitter:
         """Bind an expression to a variable (and infer its type)."""
         if isinstance(expr, relax.Var):
             return expr
-        return self.builder.emit(expr)
+        return self.builder.emit(expr, self.label)
 
     def te(self, function: Callable[..., te.Tensor], *args: object, **kwargs: object) -> relax.Var:
         """Emit a kernel described by a tensor expression over the arguments."""
         name = kwargs.pop("primfunc_name_hint", self.kernel_name)
-        return self.builder.emit(tensor_call(self.builder, function, args, kwargs, name=str(name)))
+        return self.emit(tensor_call(self.builder, function, args, kwargs, name=str(name)))
 
     def kernel(
         self, name: str, function: tirx.PrimFunc, args: Sequence[relax.Expr], out: relax.Type | list[relax.Type]
@@ -275,7 +275,7 @@ class Emitter:
         The function may carry the attribute `op_pattern` (TVM's `OpPatternKind`) to take part in fusion.
         """
         var = self.builder.add_func(function, name)
-        return self.builder.emit(relax.call_tir(var, list(args), out))
+        return self.emit(relax.call_tir(var, list(args), out))
 
     def elementwise(self, values: Sequence[ir.Value | None], function: Callable[..., relax.Expr]) -> Result:
         """Apply an element-wise function, with ONNX's broadcasting, in the axis order in which the operands lie."""
@@ -304,15 +304,6 @@ class Emitter:
         Equal expressions give the same symbol. A constant or a symbol stays what it is.
         """
         return named_size(self.definitions, expr)
-
-    def run(self, nodes: Sequence[ir.Node], on_refused: Callable[[ir.Node, str], None]) -> None:
-        """Emit the nodes in order; a refused one is reported and its outputs become unknown."""
-        table = emitters()
-        for node in nodes:
-            try:
-                emit_node(self, node, table)
-            except Refused as refusal:
-                on_refused(node, refusal.reason)
 
     def forget(self, value: ir.Value) -> None:
         """Make a value unknown again."""

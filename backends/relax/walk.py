@@ -1,18 +1,31 @@
-"""Emit one node: find its emitter, bind what it gives, and hold the types against the model's."""
+"""Emit the nodes of a segment: find the emitter of each, bind what it gives, and hold the types against the model's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import tvm
 
+from backends.relax.attribution import label
 from backends.relax.forms import dtype_name
+from backends.relax.registry import emitters
 from backends.relax.values import Refused
 
 if TYPE_CHECKING:
     from backends.relax.emitter import Emitter
+
+
+def emit_nodes(ctx: Emitter, nodes: Sequence[ir.Node], on_refused: Callable[[ir.Node, str], None]) -> None:
+    """Emit the nodes in order; a refused one is reported and its outputs become unknown."""
+    table = emitters()
+    for position, node in enumerate(nodes):
+        ctx.label = label(position)
+        try:
+            emit_node(ctx, node, table)
+        except Refused as refusal:
+            on_refused(node, refusal.reason)
 
 
 def emit_node(ctx: Emitter, node: ir.Node, table: Mapping[tuple[str, str], Callable[..., object]]) -> None:
