@@ -3,8 +3,8 @@
     Mul(Conv(x, W, b), c)  ->  Conv(x, W * c, b * c)         also Div
     Add(Conv(x, W, b), c)  ->  Conv(x, W, b + c)             also Sub, from either side
 
-The layer is a Conv, ConvTranspose or Gemm; a MatMul by a matrix takes a factor only, since ONNX has no place for a
-bias in it. It is done when
+The layer is a Conv, ConvTranspose or Gemm, or a BatchNormalization outside training; a MatMul by a matrix takes a
+factor only, since ONNX has no place for a bias in it. It is done when
 
 1. `c` is constant and finite, and is one number or one for each channel: it does not stretch the shape;
 2. the layer's weight and bias are constant, and nothing else uses the weight (a second copy of it would be needed);
@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope, rewrite_nodes
-from optimizer.ir.linear import Linear, Vector, linear_before
+from optimizer.ir.linear import Linear, Normalization, Vector, linear_before, normalization_before
 from optimizer.ir.query import array, is_op
 from optimizer.pass_manager import Pass
 
@@ -40,7 +40,7 @@ def _fold(editor: Editor, scope: Scope, node: ir.Node) -> None:
     if not is_op(node, "Mul", "Div", "Add", "Sub") or len(node.inputs) != 2:
         return
     for index in (0, 1):
-        layer = linear_before(node, index)
+        layer = linear_before(node, index) or normalization_before(editor, scope, node, index)
         if layer is None:
             continue
         affine = _scale_and_shift(node, layer, layer_is_left=index == 0)
@@ -53,7 +53,9 @@ def _fold(editor: Editor, scope: Scope, node: ir.Node) -> None:
         return
 
 
-def _scale_and_shift(node: ir.Node, layer: Linear, *, layer_is_left: bool) -> tuple[Vector, Vector | None] | None:
+def _scale_and_shift(
+    node: ir.Node, layer: Linear | Normalization, *, layer_is_left: bool
+) -> tuple[Vector, Vector | None] | None:
     operand = _per_channel(node.inputs[1 if layer_is_left else 0], layer)
     if operand is None:
         return None
@@ -69,7 +71,7 @@ def _scale_and_shift(node: ir.Node, layer: Linear, *, layer_is_left: bool) -> tu
             return (one, -operand) if layer_is_left else (-one, operand)
 
 
-def _per_channel(value: ir.Value | None, layer: Linear) -> Vector | None:
+def _per_channel(value: ir.Value | None, layer: Linear | Normalization) -> Vector | None:
     """The constant as one number for each channel of the layer's output."""
     elements = array(value)
     if elements is None or elements.ndim > layer.least_output_rank or elements.dtype != layer.weight.dtype:

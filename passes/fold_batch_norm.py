@@ -19,8 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope, rewrite_nodes
-from optimizer.ir.linear import Linear, Vector, linear_before
-from optimizer.ir.query import array, float_attribute, int_attribute, is_op
+from optimizer.ir.linear import Linear, Vector, is_inference, linear_before
+from optimizer.ir.query import array, float_attribute, is_op
 from optimizer.pass_manager import Pass
 
 __all__ = ["FoldBatchNorm"]
@@ -36,7 +36,7 @@ class FoldBatchNorm(Pass):
 
 
 def _fold(editor: Editor, scope: Scope, node: ir.Node) -> None:
-    if not is_op(node, "BatchNormalization") or not _is_inference(scope, node):
+    if not is_op(node, "BatchNormalization") or not is_inference(scope, node):
         return
     layer = linear_before(node, 0)
     affine = _scale_and_shift(node)
@@ -59,16 +59,6 @@ def _fold_into_matmul(editor: Editor, scope: Scope, node: ir.Node, layer: Linear
     bias = editor.constant(scope, layer.node, f"{node.outputs[0].name}_bias", shift.astype(layer.weight.dtype))
     editor.substitute(layer.node, product)
     editor.substitute(node, ir.node("Add", inputs=[product.outputs[0], bias]))
-
-
-def _is_inference(scope: Scope, node: ir.Node) -> bool:
-    used = [output for output in node.outputs[1:] if output.uses() or output.is_graph_output()]
-    if used or len(node.inputs) != 5 or scope.opset < 7:
-        return False
-    # Up to opset 13 several outputs meant training; up to opset 8 the statistics could be those of single elements.
-    if scope.opset < 14 and len([output for output in node.outputs if output.name]) > 1:
-        return False
-    return not int_attribute(node, "training_mode", 0) and int_attribute(node, "spatial", 1) == 1
 
 
 def _scale_and_shift(node: ir.Node) -> tuple[Vector, Vector] | None:

@@ -9,6 +9,9 @@ fall away
    with the node; it is written at each constant that is a growth, so that the cap holds for a model however often the
    pass runs. So a `ConstantOfShape`, `Expand` or `Tile` that blows up stays.
 
+A `ConstantOfShape` that is the weight of a layer is folded whatever its size, and counts for no growth: it is how a
+file without its weights is written, and nothing can be folded into a layer whose weight is not constant.
+
 `DequantizeLinear` is never folded: its input is the small form of the weight, and backends compute with it.
 A default of an input is not constant.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,7 +29,7 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope, rewrite_nodes
 from optimizer.ir.evaluate import evaluate
-from optimizer.ir.query import RANDOM_OPERATORS, constant, is_op
+from optimizer.ir.query import RANDOM_OPERATORS, constant, input_at, is_op, known_ints
 from optimizer.ir.walk import all_graphs, subgraphs
 from optimizer.pass_manager import Pass
 
@@ -34,6 +38,9 @@ __all__ = ["FoldConstants"]
 _KEPT = frozenset({"Constant", "DequantizeLinear", "Optional", "SequenceConstruct", "SequenceEmpty", *RANDOM_OPERATORS})
 _SHRINKING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 """Operators whose outputs have a size that depends on the elements, but are not much larger than their inputs."""
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LARGEST_WEIGHT = 2**28
+"""Elements; a file with a larger weight is broken rather than light."""
 _GROWTH = "tersor.growth"
 
 
@@ -73,6 +80,8 @@ def _fold(budget: _Budget, editor: Editor, scope: Scope, node: ir.Node) -> None:
     if not is_op(node, node.op_type) or node.op_type in _KEPT or next(subgraphs(node), None) is not None:
         return
     tensors = [constant(value) for value in node.inputs]
+    if _fold_weight(editor, scope, node):
+        return
     if any(tensor is None and value is not None for tensor, value in zip(tensors, node.inputs, strict=True)):
         return
     if any(tensor is not None and tensor.dtype == ir.DataType.STRING for tensor in tensors):
@@ -92,6 +101,21 @@ def _fold(budget: _Budget, editor: Editor, scope: Scope, node: ir.Node) -> None:
     budget.left += released - max(growth, 0)
     _replace(editor, scope, node, results, max(growth, 0))
     _drop(freed)
+
+
+def _fold_weight(editor: Editor, scope: Scope, node: ir.Node) -> bool:
+    """Make a tensor of one number that a layer multiplies by, without taking memory for it."""
+    sizes = known_ints(input_at(node, 0)) if is_op(node, "ConstantOfShape") else None
+    value = node.outputs[0]
+    users = [(user, index) for user, index in value.uses()]
+    if not sizes or not users or value.is_graph_output() or scope.in_function:
+        return False
+    if not all(is_op(user, *_LAYERS) and index > 0 for user, index in users) or math.prod(sizes) > _LARGEST_WEIGHT:
+        return False
+    attribute = node.attributes.get("value")
+    number = np.zeros(1, np.float32) if attribute is None else attribute.as_tensor().numpy()
+    editor.fold(scope, node, [np.broadcast_to(number.reshape(()), sizes)])
+    return True
 
 
 def _freed(node: ir.Node) -> list[ir.Value]:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.query import FLOATS, constant, float_attribute, input_at, int_attribute, is_op, only_user
 
-__all__ = ["Linear", "linear_before"]
+__all__ = ["Linear", "Normalization", "is_inference", "linear_before", "normalization_before"]
 
 Vector = npt.NDArray[np.float64]
 
@@ -93,6 +93,78 @@ class Linear:
         old = input_at(self.node, index)
         name = old.name if old is not None else f"{self.node.outputs[0].name}_{kind}"
         return editor.constant(scope, self.node, name, content)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """A BatchNormalization outside training with a constant scale and bias; it scales and shifts channels too.
+
+    Attributes:
+        node: The normalization.
+        weight: The scale, `[O]`.
+        bias: `[O]`.
+        rank: The number of axes of the output.
+    """
+
+    node: ir.Node
+    weight: npt.NDArray[Any]
+    bias: Vector
+    rank: int
+
+    @property
+    def channels(self) -> int:
+        """`O`."""
+        return len(self.weight)
+
+    @property
+    def channel_axis_from_end(self) -> int:
+        """Which axis of the output the channels are, counted from the end: 1 is the last."""
+        return self.rank - 1
+
+    @property
+    def least_output_rank(self) -> int:
+        """How many axes the output has at least: a constant with more of them would give it more."""
+        return self.rank
+
+    def scaled(self, editor: Editor, scope: Scope, scale: Vector, shift: Vector | None) -> ir.Node | None:
+        """A node that gives `scale * y + shift` where this one gives `y`, as in `Linear`."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            weight = (self.weight.astype(np.float64) * scale).astype(self.weight.dtype)
+            bias = (self.bias * scale + (0 if shift is None else shift)).astype(self.weight.dtype)
+        if not (np.isfinite(weight.astype(np.float64)).all() and np.isfinite(bias.astype(np.float64)).all()):
+            return None
+        inputs = list(self.node.inputs)
+        for index, content in ((1, weight), (2, bias)):
+            old = inputs[index]
+            inputs[index] = editor.constant(scope, self.node, None if old is None else old.name, content)
+        return ir.Node("", self.node.op_type, inputs, self.node.attributes.copy(), version=self.node.version)
+
+
+def normalization_before(editor: Editor, scope: Scope, user: ir.Node, index: int) -> Normalization | None:
+    """The normalization that gives an input of `user` and of no other node, when it can be changed."""
+    value = input_at(user, index)
+    node = None if value is None else value.producer()
+    if value is None or node is None or node.graph is not user.graph or only_user(value) is not user:
+        return None
+    if not is_op(node, "BatchNormalization") or not is_inference(scope, node):
+        return None
+    scale, bias, dims = constant(input_at(node, 1)), constant(input_at(node, 2)), editor.shapes.dims(node.inputs[0])
+    if scale is None or bias is None or dims is None or len(dims) < 2 or scale.dtype not in FLOATS:
+        return None
+    if len(scale.shape) != 1 or scale.shape != bias.shape:
+        return None
+    return Normalization(node, scale.numpy(), bias.numpy().astype(np.float64), len(dims))
+
+
+def is_inference(scope: Scope, node: ir.Node) -> bool:
+    """Whether a BatchNormalization uses given statistics, one for each channel, and only its first output is used."""
+    used = [output for output in node.outputs[1:] if output.uses() or output.is_graph_output()]
+    if used or len(node.inputs) != 5 or scope.opset < 7:
+        return False
+    # Up to opset 13 several outputs meant training; up to opset 8 the statistics could be those of single elements.
+    if scope.opset < 14 and len([output for output in node.outputs if output.name]) > 1:
+        return False
+    return not int_attribute(node, "training_mode", 0) and int_attribute(node, "spatial", 1) == 1
 
 
 def linear_before(user: ir.Node, index: int) -> Linear | None:

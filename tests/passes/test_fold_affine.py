@@ -136,6 +136,36 @@ def test_stays(text: str) -> None:
     assert not FoldAffine()(read(text)).modified
 
 
+NORM = """g (float[N,2,3,3] x) => (float[N,2,3,3] y) <float[2] s = {S}, float[2] b = {B}, float[2] m = {1,2},
+    float[2] v = {3,4}, float[2,1,1] k = {2,3}, float[3] row = {1,2,3}> { NODES }"""
+
+
+def norm(nodes: str, scale: str = "1,2", bias: str = "3,4") -> str:
+    return NORM.replace("S}", scale + "}", 1).replace("B}", bias + "}", 1).replace("NODES", nodes)
+
+
+@pytest.mark.parametrize(
+    ("node", "scale", "bias"),
+    [("Mul(a, k)", "2,6", "6,12"), ("Add(k, a)", "1,2", "5,7"), ("Sub(k, a)", "-1,-2", "-1,-1")],
+)
+def test_batch_normalization(node: str, scale: str, bias: str) -> None:
+    before = norm(f"a = BatchNormalization(x, s, b, m, v) y = {node}")
+    assert_becomes(FoldAffine(), before, norm("y = BatchNormalization(x, s, b, m, v)", scale, bias))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a = BatchNormalization(x, s, b, m, v) y = Mul(a, row)",  # along another axis
+        "a = BatchNormalization(x, s, b, m, v) c = Mul(a, k) y = Sub(a, c)",  # another user
+        "t = Neg(s) u = Exp(t) a = BatchNormalization(x, u, b, m, v) y = Mul(a, k)",  # the scale is not constant
+        "a, n, w = BatchNormalization<training_mode = 1>(x, s, b, m, v) y = Mul(a, k)",
+    ],
+)
+def test_batch_normalization_stays(nodes: str) -> None:
+    assert not FoldAffine()(read(norm(nodes))).modified
+
+
 def test_a_convolution_that_is_an_output_stays() -> None:
     assert_stays(
         FoldAffine(),

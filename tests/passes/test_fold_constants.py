@@ -170,3 +170,19 @@ def test_elements_gathered_from_larger_data() -> None:
             e = GatherElements<axis = 1>(d, i) y = Add(e, x) }""",
         "g (float[2] x) => (float[1,2] y) <float[1,2] e = {3,1}> { y = Add(e, x) }",
     )
+
+
+WEIGHT = """g (float[N,9] x) => (float[N,7] y, OTHER) <int64[2] s = {9,7}> {
+    w = ConstantOfShape<value = float[1] {0.5}>(s) z = USE y = Gemm(x, w) }"""
+
+
+def test_the_weight_of_a_layer_is_folded_whatever_its_size() -> None:
+    text = WEIGHT.replace("OTHER", "float[N,9] z").replace("USE", "Relu(x)")
+    model = check_pass(FoldConstants(max_growth_bytes=0), read(text))
+    assert [node.op_type for node in model.graph] == ["Relu", "Gemm"]
+
+
+@pytest.mark.parametrize(("use", "shape"), [("Relu(w)", "9,7"), ("Gemm<transB = 1>(w, w)", "9,9")])
+def test_what_is_not_only_a_weight_counts_as_growth(use: str, shape: str) -> None:
+    text = WEIGHT.replace("OTHER", f"float[{shape}] z").replace("USE", use)
+    assert_stays(FoldConstants(max_growth_bytes=0), text)
