@@ -10,7 +10,7 @@ CODE   := optimizer passes backends models benchmarks examples tests
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lint types layers fuzz clean
+.PHONY: help demo test test-slow bench lint types layers fuzz generated clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,6 +26,9 @@ test-slow: $(VENV)/dev.stamp ## The long tests: conformance, fuzzing, every mode
 
 fuzz: $(VENV)/dev.stamp ## 5,000 mutated model files through optimize(), with the counts
 	$(BIN)/python -m tests.fuzz --count 5000 --jobs $(JOBS)
+
+generated: $(VENV)/dev.stamp ## 20,000 generated graphs through the default pipeline and the CPU backend
+	$(BIN)/python -m tests.generated --count 20000 --jobs $(JOBS)
 
 bench: $(VENV)/demo.stamp ## Latency, optimize() time and peak memory beside ONNX Runtime, into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.suite --write

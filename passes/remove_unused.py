@@ -33,9 +33,9 @@ class RemoveUnused(Pass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove everything that is dead, in one backward walk."""
         editor = Editor(model)
-        modified = _remove_functions(model)
         for graph in top_graphs(model):
             _sweep(editor, graph)
+        modified = _remove_functions(model)  # after the calls that nothing uses
         for graph in all_graphs(model):
             modified |= _remove_initializers(graph)
         return ir.passes.PassResult(model, modified or editor.modified)

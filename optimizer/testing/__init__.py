@@ -11,6 +11,6 @@ Needs the extra `tersor[testing]`.
 """
 
 from optimizer.testing.checks import check_pass, difference
-from optimizer.testing.strategies import FAMILIES, models
+from optimizer.testing.strategies import DTYPES, FAMILIES, models
 
-__all__ = ["FAMILIES", "check_pass", "difference", "models"]
+__all__ = ["DTYPES", "FAMILIES", "check_pass", "difference", "models"]

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 
 from optimizer.pass_manager import Pass
-from optimizer.testing import FAMILIES, check_pass, difference, models
+from optimizer.reference import Oracle
+from optimizer.testing import DTYPES, FAMILIES, check_pass, difference, models
 
 _count = itertools.count()
 
@@ -122,23 +123,37 @@ def test_difference_shows_the_lines() -> None:
 @given(models())
 def test_models_are_valid(built: ir.Model) -> None:
     onnx.checker.check_model(ir.to_proto(built), full_check=True)
-    assert all(value.shape is not None and value.shape[0] == "N" for value in built.graph.inputs)
+    assert all(value.shape is not None and value.shape[0] in ("N", 2) for value in built.graph.inputs)
 
 
 OPERATORS = {
+    "attention": {"Attention"},
+    "attention-parts": {"MatMul", "Softmax", "Transpose"},
     "binary": {"Add", "Mul", "Sub"},
     "casts": {"Cast"},
+    "clip": {"Clip"},
+    "compare": {"Greater", "Where"},
     "concat-split": {"Concat", "Split"},
     "constants": {"Mul"},
     "conv": {"BatchNormalization", "Conv"},
     "expand": {"Expand"},
+    "function": {"Twice"},
+    "gather": {"Gather"},
+    "gelu-parts": {"Erf", "Pow", "Tanh"},
     "gemm": {"Gemm"},
     "identity": {"Dropout", "Identity", "Pad", "Slice"},
     "if": {"If"},
+    "loop": {"Loop"},
     "matmul": {"MatMul"},
     "neutral": {"Add", "Div", "Mul", "Sub"},
+    "norm": {"LayerNormalization"},
+    "norm-parts": {"Pow", "Reciprocal", "ReduceMean", "Sqrt"},
+    "pool": {"AveragePool", "MaxPool"},
+    "reduce": {"ReduceMean", "ReduceSum"},
     "repeat": set(),
     "reshape": {"Flatten", "Reshape"},
+    "slice": {"Slice"},
+    "softmax": {"LogSoftmax", "Softmax"},
     "squeeze": {"Squeeze"},
     "transpose": {"Transpose"},
     "unary": {"Relu", "Tanh"},
@@ -157,3 +172,25 @@ def test_every_family_gives_its_operators(family: str) -> None:
 
     collect()
     assert found >= OPERATORS[family]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_models_of_each_type_are_valid_and_run(dtype: ir.DataType) -> None:
+    @settings(max_examples=15, derandomize=True, deadline=None, database=None)
+    @given(models(dtypes=[dtype]))
+    def run(built: ir.Model) -> None:
+        onnx.checker.check_model(ir.to_proto(built), full_check=True)
+        assert all(value.dtype == dtype for value in built.graph.inputs)
+        assert Oracle(built, seed=0).outputs
+
+    run()
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_sizes_can_be_numbers_or_symbols(static: bool) -> None:
+    @settings(max_examples=10, derandomize=True, deadline=None, database=None)
+    @given(models(static=static))
+    def look(built: ir.Model) -> None:
+        assert all(isinstance(value.shape[0], int) == static for value in built.graph.inputs if value.shape)
+
+    look()

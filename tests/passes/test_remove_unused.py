@@ -90,3 +90,16 @@ def test_property(model: ir.Model) -> None:
     result = check_pass(RemoveUnused(), model)
     for node in result.graph:
         assert any(output.uses() or output.is_graph_output() for output in node.outputs)
+
+
+def test_a_function_goes_with_its_last_call() -> None:
+    """In one run: the call is dead, and then so is the function."""
+    result = check_pass(
+        RemoveUnused(),
+        read(
+            """g (float[2] x) => (float[2] y) { a = local.f(x) y = Neg(x) }
+            <domain: "local", opset_import: ["" : 23, "local" : 1]> f (p) => (q) { q = local.h(p) }
+            <domain: "local", opset_import: ["" : 23]> h (p) => (q) { q = Abs(p) }"""
+        ),
+    )
+    assert not result.functions
