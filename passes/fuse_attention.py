@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -30,7 +29,7 @@ from optimizer.ir.edit import Editor, Scope, rewrite_nodes
 from optimizer.ir.query import is_op
 from optimizer.pass_manager import Pass
 from passes.attention.absorb import absorb
-from passes.attention.build import NotFused, Place
+from passes.attention.build import NotFused, Place, sweep
 from passes.attention.heads import check_heads, source_of
 from passes.attention.masks import check_masks, fit_mask, make_mask
 from passes.attention.pack import pack_heads
@@ -89,9 +88,7 @@ def _replace(editor: Editor, scope: Scope, found: Match) -> None:
     if operands.missing:
         new = place.behind(attention, "Squeeze", operands.missing)
     editor.substitute(found.last, new, [*found.nodes, *passed])
-    for node in itertools.chain(reversed(found.nodes[:-1]), *(source.passed for source in sources)):
-        if node.graph is not None:
-            editor.remove_if_unused(node)
+    sweep(editor, [*found.nodes, *passed])
 
 
 def _at_attention(step: Callable[[Editor, Scope, ir.Node], None], editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -20,6 +20,7 @@ from passes.fuse_gemm import FuseGemm
 from passes.fuse_group_norm import FuseGroupNorm
 from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
+from passes.fuse_rotary_embedding import FuseRotaryEmbedding
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
@@ -52,6 +53,8 @@ def default_pipeline(target_kind: str) -> list[Pass]:
         # Before any work is spent on what is not needed.
         RemoveUnused(),
         cleanup(),
+        # Before fuse-attention: a rotation can be passed by where the heads are cut out, when it is one node.
+        FuseRotaryEmbedding(),
         # After the clean-up: it knows masks, scales and views in one form each, and constants as such.
         FuseAttention(),
         # Once more: masks and shapes that every layer has made for itself become one.

@@ -17,6 +17,7 @@ from passes.fuse_gemm import FuseGemm
 from passes.fuse_group_norm import FuseGroupNorm
 from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
+from passes.fuse_rotary_embedding import FuseRotaryEmbedding
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
@@ -46,6 +47,7 @@ PASSES: dict[str, type[Pass]] = {
     "fuse-group-norm": FuseGroupNorm,
     "fuse-layer-norm": FuseLayerNorm,
     "fuse-rms-norm": FuseRmsNorm,
+    "fuse-rotary-embedding": FuseRotaryEmbedding,
     "infer-shapes": InferShapes,
     "inline-functions": InlineFunctions,
     "lift-constants": LiftConstants,

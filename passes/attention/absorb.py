@@ -16,7 +16,7 @@ from optimizer.ir.shape_info import Dims
 from optimizer.ir.shapes import Shapes
 from optimizer.ir.symbolic import Dim
 from optimizer.ir.views import chain_back, nearest, stages_of
-from passes.attention.build import Place
+from passes.attention.build import Place, sweep
 from passes.attention.causal import causal_bias_offset, causal_offset
 from passes.attention.heads import source_of
 
@@ -77,8 +77,9 @@ def _take_groups(editor: Editor, scope: Scope, node: ir.Node) -> None:
         found = nearest(stages, axes if len(axes) == 4 else (*axes[:2], *axes[3:]))
         if found is None:
             return
-        passed += [n for v in chain_back(given) if (n := v.producer()) is not None and is_op(n, "Reshape", "Expand")]
         stage, steps = found
+        repeating = [given, *chain_back(given)[1:2], *(kept.value for kept in stages[:stage])]
+        passed += [n for v in repeating if v is not stages[stage].value and (n := v.producer()) is not None]
         new[index] = Place(editor, scope, node, passed).walk(stages[stage].value, steps)
     _give(editor, node, new, passed)
 
@@ -195,6 +196,4 @@ def _give(editor: Editor, node: ir.Node, inputs: dict[int, ir.Value | None], pas
         node.replace_input_with(index, value)
     inherit(node, passed)
     editor.modified = True
-    for old in passed:
-        if old.graph is not None:
-            editor.remove_if_unused(old)
+    sweep(editor, passed)

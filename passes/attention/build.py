@@ -11,11 +11,26 @@ from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.provenance import inherit
 from optimizer.ir.views import Step
 
-__all__ = ["NotFused", "Place"]
+__all__ = ["NotFused", "Place", "sweep"]
 
 
 class NotFused(Exception):
     """A place that looks like what the fusion is for, and is not; the text is the reason."""
+
+
+def sweep(editor: Editor, nodes: Iterable[ir.Node]) -> None:
+    """Take out those of the nodes that nothing uses any more, and what only they have used.
+
+    A user that is left behind, if only to ask for a shape, would keep what feeds it from being simplified.
+    """
+    waiting = dict.fromkeys(nodes)
+    while waiting:
+        node, _ = waiting.popitem()
+        if node.graph is None or any(output.uses() or output.is_graph_output() for output in node.outputs):
+            continue
+        feeding = [given.producer() for given in node.inputs if given is not None]
+        editor.remove(node)
+        waiting.update((producer, None) for producer in feeding if producer is not None)
 
 
 class Place:

@@ -33,7 +33,7 @@ from optimizer.ir.views import (
     steps_between,
     viewed,
 )
-from passes.attention.build import Place
+from passes.attention.build import Place, sweep
 
 __all__ = ["pack_heads"]
 
@@ -91,9 +91,7 @@ def pack_heads(editor: Editor, scope: Scope, node: ir.Node) -> None:
     attributes += [ir.AttrInt64("q_num_heads", query_heads), ir.AttrInt64("kv_num_heads", key_heads)]
     new = ir.Node("", "Attention", inputs, attributes, num_outputs=len(node.outputs), version=node.version)
     _put(editor, place, node, new, result)
-    for old in passed:
-        if old.graph is not None:
-            editor.remove_if_unused(old)
+    sweep(editor, passed)
 
 
 def _heads_and_size(shapes: Shapes, value: ir.Value | None) -> tuple[int, int] | None:
