@@ -18,6 +18,7 @@ from passes.fuse_attention import FuseAttention
 from passes.fuse_gelu import FuseGelu
 from passes.fuse_gemm import FuseGemm
 from passes.fuse_group_norm import FuseGroupNorm
+from passes.fuse_hard_swish import FuseHardSwish
 from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
 from passes.fuse_rotary_embedding import FuseRotaryEmbedding
@@ -31,6 +32,7 @@ from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
 from passes.simplify_shapes import SimplifyShapes
 from passes.unflatten_matmul import UnflattenMatmul
+from passes.unflatten_softmax import UnflattenSoftmax
 from passes.unpack_sequences import UnpackSequences
 
 __all__ = ["cleanup", "default_pipeline"]
@@ -88,8 +90,10 @@ def cleanup() -> Fixpoint:
             MergeTransposes(),
             # Before the fusions: it leaves one way to write a layer. After merge-reshapes: a shape is said in one step.
             UnflattenMatmul(),
+            UnflattenSoftmax(),
             # Before the folds into layers: a fold could take a number out of a formula that is to be recognized.
             FuseGelu(),
+            FuseHardSwish(),
             # Before fuse-rms-norm, which would take the second half of a layer normalization for its own.
             FuseLayerNorm(),
             FuseRmsNorm(),

@@ -15,6 +15,7 @@ from passes.fuse_attention import FuseAttention
 from passes.fuse_gelu import FuseGelu
 from passes.fuse_gemm import FuseGemm
 from passes.fuse_group_norm import FuseGroupNorm
+from passes.fuse_hard_swish import FuseHardSwish
 from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
 from passes.fuse_rotary_embedding import FuseRotaryEmbedding
@@ -28,6 +29,7 @@ from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
 from passes.simplify_shapes import SimplifyShapes
 from passes.unflatten_matmul import UnflattenMatmul
+from passes.unflatten_softmax import UnflattenSoftmax
 from passes.unpack_sequences import UnpackSequences
 
 __all__ = ["PASSES"]
@@ -45,6 +47,7 @@ PASSES: dict[str, type[Pass]] = {
     "fuse-gelu": FuseGelu,
     "fuse-gemm": FuseGemm,
     "fuse-group-norm": FuseGroupNorm,
+    "fuse-hard-swish": FuseHardSwish,
     "fuse-layer-norm": FuseLayerNorm,
     "fuse-rms-norm": FuseRmsNorm,
     "fuse-rotary-embedding": FuseRotaryEmbedding,
@@ -58,6 +61,7 @@ PASSES: dict[str, type[Pass]] = {
     "replace-cast-like": ReplaceCastLike,
     "simplify-shapes": SimplifyShapes,
     "unflatten-matmul": UnflattenMatmul,
+    "unflatten-softmax": UnflattenSoftmax,
     "unpack-sequences": UnpackSequences,
 }
 """Sorted by name."""
