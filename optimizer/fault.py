@@ -75,6 +75,7 @@ class Fault:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=".fault-", dir=folder))
+            scratch.chmod(0o755)  # it is for others to look at
             try:
                 self._write(scratch)
                 return _move(scratch, folder / self.pass_name)

@@ -28,6 +28,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope, rewrite_nodes
+from optimizer.ir.provenance import inherit
 from optimizer.ir.query import (
     array,
     constant,
@@ -199,6 +200,8 @@ def _replace_mask(editor: Editor, scope: Scope, node: ir.Node, source: ir.Value)
     ones = ir.node("ConstantOfShape", inputs=[shape.outputs[0]], attributes={"value": true})
     shape.outputs[0].name = editor.fresh_name(f"{mask.name}_shape")
     ones.outputs[0].name = editor.fresh_name(mask.name)
+    for new in (shape, ones):
+        inherit(new, [node])
     scope.graph.insert_before(node, [shape, ones])
     editor.replace(mask, ones.outputs[0])
 
