@@ -46,6 +46,7 @@ setup(
     package_data={
         "optimizer": ["py.typed"],
         "optimizer.model_diff.page": ["*.css", "*.html", "*.js", "*.txt"],
+        "optimizer.report_page": ["*.css", "*.html"],
         "passes": ["py.typed"],
         "backends": ["py.typed"],
     },

@@ -12,7 +12,7 @@ from optimizer.artifact import load_artifact
 from optimizer.compiled import CompiledModel
 from optimizer.errors import InputError, PipelineError, PrecisionError, UnsupportedError
 from optimizer.progress import Stages
-from optimizer.report import Report
+from optimizer.report import NearMissRow, Report
 from optimizer.target import Target, detect_cpu
 from optimizer.versions import versions
 
@@ -79,7 +79,7 @@ def optimize(
     backend = get_backend(place.kind)
     prewarm(verify)
     backend.prewarm()
-    cores = (place.cpu or detect_cpu()).cores
+    cpu = place.cpu or detect_cpu()
     stages = Stages(progress)
     with stages("reading the model"):
         graph = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
@@ -87,11 +87,11 @@ def optimize(
     with stages("running the reference"):
         oracle, verification = make_oracle(graph, verify, seed, example_for(graph.graph, model, example_inputs))
     with stages("optimizing the graph"):
-        run = run_passes(graph, pipeline, oracle, verify)
+        run = run_passes(graph, pipeline, oracle, verify, cpu.l3_bytes)
     with stages("compiling"):
         executable = backend.compile(graph, place, fallback=fallback, progress=stages.detail)
     with stages("verifying"):
-        verification = verify_executable(executable, oracle, verification, cores)
+        verification = verify_executable(executable, oracle, verification, cpu.cores)
     report = Report(
         target=str(place),
         precision=precision,
@@ -102,6 +102,9 @@ def optimize(
         verification=verification,
         notes=(*run.notes, *executable.notes),
         versions=versions(),
+        usage_before=run.usage_before,
+        usage=run.usage,
+        near_misses=tuple(NearMissRow(m.pass_name, m.node, m.reason, m.origins) for m in run.near_misses),
     )
     return CompiledModel(
         executable,
@@ -109,7 +112,7 @@ def optimize(
         original=lambda: original,
         report=report,
         target=str(place),
-        num_threads=cores,
+        num_threads=cpu.cores,
     )
 
 

@@ -11,8 +11,10 @@ from optimizer.instruments import PassRecorder
 from optimizer.ir.costs import model_costs
 from optimizer.ir.figures import Costs
 from optimizer.ir.near_miss import NearMiss
+from optimizer.ir.usage import measure_usage
 from optimizer.pass_manager import Pass, PassManager
 from optimizer.report import PassRow
+from optimizer.usage import Usage
 from optimizer.verify_each import VerifyEach
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class PassesRun:
     Attributes:
         before: Costs of the model as it came in.
         after: Costs of what the passes left.
+        usage_before: Where work and memory of the model as it came in go.
+        usage: The same of what the passes left.
         rows: One for each run of a pass.
         near_misses: Where a fusion nearly fired, and why it did not.
         notes: One for each pass that was rejected.
@@ -40,12 +44,16 @@ class PassesRun:
 
     before: Costs
     after: Costs
+    usage_before: Usage
+    usage: Usage
     rows: tuple[PassRow, ...]
     near_misses: tuple[NearMiss, ...]
     notes: tuple[str, ...]
 
 
-def run_passes(model: ir.Model, pipeline: Sequence[Pass], oracle: Oracle | None, verify: str) -> PassesRun:
+def run_passes(
+    model: ir.Model, pipeline: Sequence[Pass], oracle: Oracle | None, verify: str, cache_bytes: int
+) -> PassesRun:
     """Run a pipeline.
 
     Args:
@@ -53,12 +61,14 @@ def run_passes(model: ir.Model, pipeline: Sequence[Pass], oracle: Oracle | None,
         pipeline: The passes.
         oracle: What the model computes, if that is known.
         verify: `"each"` checks every pass against the oracle, and rolls back what a faulty one did.
+        cache_bytes: The last cache of the machine, for the estimate of the energy.
 
     Raises:
         PassError: A pass failed, and `verify` is not `"each"`.
     """
     shapes = oracle.input_shapes if oracle is not None else {}
     before = model_costs(model, shapes)
+    usage_before = measure_usage(model, cache_bytes, shapes)
     recorder = PassRecorder(lambda changed: model_costs(changed, shapes))
     if verify != "each" or oracle is None:
         result = PassManager(pipeline).run(model, [recorder])
@@ -72,4 +82,6 @@ def run_passes(model: ir.Model, pipeline: Sequence[Pass], oracle: Oracle | None,
         PassRow(record.pipeline, record.modified, record.seconds, record.before, record.after, error)
         for record, error in zip(recorder.records, errors, strict=True)
     )
-    return PassesRun(before, rows[-1].after if rows else before, rows, result.near_misses, notes)
+    after = rows[-1].after if rows else before
+    usage = measure_usage(model, cache_bytes, shapes)
+    return PassesRun(before, after, usage_before, usage, rows, result.near_misses, notes)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from optimizer.atomic_file import atomic_write
+from optimizer.energy import ASSUMPTIONS, MODEL, Energy, estimate_energy
+from optimizer.errors import InputError
 from optimizer.ir.figures import Costs
 from optimizer.profile import Profile
-from optimizer.text import count, render, seconds, size
+from optimizer.text import count, joules, render, seconds, size
+from optimizer.usage import Usage
 
-__all__ = ["PassRow", "Report", "Verification"]
+__all__ = ["NearMissRow", "PassRow", "Report", "Verification"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,27 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class NearMissRow:
+    """A place where a fusion nearly fired.
+
+    Attributes:
+        pass_name: The fusion.
+        node: The node at which the match began.
+        reason: The first condition that does not hold.
+        origins: The nodes of the original model that the node stands for.
+    """
+
+    pass_name: str
+    node: str
+    reason: str
+    origins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
-    """Everything that `optimize()` did; `str()` and `rich` show tables, `to_dict()` and `to_json()` give the numbers.
+    """Everything that `optimize()` did.
+
+    `str()` and `rich` show tables, `to_dict()` and `to_json()` give the numbers, `save()` writes a page with charts.
 
     Attributes:
         target: What it was compiled for.
@@ -76,6 +101,9 @@ class Report:
         notes: What else is worth knowing, such as parts that run in ONNX Runtime, and why.
         versions: Of the packages that made the result.
         profile: Times of kernels, once `CompiledModel.profile` was called.
+        usage_before: Where work and memory of the original graph go; `None` in a report that does not say.
+        usage: The same of the optimized graph.
+        near_misses: Where a fusion nearly fired, and why it did not.
     """
 
     target: str
@@ -88,6 +116,9 @@ class Report:
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     profile: Profile | None = None
+    usage_before: Usage | None = None
+    usage: Usage | None = None
+    near_misses: tuple[NearMissRow, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -97,6 +128,32 @@ class Report:
     def with_profile(self, profile: Profile) -> Report:
         """The same with times of kernels."""
         return dataclasses.replace(self, profile=profile)
+
+    @property
+    def energy(self) -> Energy | None:
+        """The estimated energy of one run of the optimized graph."""
+        return None if self.usage is None else estimate_energy(self.usage)
+
+    @property
+    def energy_before(self) -> Energy | None:
+        """The same of the original graph."""
+        return None if self.usage_before is None else estimate_energy(self.usage_before)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a page with charts (`.html`) or the data (`.json`).
+
+        Raises:
+            InputError: The name ends in something else.
+            ArtifactError: The file cannot be written; nothing is left behind.
+        """
+        from optimizer.report_page import page_of
+
+        target = Path(path)
+        if target.suffix not in (".html", ".json"):
+            raise InputError(f"a report is saved as .html or .json, not as {str(target)!r}")
+        content = page_of(self) if target.suffix == ".html" else self.to_json()
+        with atomic_write(target) as file:
+            file.write(content.encode())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -112,6 +169,10 @@ class Report:
             "notes": list(self.notes),
             "versions": dict(self.versions),
             "profile": None if self.profile is None else self.profile.to_dict(),
+            "usage_before": None if self.usage_before is None else self.usage_before.to_dict(),
+            "usage": None if self.usage is None else self.usage.to_dict(),
+            "energy": _energy_dict(self.energy_before, self.energy),
+            "near_misses": [dataclasses.asdict(row) for row in self.near_misses],
         }
 
     @classmethod
@@ -132,6 +193,11 @@ class Report:
             verification=Verification(**data["verification"]),
             notes=tuple(data["notes"]),
             versions=dict(data["versions"]),
+            usage_before=_usage(data.get("usage_before")),
+            usage=_usage(data.get("usage")),
+            near_misses=tuple(
+                NearMissRow(**{**row, "origins": tuple(row["origins"])}) for row in data.get("near_misses", ())
+            ),
         )
 
     def to_json(self) -> str:
@@ -142,6 +208,9 @@ class Report:
         parts: list[RenderableType] = [f"target {self.target}, precision {self.precision}", _pass_table(self)]
         parts.append("stages: " + ", ".join(f"{name} {seconds(time)}" for name, time in self.stages.items()))
         parts.append(str(self.verification))
+        if self.energy is not None:
+            parts.append(_energy_text(self.energy_before, self.energy))
+        parts.extend(_near_miss_texts(self.near_misses))
         parts.extend(f"note: {note}" for note in self.notes)
         if self.profile is not None:
             parts.append(self.profile)
@@ -149,6 +218,42 @@ class Report:
 
     def __str__(self) -> str:
         return render(self.__rich__())
+
+
+def _usage(data: Mapping[str, Any] | None) -> Usage | None:
+    return None if data is None else Usage.from_dict(data)
+
+
+def _energy_dict(before: Energy | None, after: Energy | None) -> dict[str, Any] | None:
+    if after is None:
+        return None
+    return {
+        "unit": "joules an inference, estimated",
+        "model": MODEL,
+        "assumptions": list(ASSUMPTIONS),
+        "before": None if before is None else before.to_dict(),
+        "after": after.to_dict(),
+    }
+
+
+def _energy_text(before: Energy | None, after: Energy) -> str:
+    was = "" if before is None else f", {joules(before.total)} before"
+    parts = f"arithmetic {joules(after.arithmetic)}, weights {joules(after.weights)}"
+    return (
+        f"estimated energy of a run: {joules(after.total)} ({parts}, activations {joules(after.activations)}{was}; "
+        f"model: {MODEL})"
+    )
+
+
+def _near_miss_texts(rows: tuple[NearMissRow, ...]) -> list[str]:
+    """One line for each fusion and reason, with the first node."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        alike.setdefault((row.pass_name, row.reason), []).append(row.node)
+    return [
+        f"{name} did not fire at {nodes[0]}{f' and {len(nodes) - 1} more' if len(nodes) > 1 else ''}: {reason}"
+        for (name, reason), nodes in alike.items()
+    ]
 
 
 def _row_dict(row: PassRow) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console, RenderableType
 
-__all__ = ["count", "render", "seconds", "size"]
+__all__ = ["count", "joules", "render", "seconds", "size"]
 
 _WIDTH = 140
 
@@ -36,6 +36,14 @@ def seconds(duration: float) -> str:
     if duration >= 0.9995:
         return f"{duration:.3g} s"
     return f"{duration * 1e3:.3g} ms" if duration >= 0.9995e-3 else f"{duration * 1e6:.3g} µs"
+
+
+def joules(energy: float) -> str:
+    """`3.21 mJ`, three digits."""
+    for factor, unit in ((1.0, "J"), (1e3, "mJ"), (1e6, "µJ")):
+        if energy * factor >= 0.9995:
+            return f"{energy * factor:.3g} {unit}"
+    return f"{energy * 1e9:.3g} nJ"
 
 
 def _scaled(number: float, base: int, units: tuple[str, ...]) -> str:

@@ -24,7 +24,7 @@ from optimizer.ir.shapes import Shapes
 from optimizer.ir.symbolic import Dim
 from optimizer.ir.walk import nested_graphs, subgraphs
 
-__all__ = ["Costs", "Sizes", "model_costs", "node_flops", "peak_activation_bytes"]
+__all__ = ["Costs", "InputShapes", "Sizes", "alive_bytes", "model_costs", "node_flops", "peak_activation_bytes"]
 
 
 InputShapes = Mapping[str, Sequence[int]]
@@ -122,22 +122,27 @@ def node_flops(node: ir.Node, sizes: Sizes) -> int:
 
 def peak_activation_bytes(graph: ir.Graph, sizes: Sizes) -> int:
     """The most memory that the graph's values need at one time, in bytes."""
+    return max([sum(sizes.bytes(value) for value in graph.inputs), *alive_bytes(graph, sizes)])
+
+
+def alive_bytes(graph: ir.Graph, sizes: Sizes) -> list[int]:
+    """The memory that the graph's values need while each of its nodes runs, in bytes."""
     last_use = {value: step for step, node in enumerate(graph) for value in _reads(node)}
     last_use.update(dict.fromkeys(graph.outputs, graph.num_nodes()))
     alive = sum(sizes.bytes(value) for value in graph.inputs)
-    peak = alive
     ends: dict[int, int] = {}
     for value in graph.inputs:
         _end_after(ends, last_use.get(value, -1), sizes.bytes(value))
+    steps = []
     for step, node in enumerate(graph):
         for value in node.outputs if node.op_type != "Constant" else ():
             size = sizes.bytes(value)
             alive += size
             _end_after(ends, last_use.get(value, step), size)
         inner = max((peak_activation_bytes(body, sizes) for body in subgraphs(node)), default=0)
-        peak = max(peak, alive + inner)
+        steps.append(alive + inner)
         alive -= ends.get(step, 0)
-    return peak
+    return steps
 
 
 def _end_after(ends: dict[int, int], step: int, size: int) -> None:

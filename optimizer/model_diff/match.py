@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 
 from optimizer.model_diff.facts import Node, Side
+from optimizer.model_diff.origins import origin_groups
 from optimizer.model_diff.pairing import Pairing
 from optimizer.model_diff.regions import match_regions
 from optimizer.model_diff.structure import match_structure
@@ -34,14 +35,7 @@ def match_nodes(before: Side, after: Side) -> Pairing:
 
 def _match_origins(pairing: Pairing) -> None:
     _match_unique(pairing, lambda node: (node.graph, node.origins, node.op), by="provenance", single_origin=True)
-    groups = _Groups()
-    for node in pairing.open_before():
-        for origin in node.origins:
-            groups.join(origin, before=node.index)
-    for node in pairing.open_after():
-        for origin in node.origins:
-            groups.join(origin, after=node.index)
-    for before, after in groups.both_sided():
+    for before, after in origin_groups(list(pairing.open_before()), list(pairing.open_after())):
         if len(before) == len(after) == 1:
             pairing.pair(before[0], after[0], "provenance")
         else:
@@ -72,31 +66,3 @@ def _by_key(
         if key is not None and (len(node.origins) == 1 or not single_origin):
             groups[key].append(node)
     return groups
-
-
-class _Groups:
-    """Nodes that share origins, directly or through others (disjoint sets of labels)."""
-
-    def __init__(self) -> None:
-        self._parents: dict[str, str] = {}
-        self._labels: dict[tuple[bool, int], str] = {}
-
-    def join(self, origin: str, *, before: int | None = None, after: int | None = None) -> None:
-        """Say that a node of either model stands for `origin`."""
-        node = (True, after) if after is not None else (False, before or 0)
-        self._parents.setdefault(origin, origin)
-        first = self._labels.setdefault(node, origin)
-        self._parents[self._root(origin)] = self._root(first)
-
-    def both_sided(self) -> Iterable[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """The groups that have nodes of both models."""
-        groups: dict[str, tuple[list[int], list[int]]] = {}
-        for (is_after, index), label in self._labels.items():
-            groups.setdefault(self._root(label), ([], []))[is_after].append(index)
-        return ((tuple(before), tuple(after)) for before, after in groups.values() if before and after)
-
-    def _root(self, label: str) -> str:
-        while self._parents[label] != label:
-            self._parents[label] = self._parents[self._parents[label]]
-            label = self._parents[label]
-        return label
