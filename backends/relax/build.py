@@ -60,6 +60,7 @@ class Builder:
         constants: values of the small initializers.
         weights: the names of all initializers.
         schedule: turns the fused kernels of a module into scheduled ones, for the target.
+        lowering: TVM's name for the passes that turn these into what code is generated from.
         tiles: how the target wants its weights packed.
     """
 
@@ -69,12 +70,14 @@ class Builder:
         constants: Mapping[str, np.ndarray],
         weights: set[str],
         schedule: tvm.transform.Pass,
+        lowering: str,
         tiles: PanelChoice,
     ) -> None:
         self.graph = model.graph
         self.constants = constants
         self.weights = weights
         self.schedule = schedule
+        self.lowering = lowering
         self.tiles = tiles
         self.sizes: dict[str, tirx.Var] = {}
         self.definitions: dict[tirx.Var, tirx.Expr] = {}
@@ -97,7 +100,7 @@ class Builder:
         kernels = {s.entry: s.nodes for s in steps if s.engine == ONNXRUNTIME}
         compiled = {s.entry: s.nodes for s in steps if s.engine == RELAX}
         if compiled:
-            kernels |= _compile(module.get(), target, self.schedule, library, Attribution(compiled))
+            kernels |= self._compile(module.get(), target, library, Attribution(compiled))
         weights = [
             WeightSpec(p.source, p.transform, dict(p.options), list(p.shape), p.dtype)
             for p in self.table  # insertion order
@@ -110,6 +113,21 @@ class Builder:
             kernels=kernels,
             derived={v.name: formula(e) for v, e in self.definitions.items()},
         )
+
+    def _compile(
+        self, module: tvm.IRModule, target: tvm.target.Target, library: Path, attribution: Attribution
+    ) -> dict[str, list[str]]:
+        """Fuse, schedule, plan the memory, generate code; gives the nodes that each kernel computes."""
+        with target:
+            module = _AS_KERNELS(module)
+            attribution.emitted(module)
+            module = _T.FuseOps()(module)
+            kernels = attribution.fused(module)
+            passes = [_T.FuseTIR(), *_BEFORE_SCHEDULES, self.schedule, *_AFTER_SCHEDULES]
+            module = tvm.transform.Sequential(passes)(module)
+            executable = relax.build(module, target, relax_pipeline=None, tir_pipeline=self.lowering)
+        executable.export_library(str(library))
+        return kernels
 
     def _probe(self, nodes: list[ir.Node]) -> None:
         """Emit everything once, to learn which nodes are refused."""
@@ -259,25 +277,6 @@ def _type_name(kind: ir.TypeProtocol | None) -> str:
     if isinstance(kind, (ir.SequenceType, ir.OptionalType)):
         return f"{'seq' if isinstance(kind, ir.SequenceType) else 'optional'}({_type_name(kind.elem_type)})"
     return "" if kind is None else f"tensor({kind.dtype.name.lower()})"
-
-
-def _compile(
-    module: tvm.IRModule,
-    target: tvm.target.Target,
-    schedule: tvm.transform.Pass,
-    library: Path,
-    attribution: Attribution,
-) -> dict[str, list[str]]:
-    """Fuse, schedule, plan the memory, generate code; gives the nodes that each kernel computes."""
-    with target:
-        module = _AS_KERNELS(module)
-        attribution.emitted(module)
-        module = _T.FuseOps()(module)
-        kernels = attribution.fused(module)
-        module = tvm.transform.Sequential([_T.FuseTIR(), *_BEFORE_SCHEDULES, schedule, *_AFTER_SCHEDULES])(module)
-        executable = relax.build(module, target, relax_pipeline=None)
-    executable.export_library(str(library))
-    return kernels
 
 
 __all__ = ["Builder", "RefusedNodes", "size_name", "static_int"]

@@ -17,13 +17,15 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     import onnx
     import onnx_ir as ir
 
+    from backends.cpu.lowering import lowering
     from backends.cpu.schedule import llvm_target, scheduler
     from backends.cpu.tiles import Tiles
     from backends.relax.build import Builder, RefusedNodes
 
     model = ir.from_proto(onnx.ModelProto.FromString(request["model"]))
     cpu = request["cpu"]
-    builder = Builder(model, request["constants"], set(request["weights"]), scheduler(cpu), Tiles(cpu))
+    weights = set(request["weights"])
+    builder = Builder(model, request["constants"], weights, scheduler(cpu), lowering(), Tiles(cpu))
     try:
         plan = builder.build(llvm_target(cpu), Path(request["library"]), allow_fallback=request["allow_fallback"])
     except RefusedNodes as refused:
