@@ -6,6 +6,7 @@ Two passes of which neither needs the other stand in alphabetical order.
 from __future__ import annotations
 
 from optimizer.pass_manager import Fixpoint, Pass
+from passes.cancel_transposes import CancelTransposes
 from passes.deduplicate_initializers import DeduplicateInitializers
 from passes.eliminate_broadcasts import EliminateBroadcasts
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
@@ -59,6 +60,8 @@ def default_pipeline(target_kind: str) -> list[Pass]:
         FuseRotaryEmbedding(),
         # After the clean-up: it knows masks, scales and views in one form each, and constants as such.
         FuseAttention(),
+        # After fuse-attention, which looks for the heads where an exporter turns them.
+        CancelTransposes(),
         # Once more: masks and shapes that every layer has made for itself become one.
         cleanup(),
         # Last: it describes what is left.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from optimizer.pass_manager import Pass
+from passes.cancel_transposes import CancelTransposes
 from passes.deduplicate_initializers import DeduplicateInitializers
 from passes.eliminate_broadcasts import EliminateBroadcasts
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
@@ -35,6 +36,7 @@ from passes.unpack_sequences import UnpackSequences
 __all__ = ["PASSES"]
 
 PASSES: dict[str, type[Pass]] = {
+    "cancel-transposes": CancelTransposes,
     "deduplicate-initializers": DeduplicateInitializers,
     "eliminate-broadcasts": EliminateBroadcasts,
     "eliminate-common-subexpressions": EliminateCommonSubexpressions,
