@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), CHECK_FAILED)
     except CheckFailedError as failure:
         _show(*failure.result, as_json=options.json)
-        return CHECK_FAILED
+        return _fail(failure.message, CHECK_FAILED) if failure.message else CHECK_FAILED
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written", INTERRUPTED)
     _show(data, text, as_json=options.json)

@@ -30,11 +30,13 @@ class CheckFailedError(Exception):
 
     Attributes:
         result: What was found.
+        message: A line for standard error; `""` if the result says all.
     """
 
-    def __init__(self, result: Result) -> None:
-        super().__init__("a check failed")
+    def __init__(self, result: Result, message: str = "") -> None:
+        super().__init__(message or "a check failed")
         self.result = result
+        self.message = message
 
 
 class Verb(Protocol):
