@@ -20,8 +20,6 @@ It needs opset 23. What the scores are used for besides stands in the way: they 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
 import onnx_ir as ir
 
@@ -47,11 +45,14 @@ class FuseAttention(Pass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse wherever it can be done, then simplify what each `Attention` is given."""
         fused = rewrite_nodes(model, _fuse)
-        modified = fused.modified
-        for step in (absorb, pack_heads):
-            # One after the other: each knows only the shapes of what was there when it began.
-            modified |= rewrite_nodes(model, functools.partial(_at_attention, step)).modified
-        return dataclasses.replace(fused, modified=modified)
+        # When all are fused: what one has needed besides may have been there for the sake of the others.
+        absorbed = rewrite_nodes(model, _absorb)
+        return dataclasses.replace(fused, modified=fused.modified or absorbed.modified)
+
+
+def _absorb(editor: Editor, scope: Scope, node: ir.Node) -> None:
+    if is_op(node, "Attention"):
+        pack_heads(editor, scope, absorb(editor, scope, node))
 
 
 def _fuse(editor: Editor, scope: Scope, node: ir.Node) -> None:
@@ -89,11 +90,6 @@ def _replace(editor: Editor, scope: Scope, found: Match) -> None:
         new = place.behind(attention, "Squeeze", operands.missing)
     editor.substitute(found.last, new, [*found.nodes, *passed])
     sweep(editor, [*found.nodes, *passed])
-
-
-def _at_attention(step: Callable[[Editor, Scope, ir.Node], None], editor: Editor, scope: Scope, node: ir.Node) -> None:
-    if is_op(node, "Attention"):
-        step(editor, scope, node)
 
 
 def _attributes(found: Match, scale: float) -> dict[str, int | float]:

@@ -255,7 +255,6 @@ def _fit(
     if isinstance(x[0], int):
         return place.add("Expand", [angles, place.ints([x[0], 1, 1], "batch")], name=angles.name)
     batch = place.add("Shape", [found.x], {"start": 0, "end": 1}, "batch")
-    batch.type = ir.TensorType(ir.DataType.INT64)
     shape = place.add("Concat", [batch, place.ints([1, 1], "ones")], {"axis": 0}, "batch")
     return place.add("Expand", [angles, shape], name=angles.name)
 
@@ -279,7 +278,6 @@ def _put(
     new = ir.node("RotaryEmbedding", [value, *angles], attributes)
     if heads_axis == 2:
         rotated = place.insert(new, found.last.outputs[0].name)
-        rotated.type = value.type
         new = ir.node("Reshape", [rotated, place.ints([0, 0, int(str(x[2])), int(str(x[3]))], "heads_shape")])
     editor.substitute(found.last, new, found.nodes)
     sweep(editor, found.nodes)

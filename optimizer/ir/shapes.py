@@ -85,6 +85,10 @@ class Shapes:
         if new not in self._known:
             self._known[new] = self._info(old)
 
+    def include(self, node: ir.Node, opset: int) -> None:
+        """A pass has made `node`, of which all inputs are known: find out what it gives."""
+        self._node(node, {"": opset})
+
     def _fresh(self) -> Expr:
         return symbol(f"?{next(self._numbers)}")
 

@@ -25,13 +25,19 @@ __all__ = ["absorb"]
 _QUERY, _KEY, _VALUE, _MASK, _PAST_KEY, _PAST_VALUE = range(6)
 
 
-def absorb(editor: Editor, scope: Scope, node: ir.Node) -> None:
-    """Take over scales, repeated heads, the cache and a causal mask, where the inputs have four axes."""
+def absorb(editor: Editor, scope: Scope, node: ir.Node) -> ir.Node:
+    """Take over scales, repeated heads, the cache and a causal mask, where the inputs have four axes.
+
+    Returns:
+        The `Attention` that does it now.
+    """
     if any(len(editor.shapes.dims(input_at(node, index)) or ()) != 4 for index in (_QUERY, _KEY, _VALUE)):
-        return
-    _take_scale(editor, scope, node)
+        return node
     _take_groups(editor, scope, node)
-    _take_causal_mask(editor, _take_cache(editor, node))
+    _take_scale(editor, scope, node)
+    node = _take_cache(editor, node)
+    _take_causal_mask(editor, node)
+    return node
 
 
 # --- The scale ---
@@ -53,7 +59,6 @@ def _take_scale(editor: Editor, scope: Scope, node: ir.Node) -> None:
             continue
         scale *= source.factor
         new = Place(editor, scope, node, source.passed).walk(source.value, source.steps)
-        editor.shapes.learn(new, value)
         _give(editor, node, {index: new}, source.passed)
         node.attributes["scale"] = ir.AttrFloat32("scale", scale)
 

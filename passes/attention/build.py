@@ -58,8 +58,6 @@ class Place:
     ) -> ir.Value:
         """A new node's output."""
         node = ir.node(op_type, inputs, attributes)
-        first = next((given for given in inputs if given is not None), None)
-        node.outputs[0].type = None if first is None else first.type
         return self.insert(node, name or self.before.outputs[0].name)
 
     def ints(self, numbers: Sequence[int], name: str | None = None) -> ir.Value:
@@ -71,13 +69,14 @@ class Place:
         return self.editor.constant(self.scope, self.before, name or self.before.outputs[0].name, content)
 
     def insert(self, node: ir.Node, name: str | None) -> ir.Value:
-        """The first output of a new node, called `name` or nearly so."""
+        """The first output of a new node, called `name` or nearly so; its type and shape are inferred."""
         for output in node.outputs:
             output.name = self.editor.fresh_name(name)
         node.name = node.outputs[0].name
         inherit(node, self.sources)
         assert self.before.graph is not None, "the node is in a graph"
         self.before.graph.insert_before(self.before, node)
+        self.editor.shapes.include(node, self.scope.opset)
         self.editor.modified = True
         return node.outputs[0]
 

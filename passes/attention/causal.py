@@ -58,7 +58,7 @@ def causal_bias_offset(shapes: Shapes, value: ir.Value | None, depth: int = _DEP
         seen = [number == 0 for number in values]
         hidden = [number is not None and number <= -BIG for number in values]
         if seen[0] and hidden[1]:
-            return causal_offset(shapes, condition, depth - 1)
+            return _offset_where(shapes, condition, depth - 1)
         return _offset_unless(shapes, condition, depth - 1) if hidden[0] and seen[1] else None
     if is_op(node, "Trilu") and int_attribute(node, "upper", 1):
         filled, diagonal = uniform(node.inputs[0]), _diagonal(node)
@@ -66,8 +66,13 @@ def causal_bias_offset(shapes: Shapes, value: ir.Value | None, depth: int = _DEP
     return None
 
 
-def causal_offset(shapes: Shapes, value: ir.Value | None, depth: int = _DEPTH) -> Dim | None:
-    """The offset of a condition that is true where the key is seen; `None` when that is not proved."""
+def causal_offset(shapes: Shapes, value: ir.Value | None, *, seen: bool = True) -> Dim | None:
+    """The offset of a condition that is `seen` where the key is seen; `None` when that is not proved."""
+    return _offset_where(shapes, value, _DEPTH) if seen else _offset_unless(shapes, value, _DEPTH)
+
+
+def _offset_where(shapes: Shapes, value: ir.Value | None, depth: int) -> Dim | None:
+    """The offset of a condition that is true where the key is seen."""
     node = None if value is None else value.producer()
     content = array(value)
     if content is not None:
@@ -75,7 +80,7 @@ def causal_offset(shapes: Shapes, value: ir.Value | None, depth: int = _DEPTH) -
     if node is None or depth == 0:
         return None
     if is_op(node, "Expand", "Unsqueeze", "Reshape", "Identity"):
-        return causal_offset(shapes, node.inputs[0], depth - 1) if _keeps_last_two(shapes, node) else None
+        return _offset_where(shapes, node.inputs[0], depth - 1) if _keeps_last_two(shapes, node) else None
     if is_op(node, "Not"):
         return _offset_unless(shapes, node.inputs[0], depth - 1)
     if is_op(node, "And"):
@@ -98,7 +103,7 @@ def _offset_unless(shapes: Shapes, value: ir.Value | None, depth: int) -> Dim | 
     if is_op(node, "Expand", "Unsqueeze", "Reshape", "Identity"):
         return _offset_unless(shapes, node.inputs[0], depth - 1) if _keeps_last_two(shapes, node) else None
     if is_op(node, "Not"):
-        return causal_offset(shapes, node.inputs[0], depth - 1)
+        return _offset_where(shapes, node.inputs[0], depth - 1)
     if is_op(node, "Equal") and 0.0 in (scalar(node.inputs[0]), scalar(node.inputs[1])):
         index = 1 if scalar(node.inputs[0]) == 0.0 else 0
         return _offset_of_triangle(node.inputs[0 if index == 0 else 1])
@@ -116,7 +121,7 @@ def _offset_of_both(shapes: Shapes, node: ir.Node, depth: int) -> Dim | None:
     """One condition is always true."""
     for index in (0, 1):
         if uniform(node.inputs[1 - index]) == 1.0 and _keeps_last_two(shapes, node, index):
-            return causal_offset(shapes, node.inputs[index], depth - 1)
+            return _offset_where(shapes, node.inputs[index], depth - 1)
     return None
 
 

@@ -139,9 +139,7 @@ def _added(place: Place, mask: Bias | Choice, dtype: ir.DataType) -> ir.Value:
     hidden = mask.fill if mask.fill == -math.inf else _hiding(dtype)
     zero, fill = (place.constant(np.array(number, kind), "attention_fill") for number in (0.0, hidden))
     values = (zero, fill) if mask.seen else (fill, zero)
-    added = place.add("Where", [mask.condition, *values], name="attention_mask")
-    added.type = ir.TensorType(dtype)
-    return added
+    return place.add("Where", [mask.condition, *values], name="attention_mask")
 
 
 def _hiding(dtype: ir.DataType) -> float:
@@ -154,21 +152,21 @@ def _hiding(dtype: ir.DataType) -> float:
 
 def _may_hide_all(shapes: Shapes, masks: Sequence[Bias | Choice]) -> bool:
     """Whether minus infinity may be added to a whole row."""
-    infinite = [mask for mask in masks if not _is_finite(mask)]
+    infinite = [mask for mask in masks if not _is_finite(shapes, mask)]
     if not infinite:
         return False
     offset = _offset(shapes, infinite[0]) if len(masks) == 1 else None
     return offset is None or not is_at_least(offset, 0)
 
 
-def _is_finite(mask: Bias | Choice) -> bool:
-    return math.isfinite(mask.fill) if isinstance(mask, Choice) else math.isfinite(bound(mask.value) * mask.factor)
+def _is_finite(shapes: Shapes, mask: Bias | Choice) -> bool:
+    return math.isfinite(mask.fill if isinstance(mask, Choice) else bound(shapes, mask.value) * mask.factor)
 
 
 def _offset(shapes: Shapes, mask: Bias | Choice) -> Dim | None:
     if isinstance(mask, Bias):
         return causal_bias_offset(shapes, mask.value)
-    return causal_offset(shapes, mask.condition) if mask.seen else None
+    return causal_offset(shapes, mask.condition, seen=mask.seen)
 
 
 def _with_nan(place: Place, mask: ir.Value) -> ir.Value:
@@ -214,6 +212,5 @@ def _rows(place: Place, shapes: Shapes, found: Match, scores: Dims) -> ir.Value:
         if scores[-2] in dims:
             axis = dims.index(scores[-2])
             size = place.add("Shape", [stage.value], {"start": axis, "end": axis + 1}, "attention_rows")
-            size.type = ir.TensorType(ir.DataType.INT64)
             return place.add("Concat", [size, place.ints([1], "one")], {"axis": 0}, "attention_rows")
     raise AssertionError("the query itself has that axis")

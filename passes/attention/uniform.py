@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.ir.query import array, constant, input_at, int_attribute, is_op
+from optimizer.ir.shapes import Shapes
 
 __all__ = ["bound", "scalar", "uniform"]
 
@@ -64,32 +65,33 @@ def _chosen(node: ir.Node, depth: int) -> float | None:
     return first if first == second else None
 
 
-def bound(value: ir.Value | None, depth: int = _DEPTH) -> float:
+def bound(shapes: Shapes, value: ir.Value | None, depth: int = _DEPTH) -> float:
     """A number that no element exceeds in size; infinity when none can be told, or when one may be infinite or NaN.
 
     Sums and products that leave float32 count as infinite.
     """
-    limit = _bound(value, depth)
+    limit = _bound(shapes, value, depth)
     return limit if limit < float(np.finfo(np.float32).max) * (1 + 1e-6) else math.inf
 
 
-def _bound(value: ir.Value | None, depth: int) -> float:
+def _bound(shapes: Shapes, value: ir.Value | None, depth: int) -> float:
     if value is None or depth == 0:
         return math.inf
     if constant(value) is not None:
         return _largest(value)
-    if value.dtype in _INTEGER_LIMITS:
-        return _INTEGER_LIMITS[value.dtype]
+    dtype = shapes.dtype(value)
+    if dtype in _INTEGER_LIMITS:
+        return _INTEGER_LIMITS[dtype]
     node = value.producer()
     if node is None:
         return math.inf
-    below = [bound(given, depth - 1) for given in node.inputs[: _OPERANDS.get(node.op_type, 0)]]
+    below = [bound(shapes, given, depth - 1) for given in node.inputs[: _OPERANDS.get(node.op_type, 0)]]
     if is_op(node, *_SPREADS, "Neg", "Cast", "GatherND", "Gather", "Trilu"):
-        return bound(input_at(node, 0), depth - 1)
+        return bound(shapes, input_at(node, 0), depth - 1)
     if is_op(node, "Where"):
         return max(below[1:])
     if is_op(node, "Concat"):
-        return max(bound(given, depth - 1) for given in node.inputs)
+        return max(bound(shapes, given, depth - 1) for given in node.inputs)
     if is_op(node, "Add", "Sub"):
         return sum(below)
     if is_op(node, "Mul"):

@@ -89,7 +89,6 @@ def _again(place: Place, node: ir.Node, recipes: list[Recipe]) -> ir.Value:
     """The node on other inputs."""
     inputs = [*(recipe(place) for recipe in recipes), *node.inputs[len(recipes) :]]
     new = ir.Node("", node.op_type, inputs, list(node.attributes.values()), version=node.version)
-    new.outputs[0].type = node.outputs[0].type
     return place.insert(new, node.outputs[0].name)
 
 
