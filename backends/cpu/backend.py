@@ -90,7 +90,7 @@ def pack(plan: Plan, graph: ir.Graph) -> np.ndarray[Any, Any]:
     sizes = [int(np.prod(w.shape, dtype=np.int64)) * element_type(w.dtype).itemsize for w in plan.weights]
     starts, plan.weight_bytes = offsets(sizes)
     buffer = aligned_empty(plan.weight_bytes)
-    for start, size, end in zip(starts, sizes, [*starts[1:], plan.weight_bytes], strict=True):
+    for start, size, end in zip(starts, sizes, [*starts, plan.weight_bytes][1:], strict=True):
         buffer[start + size : end] = 0  # what was in this memory before is nobody's business
     for spec, start, size in zip(plan.weights, starts, sizes, strict=True):
         spec.offset = start
