@@ -32,7 +32,7 @@ def bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
 
 def run(model: ir.Model) -> npt.NDArray[Any]:
     with np.errstate(all="ignore"):
-        return np.asarray(list(ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": HALVES}))[0])
+        return np.asarray(next(iter(ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": HALVES}))))
 
 
 def graph(nodes: str, number: float = 0.0) -> ir.Model:
