@@ -13,6 +13,7 @@ from tvm import relax, tirx
 from backends.relax.attribution import Attribution, label
 from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name, element_name
+from backends.relax.learned import learned_scalars
 from backends.relax.partition import Segment, captured, reads, segments
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Step, Value, WeightSpec
 from backends.relax.size_formula import formula
@@ -79,6 +80,7 @@ class Builder:
         self.schedule = schedule
         self.lowering = lowering
         self.tiles = tiles
+        self.learned = learned_scalars(model.graph, constants)
         self.sizes: dict[str, tirx.Var] = {}
         self.definitions: dict[tirx.Var, tirx.Expr] = {}
         self.reasons: dict[ir.Node, str] = {}
@@ -159,7 +161,7 @@ class Builder:
                     refuse(producer, refusal.reason)
 
     def _emitter(self, builder: relax.BlockBuilder) -> Emitter:
-        return Emitter(builder, self.constants, self.weights, self.sizes, self.definitions, self.tiles)
+        return Emitter(builder, self.constants, self.weights, self.sizes, self.definitions, self.tiles, self.learned)
 
     def _bind_placeholder(self, emitter: Emitter, value: ir.Value) -> relax.Var | None:
         """Bind a value that comes from outside the segment, if Relax can hold it."""

@@ -54,6 +54,7 @@ class Emitter:
         sizes: the symbolic sizes by name, shared by all segments of a model.
         definitions: the derived sizes, as expressions over the symbolic ones; shared likewise, grown by `derived`.
         tiles: how wide the target wants the panels of packed weights.
+        learned: the names of the scalar initializers that kernels take as arguments.
 
     Attributes:
         packed: the weights that the emitted nodes take, in the order in which they were first asked for.
@@ -69,6 +70,7 @@ class Emitter:
         sizes: dict[str, tirx.Var],
         definitions: dict[tirx.Var, tirx.Expr],
         tiles: PanelChoice,
+        learned: frozenset[str] = frozenset(),
     ) -> None:
         self.builder = builder
         self.constants = constants
@@ -76,6 +78,7 @@ class Emitter:
         self.sizes = sizes
         self.definitions = definitions
         self.tiles = tiles
+        self.learned = learned
         self.packed: dict[Packed, relax.Var] = {}
         self._slots: dict[ir.Value, Slot] = {}
         self.checks: list[Check] = []
@@ -288,8 +291,10 @@ class Emitter:
         return function(*(self.operand(v) for v in operands))
 
     def operand(self, value: ir.Value) -> relax.Expr:
-        """The value in ONNX's order; a constant scalar becomes an immediate in the kernel."""
+        """The value in ONNX's order; a constant scalar becomes an immediate in the kernel, unless it is learned."""
         slot = self.slot(value)
+        if value.name in self.learned:
+            return self.weight(value)
         if slot.constant is not None and slot.constant.ndim == 0:
             return relax.const(slot.constant, str(slot.constant.dtype))
         return self.x(value)

@@ -65,6 +65,8 @@ def aligned_channels_last(ctx: Emitter, value: ir.Value, rank: int) -> relax.Exp
     slot = ctx.slot(value)
     if own == 0:
         return ctx.operand(value)
+    if value.name in ctx.learned:
+        return ctx.weight(value)
     if slot.constant is not None and slot.constant.size == 1:
         return relax.const(slot.constant.reshape(()), str(slot.constant.dtype))
     if own == rank:
