@@ -34,6 +34,7 @@ def match_nodes(before: Side, after: Side) -> Pairing:
 
 
 def _match_origins(pairing: Pairing) -> None:
+    _match_unique(pairing, lambda node: (node.graph, node.name, node.origins, node.op), by="provenance")
     _match_unique(pairing, lambda node: (node.graph, node.origins, node.op), by="provenance", single_origin=True)
     for before, after in origin_groups(list(pairing.open_before()), list(pairing.open_after())):
         if len(before) == len(after) == 1:

@@ -21,6 +21,8 @@ Scope = tuple[str, ...]
 
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 _LONGEST_NAME = 4096
+_DEEPEST = 32
+"""Modules in modules; what is deeper is shown in the module at this depth."""
 
 
 def scope_of(node: ir.Node, around: Scope) -> Scope:
@@ -56,7 +58,7 @@ def _from_metadata(text: str) -> Scope:
         return ()
     if not isinstance(names, list):
         return ()
-    modules = [str(name) for name in names[:-1] if name]
+    modules = [str(name) for name in names[:-1] if name][:_DEEPEST]
     around = ["", *modules][: len(modules)]
     return tuple(name.removeprefix(f"{outer}.") for outer, name in zip(around, modules, strict=True))
 
@@ -64,4 +66,4 @@ def _from_metadata(text: str) -> Scope:
 def _from_name(name: str) -> Scope:
     if "/" not in name or len(name) > _LONGEST_NAME:
         return ()
-    return tuple(part for part in name.split("/")[:-1] if part)
+    return tuple(part for part in name.split("/")[:-1] if part)[:_DEEPEST]

@@ -66,7 +66,8 @@ class WeightChange:
         after: Its name in the second model.
         type_before: Element type and shape, such as `float32[768, 768]`.
         type_after: The same of the second.
-        max_difference: The largest difference of two elements; `None` where shapes differ or a content is not at hand.
+        max_difference: The largest difference of two elements, infinite where only one of them is NaN; `None` where
+            shapes differ or a content is not at hand.
     """
 
     kind: str
@@ -77,8 +78,9 @@ class WeightChange:
     max_difference: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types."""
-        return dict(self.__dict__)
+        """JSON types; JSON has no number for an infinite difference, it is `None`."""
+        finite = self.max_difference is not None and math.isfinite(self.max_difference)
+        return {**self.__dict__, "max_difference": self.max_difference if finite else None}
 
     def __str__(self) -> str:
         name = self.before if self.before == self.after else " -> ".join(filter(None, (self.before, self.after)))

@@ -64,7 +64,7 @@ def test_both_graphs_are_drawn_and_differences_listed(tab: Tab, tmp_path: Path) 
     assert is_drawn(tab, 0)
     assert is_drawn(tab, 1)
     assert tab.page.title() == "before and after"
-    assert "6 × HardSigmoid + Mul → HardSwish" in tab.page.inner_text("#panel")
+    assert "6×HardSigmoid + Mul → HardSwish" in tab.page.inner_text("#panel")
     assert tab.page.inner_text("#kinds .chip:has-text('several became one') b") == "6"
 
 
@@ -116,14 +116,29 @@ def test_wheel_zooms_at_the_pointer_and_dragging_moves(tab: Tab, tmp_path: Path)
     assert tab("app.chosen") is None, "a drag is no click"
 
 
+def test_inputs_and_outputs_are_shown(tab: Tab, tmp_path: Path) -> None:
+    nodes = [node("Relu", ["x"], ["y"])]
+    small, large = (model(nodes, [value("x", [size])], [value("y", [size])]) for size in (2, 3))
+    opened(tab, diff(small, large), tmp_path)
+    assert tab("app.panes[0].scene.boxes.map((box) => box.item.op)") == ["Relu", "input", "output"]
+    assert tab("app.panes[0].scene.lines.length") == 2
+    tab("app.select(1, 1)")
+    assert "float32[3]" in tab.page.inner_text("#panel")
+    assert tab("app.panes.map((pane) => [...pane.marks.selected])") == [[1], [1]]
+    assert "2 nodes" not in tab.page.inner_text(".pane h2 >> nth=0"), "they are no nodes"
+
+
 def test_groups_open_and_close_on_both_sides(tab: Tab, tmp_path: Path) -> None:
     opened(tab, diff(blocks(60), blocks(60, fused=True)), tmp_path)
     tab.page.click("#collapse")
-    assert tab("app.panes.map((pane) => pane.scene.boxes.map((box) => box.item.label))") == [["encoder", "end"]] * 2
+    assert (
+        tab("app.panes.map((pane) => pane.scene.boxes.map((box) => box.item.label).sort())")
+        == [["encoder", "end", "x", "y"]] * 2
+    )
     tab("app.toggle(app.panes[0], app.graphs[0].groups.find((group) => group.path === 'encoder'))")
-    assert tab("app.panes.map((pane) => pane.scene.boxes.length)") == [7, 7]
+    assert tab("app.panes.map((pane) => pane.scene.boxes.length)") == [9, 9]
     tab.page.click("#expand")
-    assert tab("app.panes.map((pane) => pane.scene.boxes.length)") == [61, 55]
+    assert tab("app.panes.map((pane) => pane.scene.boxes.length)") == [63, 57]
 
 
 def test_kinds_are_chosen(tab: Tab, tmp_path: Path) -> None:
@@ -161,7 +176,7 @@ def test_bodies_of_control_flow_are_groups(tab: Tab, tmp_path: Path) -> None:
     opened(tab, diff(branches("Relu"), branches("Tanh")), tmp_path)
     paths = tab("app.graphs[0].groups.map((group) => group.path)")
     assert set(paths) == {"", "choose.then_branch", "choose.else_branch"}
-    assert tab("app.panes[0].scene.boxes.length") == 5
+    assert tab("app.panes[0].scene.boxes.length") == 5 + 3, "with two inputs and one output"
 
 
 def test_names_that_look_like_markup_stay_names(tab: Tab, tmp_path: Path) -> None:
@@ -181,7 +196,7 @@ def test_two_thousand_nodes(tab: Tab, tmp_path: Path, modules: bool) -> None:
     assert opened(tab, found, tmp_path) < MOST_SECONDS
     start = time.perf_counter()
     tab.page.click("#expand")
-    assert tab("app.panes.map((pane) => pane.scene.boxes.length)") == [2001, 1801]
+    assert tab("app.panes.map((pane) => pane.scene.boxes.length)") == [2003, 1803]
     assert time.perf_counter() - start < MOST_SECONDS
     assert frame_milliseconds(tab) < 50
 

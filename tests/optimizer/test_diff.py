@@ -176,6 +176,7 @@ def test_nan_in_a_weight() -> None:
     assert change.max_difference == 2
     (change,) = diff(build(np.nan, 1), build(0, 1)).weights
     assert change.max_difference == np.inf
+    assert change.to_dict()["max_difference"] is None, "JSON has no infinity"
 
 
 # --- Matching without provenance ---

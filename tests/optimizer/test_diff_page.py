@@ -39,7 +39,8 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
 def test_the_page_holds_every_node() -> None:
     data = data_of(page_of(diff(perceptron(), perceptron(hidden=128))))
     for side in data["sides"]:
-        assert [facts["l"] for facts in side["nodes"]] == ["first", "bias", "activation", "second"]
+        assert [facts["l"] for facts in side["nodes"]] == ["first", "bias", "activation", "second", "x", "y"]
+        assert [facts["o"] for facts in side["nodes"]][4:] == ["input", "output"]
     assert data["sides"][1]["weights"]["w1"] == "float32[32, 128]"
 
 
@@ -77,6 +78,18 @@ def test_metadata_that_is_no_list_is_no_module() -> None:
     for each in graph.graph:
         each.metadata_props["pkg.torch.onnx.name_scopes"] = "__import__('os').getcwd()"
     assert paths(graph, graph) == ["", ""]
+
+
+def test_the_outermost_module_is_no_group() -> None:
+    graph = ir.from_proto(named("a", "b"))
+    for each in graph.graph:
+        each.metadata_props["pkg.torch.onnx.name_scopes"] = str(["", each.name])
+    assert paths(graph, graph) == ["", ""]
+
+
+def test_names_of_any_depth() -> None:
+    deep = named("/m" * 1900 + "/a", "/m" * 1900 + "/b", "c")
+    assert paths(deep, deep)[2] == ""
 
 
 def test_groups_that_are_in_the_way_are_left_out() -> None:

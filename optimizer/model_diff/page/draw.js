@@ -92,8 +92,8 @@ class Painter {
       c.stroke();
     }
     c.beginPath();
-    c.roundRect(box.x, box.y, box.width, box.height, item.isGroup ? 8 : 6);
-    c.fillStyle = this.colours.card;
+    c.roundRect(box.x, box.y, box.width, box.height, item.isGroup ? 8 : item.isPort ? box.height / 2 : 6);
+    c.fillStyle = item.isPort ? this.colours.paper : this.colours.card;
     c.fill();
     if (kind && kind !== "same") {
       c.globalAlpha *= 0.16;
@@ -104,7 +104,7 @@ class Painter {
     c.lineWidth = chosen ? 3 : marks.hover === box ? 2 : 1.2;
     c.strokeStyle = chosen || marks.hover === box ? this.colours.accent : kind && kind !== "same" ? this.colours[kind] : this.colours.line;
     c.stroke();
-    if (kind && kind !== "same") {
+    if (kind && kind !== "same" && !item.isPort) {
       c.beginPath();
       c.roundRect(box.x, box.y, 5, box.height, [6, 0, 0, 6]);
       c.fillStyle = this.colours[kind];
@@ -132,8 +132,8 @@ class Painter {
     const c = this.context, item = box.item, middle = box.x + box.width / 2;
     c.textAlign = "center";
     c.textBaseline = "middle";
-    c.fillStyle = this.colours.ink;
-    c.font = `600 12px ${FONT}`;
+    c.fillStyle = item.isPort ? this.colours.dim : this.colours.ink;
+    c.font = `${item.isPort ? "italic " : "600 "}12px ${FONT}`;
     const first = item.isGroup ? "+ " + item.label : item.op;
     if (box.first === undefined) box.first = fitted(c, first, box.width - 16);
     c.fillText(box.first, middle, box.y + (item.isGroup ? 15 : 13));

@@ -5,10 +5,11 @@ class Graph {
   constructor(side, index, matches) {
     this.title = side.title;
     this.index = index;
+    this.count = side.count;
     this.groups = side.groups.map((g, id) => ({ id, isGroup: true, label: g[0], parent: g[1], note: g[2], path: g[3], children: [], total: 0, kinds: {} }));
     this.nodes = side.nodes.map((n, id) => ({
       id, label: n.l, op: n.o, parent: n.g, attributes: n.a || {}, inputs: n.i, outputs: n.t, makers: n.m || [], ends: n.b || [],
-      match: matches[n.k], kind: matches[n.k].kind,
+      match: matches[n.k], kind: matches[n.k].kind, isPort: matches[n.k].isPort,
     }));
     this.weights = side.weights;
     for (const group of this.groups) if (group.parent >= 0) this.groups[group.parent].children.push(group);
@@ -39,6 +40,7 @@ class Graph {
 
   _count(node) {
     this.groups[node.parent].children.push(node);
+    if (node.isPort) return;
     for (let id = node.parent; id >= 0; id = this.groups[id].parent) {
       const group = this.groups[id];
       group.total += 1;

@@ -8,8 +8,9 @@ const FIRST_VIEW = 160;  /* Groups are opened, outermost first, until about so m
 class App {
   constructor(data) {
     this.data = data;
-    this.matches = data.matches.map(([kind, before, after, by, passes, changes], id) => ({ id, kind, before, after, by, passes, changes }));
-    this.differences = this.matches.filter((match) => match.kind !== "same");
+    this.matches = data.matches.map(([kind, before, after, by, passes, changes, isPort], id) => ({ id, kind, before, after, by, passes, changes, isPort: Boolean(isPort) }));
+    this.nodeMatches = this.matches.filter((match) => !match.isPort);
+    this.differences = this.nodeMatches.filter((match) => match.kind !== "same");
     this.graphs = data.sides.map((side, i) => new Graph(side, i, this.matches));
     this.open = firstOpen(this.graphs);
     this.kinds = [];
@@ -60,7 +61,7 @@ class App {
 
   /* The next difference of the kinds that are chosen. */
   step(by) {
-    const list = this.kinds.length ? this.matches.filter((match) => this.kinds.includes(match.kind)) : this.differences;
+    const list = this.kinds.length ? this.nodeMatches.filter((match) => this.kinds.includes(match.kind)) : this.differences;
     if (!list.length) return;
     const now = this.chosen ? list.indexOf(this.graphs[this.chosen.side].nodes[this.chosen.id].match) : by > 0 ? -1 : 0;
     const match = list[(now + by + list.length) % list.length];
@@ -111,7 +112,7 @@ class App {
 
   _chips() {
     const counts = {};
-    for (const match of this.matches) counts[match.kind] = (counts[match.kind] || 0) + 1;
+    for (const match of this.nodeMatches) counts[match.kind] = (counts[match.kind] || 0) + 1;
     const chips = Object.keys(KINDS).filter((kind) => counts[kind]).map((kind) => {
       const chip = element("button", { className: "chip" }, dot(kind), KINDS[kind], element("b", { textContent: counts[kind] }));
       chip.setAttribute("aria-pressed", "false");

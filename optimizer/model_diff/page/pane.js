@@ -11,7 +11,7 @@ class Pane {
     this.marks = { selected: new Set(), groups: new Set(), kinds: [], dimmed: false, hover: null };
     const title = section.querySelector("h2");
     title.textContent = graph.title + " ";
-    title.append(Object.assign(document.createElement("span"), { textContent: `${graph.nodes.length} nodes` }));
+    title.append(Object.assign(document.createElement("span"), { textContent: `${graph.count} node${graph.count === 1 ? "" : "s"}` }));
     this.canvas.setAttribute("aria-label", `The graph of ${graph.title}; every node is found by the search`);
     this._listen();
     new ResizeObserver(() => this.draw()).observe(this.canvas);

@@ -21,7 +21,7 @@ class Panel {
 
   overview(kinds) {
     const { app } = this, parts = [];
-    const matches = kinds.length ? app.matches.filter((match) => kinds.includes(match.kind)) : app.differences;
+    const matches = kinds.length ? app.nodeMatches.filter((match) => kinds.includes(match.kind)) : app.differences;
     const alike = this._alike(matches), limit = 300;
     const title = kinds.length ? kinds.map((kind) => KINDS[kind]).join(", ") : matches.length === 1 ? "difference" : "differences";
     parts.push(element("h3", { textContent: matches.length ? `${matches.length} ${title}` : "No node differs" }));
@@ -74,7 +74,7 @@ class Panel {
 
   _input(graph, [name, source, slot, weight, type]) {
     if (weight) return [name, document.createTextNode(`weight ${graph.weights[weight] || ""}`)];
-    if (source >= 0) return [name, element("span", {}, this._link(graph.index, source).firstChild, type ? ` ${type}` : "")];
+    if (source >= 0 && !graph.nodes[source].isPort) return [name, element("span", {}, this._link(graph.index, source).firstChild, type ? ` ${type}` : "")];
     return [name || "left out", document.createTextNode(name ? `of the model ${type || ""}` : "")];
   }
 
@@ -108,9 +108,9 @@ class Panel {
     const [first] = matches, place = (match) => (match.after.length ? [1, match.after[0]] : [0, match.before[0]]);
     const [side, id] = place(first), name = this.app.graphs[side].nodes[id].label;
     const detail = [matches.length > 1 ? `${name} and ${matches.length - 1} more` : name, said, ...first.passes].filter(Boolean).join(" · ");
-    const title = (matches.length > 1 ? `${matches.length} × ` : "") + this.app.describe(first);
+    const times = matches.length > 1 ? element("b", { className: "times", textContent: `${matches.length}×` }) : null;
     return element("button", { className: "row", onclick: () => this.app.select(...place(matches[next++ % matches.length])) }, dot(first.kind),
-      element("span", {}, title, element("small", { textContent: detail })));
+      element("span", {}, times, this.app.describe(first), element("small", { textContent: detail })));
   }
 }
 
