@@ -26,6 +26,7 @@ from passes.fuse_rotary_embedding import FuseRotaryEmbedding
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
+from passes.merge_qkv import MergeQkv
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_transposes import MergeTransposes
 from passes.reduce_strength import ReduceStrength
@@ -62,6 +63,9 @@ def default_pipeline(target_kind: str) -> list[Pass]:
         FuseAttention(),
         # After fuse-attention, which looks for the heads where an exporter turns them.
         CancelTransposes(),
+        # After fuse-attention: it begins at an Attention. After cancel-transposes: an input that was turned for one of
+        # them is then the same for all.
+        MergeQkv(),
         # Once more: masks and shapes that every layer has made for itself become one.
         cleanup(),
         # Last: it describes what is left.

@@ -23,6 +23,7 @@ from passes.fuse_rotary_embedding import FuseRotaryEmbedding
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
+from passes.merge_qkv import MergeQkv
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_transposes import MergeTransposes
 from passes.reduce_strength import ReduceStrength
@@ -56,6 +57,7 @@ PASSES: dict[str, type[Pass]] = {
     "infer-shapes": InferShapes,
     "inline-functions": InlineFunctions,
     "lift-constants": LiftConstants,
+    "merge-qkv": MergeQkv,
     "merge-reshapes": MergeReshapes,
     "merge-transposes": MergeTransposes,
     "reduce-strength": ReduceStrength,
