@@ -36,6 +36,7 @@ from passes.simplify_shapes import SimplifyShapes
 from passes.unflatten_matmul import UnflattenMatmul
 from passes.unflatten_softmax import UnflattenSoftmax
 from passes.unpack_sequences import UnpackSequences
+from passes.unroll_loops import UnrollLoops
 
 __all__ = ["cleanup", "default_pipeline"]
 
@@ -85,6 +86,8 @@ def cleanup() -> Fixpoint:
             FoldConstants(),
             # Before everything that matches patterns: what it brings in is to be matched too.
             FoldConstantIf(),
+            # After fold-constants: the number of trips is then constant.
+            UnrollLoops(),
             # After fold-constants: the sizes and positions are then constant.
             UnpackSequences(),
             # After fold-constant-if: a constant that was an output of the branch no longer is one.

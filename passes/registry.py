@@ -33,6 +33,7 @@ from passes.simplify_shapes import SimplifyShapes
 from passes.unflatten_matmul import UnflattenMatmul
 from passes.unflatten_softmax import UnflattenSoftmax
 from passes.unpack_sequences import UnpackSequences
+from passes.unroll_loops import UnrollLoops
 
 __all__ = ["PASSES"]
 
@@ -67,5 +68,6 @@ PASSES: dict[str, type[Pass]] = {
     "unflatten-matmul": UnflattenMatmul,
     "unflatten-softmax": UnflattenSoftmax,
     "unpack-sequences": UnpackSequences,
+    "unroll-loops": UnrollLoops,
 }
 """Sorted by name."""
