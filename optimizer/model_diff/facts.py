@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -106,6 +107,18 @@ class Side:
     output_sources: list[tuple[int, int] | None] = field(default_factory=list)
     opsets: dict[str, int] = field(default_factory=dict)
     has_provenance: bool = False
+
+    @cached_property
+    def consumers(self) -> list[list[tuple[int, int]]]:
+        """For each node those that read from it, with the input at which they do; -1 for the end of a subgraph."""
+        consumers: list[list[tuple[int, int]]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            for slot, read in enumerate(node.inputs):
+                if read.source is not None:
+                    consumers[read.source].append((node.index, slot))
+            for source in node.bodies:
+                consumers[source].append((node.index, -1))
+        return consumers
 
 
 def read_side(model: ir.Model, title: str) -> Side:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from optimizer.model_diff.facts import Side
 from optimizer.model_diff.pairing import Pairing
-from optimizer.model_diff.structure import BY, consumers_of
+from optimizer.model_diff.structure import BY
 
 __all__ = ["match_regions"]
 
@@ -75,11 +75,10 @@ def _same_output(pairing: Pairing) -> Iterator[tuple[int, int]]:
 
 def _gather(side: Side, open_nodes: set[int], ends: dict[int, int]) -> dict[int, list[int]]:
     """For each end the open nodes that only it needs, or that it needs as the last."""
-    consumers = consumers_of(side)
     owners: dict[int, int] = dict(ends)
     for node in reversed(side.nodes):
         if node.index in open_nodes and node.index not in owners:
-            owner = _first(owners[user] for user, _ in consumers[node.index] if user in owners)
+            owner = _first(owners[user] for user, _ in side.consumers[node.index] if user in owners)
             if owner is not None:
                 owners[node.index] = owner
     groups: dict[int, list[int]] = defaultdict(list)

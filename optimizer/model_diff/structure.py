@@ -68,7 +68,7 @@ class _Colours:
     def __init__(self, side: Side, matched: dict[int, int], of_pair: int = 0) -> None:
         self._side = side
         self._pairs = {node: (node, other)[of_pair] for node, other in matched.items()}
-        self._consumers = consumers_of(side)
+        self._consumers = side.consumers
         self._inputs = {name: number for number, name in enumerate(side.inputs)}
         self._output_slots = {place: number for number, place in enumerate(side.output_sources) if place}
 
@@ -106,7 +106,7 @@ class _Spread:
 
     def __init__(self, pairing: Pairing) -> None:
         self._pairing = pairing
-        self._consumers = consumers_of(pairing.before), consumers_of(pairing.after)
+        self._consumers = pairing.before.consumers, pairing.after.consumers
 
     def from_interface(self) -> None:
         """Start at the inputs and outputs of the models that have the same names."""
@@ -160,18 +160,6 @@ class _Spread:
                     if self._pairing.is_open(old, new):
                         self._pairing.pair(old, new, BY)
                         yield old, new
-
-
-def consumers_of(side: Side) -> list[list[tuple[int, int]]]:
-    """For each node the nodes that read from it, with the input at which they do; -1 for the end of a subgraph."""
-    consumers: list[list[tuple[int, int]]] = [[] for _ in side.nodes]
-    for node in side.nodes:
-        for slot, read in enumerate(node.inputs):
-            if read.source is not None:
-                consumers[read.source].append((node.index, slot))
-        for source in node.bodies:
-            consumers[source].append((node.index, -1))
-    return consumers
 
 
 def signature(node: Node) -> tuple[Hashable, ...]:
