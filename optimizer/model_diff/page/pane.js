@@ -1,6 +1,8 @@
 "use strict";
 /* One canvas with a graph: moving, zooming, pointing, and the choice of what is open. */
 
+const TITLE = 40;  /* The height of what lies over the top of the canvas. */
+
 class Pane {
   constructor(section, graph, app) {
     this.graph = graph;
@@ -39,10 +41,10 @@ class Pane {
   }
 
   fit() {
-    const [width, height] = [this.canvas.clientWidth, this.canvas.clientHeight - 40];
+    const [width, height] = [this.canvas.clientWidth, this.canvas.clientHeight - TITLE];
     const whole = Math.min(width / (this.scene.width + 40), height / (this.scene.height + 30), 1);
     const scale = Math.max(whole, Math.min(0.5, width / (this.scene.width + 40)));  /* A tall graph starts at its top. */
-    this.view = { scale, x: this.scene.width / 2 - width / 2 / scale, y: -40 / scale };
+    this.view = { scale, x: this.scene.width / 2 - width / 2 / scale, y: -TITLE / scale };
     this.draw();
   }
 
@@ -51,10 +53,10 @@ class Pane {
     const edges = boxes.map((box) => [box.x, box.y, box.x + box.width, box.y + box.height]);
     const [left, top] = [0, 1].map((i) => Math.min(...edges.map((edge) => edge[i])));
     const [right, bottom] = [2, 3].map((i) => Math.max(...edges.map((edge) => edge[i])));
-    const [width, height] = [this.canvas.clientWidth, this.canvas.clientHeight];
+    const [width, height] = [this.canvas.clientWidth, this.canvas.clientHeight - TITLE];
     const whole = Math.min((width * 0.8) / (right - left), (height * 0.8) / (bottom - top));
     const scale = Math.min(Math.max(this.view.scale, 0.8), Math.max(whole, 0.05), 1.5);
-    this._glide({ scale, x: (left + right) / 2 - width / 2 / scale, y: (top + bottom) / 2 - height / 2 / scale });
+    this._glide({ scale, x: (left + right) / 2 - width / 2 / scale, y: (top + bottom) / 2 - (TITLE + height / 2) / scale });
   }
 
   zoom(factor, x = this.canvas.clientWidth / 2, y = this.canvas.clientHeight / 2) {
