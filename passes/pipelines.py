@@ -32,6 +32,7 @@ from passes.merge_transposes import MergeTransposes
 from passes.reduce_strength import ReduceStrength
 from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
+from passes.simplify_gathers import SimplifyGathers
 from passes.simplify_shapes import SimplifyShapes
 from passes.unflatten_matmul import UnflattenMatmul
 from passes.unflatten_softmax import UnflattenSoftmax
@@ -94,6 +95,8 @@ def cleanup() -> Fixpoint:
             LiftConstants(),
             # Before everything that matches patterns: a no-op in the middle hides them.
             EliminateIdentities(),
+            # Before eliminate-broadcasts: it leaves an Expand where many equal elements were gathered.
+            SimplifyGathers(),
             EliminateBroadcasts(),
             ReduceStrength(),
             MergeReshapes(),

@@ -29,6 +29,7 @@ from passes.merge_transposes import MergeTransposes
 from passes.reduce_strength import ReduceStrength
 from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
+from passes.simplify_gathers import SimplifyGathers
 from passes.simplify_shapes import SimplifyShapes
 from passes.unflatten_matmul import UnflattenMatmul
 from passes.unflatten_softmax import UnflattenSoftmax
@@ -64,6 +65,7 @@ PASSES: dict[str, type[Pass]] = {
     "reduce-strength": ReduceStrength,
     "remove-unused": RemoveUnused,
     "replace-cast-like": ReplaceCastLike,
+    "simplify-gathers": SimplifyGathers,
     "simplify-shapes": SimplifyShapes,
     "unflatten-matmul": UnflattenMatmul,
     "unflatten-softmax": UnflattenSoftmax,

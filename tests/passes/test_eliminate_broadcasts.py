@@ -76,6 +76,24 @@ def test_the_axes_in_front_of_matrices() -> None:
     )
 
 
+def test_an_expand_of_an_expand() -> None:
+    assert_becomes(
+        EliminateBroadcasts(),
+        graph("r = Shape<start = 1>(x) e = Expand(a, r) s = Shape(x) f = Expand(e, s) y = Relu(f)"),
+        graph("s = Shape(x) f = Expand(a, s) y = Relu(f)"),
+    )
+
+
+def test_rows_that_are_all_the_same() -> None:
+    text = """g (float[N,S,2] x, int64[1] i) => (float[N,S,2] y) <float[3,2] w = {1,2,3,4,5,6}> { NODES }"""
+    inputs = "b = Mul(i, i) c = Sub(b, b) "
+    before = inputs + "s = Shape<end = 2>(x) e = Expand(c, s) r = Gather(w, e) y = Add(x, r)"
+    after = inputs + "r = Gather(w, c) y = Add(x, r)"
+    assert_becomes(EliminateBroadcasts(), text.replace("NODES", before), text.replace("NODES", after))
+    for other in ("y = Relu(r)", "z = Neg(r) q = Mul(z, x) y = Add(q, r)"):
+        assert_stays(EliminateBroadcasts(), text.replace("NODES", before.replace("y = Add(x, r)", other)))
+
+
 def test_everywhere() -> None:
     text = (
         "g (float[N,4] x) => (float[N,4] y) <float[1,4] a = {1,2,3,4}> { s = Shape(x) e = Expand(a, s) y = Add(x, e) }"
