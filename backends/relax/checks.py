@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from tvm import relax, sym, tirx
+from tvm import relax, sym, te, tirx
 
-from backends.relax.emitter import Emitter
 from backends.relax.forms import sizes_of
 from backends.relax.known import meant, simplified
 from backends.relax.plan import Check
+from backends.relax.reads import reaches
 from backends.relax.size_formula import formula
 from backends.relax.values import Refused, prim, static_int
+
+if TYPE_CHECKING:
+    from backends.relax.emitter import Emitter
 
 
 def require(ctx: Emitter, left: tirx.Expr | int, right: tirx.Expr | int, what: str, *, or_one: bool = False) -> None:
@@ -47,6 +51,24 @@ def require_at_least(ctx: Emitter, least: int, sizes: Iterable[tirx.Expr], what:
     """Demand that no size is smaller."""
     for size in sizes:
         require(ctx, size, tirx.max(prim(size), prim(least)), f"{what}, which must be at least {least}")
+
+
+def require_reads_inside(ctx: Emitter, outputs: Sequence[te.Tensor]) -> None:
+    """Demand that a kernel goes over no more elements of an operand's axis than it has."""
+    for extent, size in reaches(outputs):
+        require(ctx, tirx.max(prim(extent), prim(size)), size, "the elements that are read of an axis, and its size")
+
+
+def require_same_shape(ctx: Emitter, left: Sequence[tirx.Expr], right: Sequence[tirx.Expr], what: str) -> None:
+    """Demand that two shapes are equal.
+
+    Raises:
+        Refused: they never are.
+    """
+    if len(left) != len(right):
+        raise Refused(f"{what}: ranks {len(left)} and {len(right)}")
+    for a, b in zip(left, right, strict=True):
+        require(ctx, a, b, what)
 
 
 def require_same_count(

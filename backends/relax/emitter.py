@@ -12,11 +12,13 @@ Shape letters are those of the operator specifications. A value is looked up in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
+from backends.relax.checks import require_reads_inside
 from backends.relax.forms import (
     aligned_channels_last,
     initializer_type,
@@ -268,7 +270,8 @@ class Emitter:
     def te(self, function: Callable[..., te.Tensor], *args: object, **kwargs: object) -> relax.Var:
         """Emit a kernel described by a tensor expression over the arguments."""
         name = kwargs.pop("primfunc_name_hint", self.kernel_name)
-        return self.emit(tensor_call(self.builder, function, args, kwargs, name=str(name)))
+        inspect = partial(require_reads_inside, self)
+        return self.emit(tensor_call(self.builder, function, args, kwargs, name=str(name), inspect=inspect))
 
     def kernel(
         self, name: str, function: tirx.PrimFunc, args: Sequence[relax.Expr], out: relax.Type | list[relax.Type]

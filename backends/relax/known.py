@@ -7,7 +7,7 @@ and no kernel is made; a Reshape further down then sees the sizes it needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,8 +15,10 @@ import tvm
 import tvm_ffi
 from tvm import sym, tirx
 
-from backends.relax.emitter import Emitter
 from backends.relax.values import ChannelsLast, Result, SymbolicInts, prim, static_int
+
+if TYPE_CHECKING:
+    from backends.relax.emitter import Emitter
 
 Elements = np.ndarray[Any, np.dtype[Any]]
 """An array of `tirx` expressions (dtype `object`)."""

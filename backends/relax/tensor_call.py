@@ -20,6 +20,7 @@ def tensor_call(
     options: Mapping[str, Any],
     *,
     name: str,
+    inspect: Callable[[Sequence[te.Tensor]], None] = lambda _: None,
 ) -> relax.Expr:
     """A call of the kernel that `function(*args, **options)` describes.
 
@@ -29,6 +30,7 @@ def tensor_call(
         args: its arguments.
         options: its keyword arguments, passed on as they are.
         name: the kernel's name.
+        inspect: told of the function's results.
 
     Returns:
         A call that gives a tensor, or a tuple if the function gives several.
@@ -48,6 +50,7 @@ def tensor_call(
 
     result = function(*(parameter(a) for a in args), **options)
     outputs = [result] if isinstance(result, te.Tensor) else list(result)
+    inspect(outputs)
     sizes = _untold(params, outputs)
     kernel = s_tir.renew_defs(te.create_prim_func([*params, *sizes, *outputs], "int64"))
     var = builder.add_func(kernel.without_attr("global_symbol"), name)

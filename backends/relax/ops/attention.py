@@ -27,6 +27,7 @@ from backends.relax.attention import (
     sizes_of,
 )
 from backends.relax.attributes import get_float, get_int
+from backends.relax.checks import require, require_same_shape
 from backends.relax.contraction import product
 from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name
@@ -79,6 +80,7 @@ def plan_attention(ctx: Emitter, node: ir.Node) -> AttentionSpec:
             for old, new in ((past_key, k), (past_value, v))
         )
     _check_heads(q, k)
+    _check_sizes(ctx, q, k, v, mask)
     if not ctx.dtype(query) == ctx.dtype(key) == ctx.dtype(value):
         raise Refused("query, key and value differ in type")
     head_size = static_int(sizes_of(q)[3])
@@ -200,6 +202,17 @@ def _check_heads(q: Heads, k: Heads) -> None:
     heads, key_heads = static_int(sizes_of(q)[1]), static_int(sizes_of(k)[1])
     if heads is None or key_heads is None or heads % key_heads != 0:
         raise Refused(f"{heads} query heads over {key_heads} key heads")
+
+
+def _check_sizes(ctx: Emitter, q: Heads, k: Heads, v: Heads, mask: ir.Value | None) -> None:
+    batch, heads, rows, size = sizes_of(q)
+    key_batch, key_heads, keys, key_size = sizes_of(k)
+    require_same_shape(ctx, [key_batch, key_size], [batch, size], "batch and head sizes of query and key")
+    require_same_shape(ctx, sizes_of(v)[:3], [key_batch, key_heads, keys], "sizes of key and value")
+    if mask is not None:
+        for own, other in zip(ctx.shape(mask)[-2::-1], (rows, heads, batch), strict=False):
+            if static_int(own) != 1:
+                require(ctx, own, other, "sizes of the mask and of what it masks")
 
 
 def _reshaped(ctx: Emitter, x: relax.Var, shape: Sequence[tirx.Expr]) -> relax.Var:

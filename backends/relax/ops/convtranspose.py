@@ -14,6 +14,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import declared_shape, get_int, get_ints, get_str
+from backends.relax.checks import require
 from backends.relax.contraction import product
 from backends.relax.emitter import Emitter
 from backends.relax.registry import emits
@@ -55,7 +56,8 @@ def conv_transpose(ctx: Emitter, node: ir.Node) -> Result:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     groups = get_int(node, "group", 1)
     channels, per_group, *kernel = ctx.static_shape(w, "the kernel")
-    batch, _, *sizes = ctx.shape(x)
+    batch, given, *sizes = ctx.shape(x)
+    require(ctx, given, channels, "channels of the input and of the weight")
     spread = _transposed(ctx, node, sizes, kernel)
     taps = math.prod(kernel)
     rows = ctx.derived(batch * math.prod(sizes, start=prim(1)))

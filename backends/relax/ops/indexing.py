@@ -166,7 +166,10 @@ def tensor_scatter(ctx: Emitter, node: ir.Node) -> Result:
 
         return te.compute(cache.shape, element, name="tensor_scatter")
 
-    return ctx.te(build, ctx.x(past), ctx.x(update), *([] if starts is None else [ctx.x(starts)]))
+    most = ctx.shape(past)[axis]
+    places = most if circular else most - ctx.shape(update)[axis] + 1
+    begins = [] if starts is None else [checked_places(ctx, starts, [places], from_end=False)]
+    return ctx.te(build, ctx.x(past), ctx.x(update), *begins)
 
 
 def _one_slice(ctx: Emitter, x: ir.Value | None, axis: int, place: int) -> Result:

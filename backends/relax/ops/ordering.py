@@ -9,7 +9,7 @@ import onnx_ir as ir
 from tvm import te, tirx
 
 from backends.relax.attributes import get_int
-from backends.relax.checks import require_at_least
+from backends.relax.checks import require, require_at_least
 from backends.relax.emitter import Emitter
 from backends.relax.layout import laid
 from backends.relax.ops.elementwise import largest, smallest
@@ -65,6 +65,7 @@ def top_k(ctx: Emitter, node: ir.Node) -> list[Result]:
     count = ctx.ints(node.inputs[1])
     if count is None:
         raise Refused("k is computed at run time")
+    require(ctx, tirx.max(count[0], ctx.shape(x)[axis]), ctx.shape(x)[axis], "k and the elements that there are")
     wants_largest = get_int(node, "largest", 1) == 1
 
     def build(tensor: te.Tensor, k: tirx.Expr) -> list[te.Tensor]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int
+from backends.relax.checks import require
 from backends.relax.emitter import Emitter
 from backends.relax.indices import checked_places
 from backends.relax.registry import emits
@@ -26,6 +27,9 @@ def rotary_embedding(ctx: Emitter, node: ir.Node) -> Result:
     heads, head_size = _head_split(ctx, x, get_int(node, "num_heads", 0))
     rotated = get_int(node, "rotary_embedding_dim", 0) or head_size
     interleaved = get_int(node, "interleaved", 0) == 1
+
+    for table in (cos, sin):
+        require(ctx, ctx.shape(table)[-1], rotated // 2, "the table's columns and the pairs that are rotated")
 
     def build(x_: te.Tensor, cos_: te.Tensor, sin_: te.Tensor, *positions_BS: te.Tensor) -> te.Tensor:
         def element(*index: tirx.Expr) -> tirx.Expr:

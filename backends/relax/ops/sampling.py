@@ -14,6 +14,7 @@ import onnx_ir as ir
 from tvm import te, tirx
 
 from backends.relax.attributes import declared_shape, get_float, get_int, get_str
+from backends.relax.checks import require
 from backends.relax.emitter import Emitter
 from backends.relax.indices import checked_places
 from backends.relax.interpolation import NEIGHBOURS, weight
@@ -35,6 +36,7 @@ def grid_sample(ctx: Emitter, node: ir.Node) -> Result:
     padding = get_str(node, "padding_mode", "zeros")
     corners = get_int(node, "align_corners", 0) == 1
     sizes = ctx.shape(x)[2:]
+    require(ctx, ctx.shape(grid)[0], ctx.shape(x)[0], "images and grids")
 
     def build(x_NSC: te.Tensor, grid_NOD: te.Tensor) -> te.Tensor:
         places = _places(grid_NOD, sizes, mode, padding, corners=corners)

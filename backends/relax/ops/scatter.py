@@ -12,6 +12,7 @@ import onnx_ir as ir
 from tvm import te, tirx
 
 from backends.relax.attributes import get_int, get_str
+from backends.relax.checks import require, require_same_shape
 from backends.relax.emitter import Emitter
 from backends.relax.indices import checked_places
 from backends.relax.ops.elementwise import largest, smallest
@@ -34,6 +35,11 @@ def scatter_elements(ctx: Emitter, node: ir.Node) -> Result:
     """The data, with each update written at its own position but for the one axis that its index names."""
     data, indices, updates = node.inputs[:3]
     axis = ctx.axis(get_int(node, "axis", 0), ctx.rank(data))
+    extents = ctx.shape(indices)
+    require_same_shape(ctx, extents, ctx.shape(updates), "sizes of indices and updates")
+    for i, (extent, size) in enumerate(zip(extents, ctx.shape(data), strict=True)):
+        if i != axis:
+            require(ctx, tirx.max(extent, size), size, "sizes of the indices, at most those of the data,")
     combine = _reduction(node)
 
     def build(x: te.Tensor, at: te.Tensor, new: te.Tensor) -> te.Tensor:
@@ -62,6 +68,8 @@ def scatter_nd(ctx: Emitter, node: ir.Node) -> Result:
     if named is None:
         raise Refused("the number of indices depends on a symbolic size")
     combine = _reduction(node)
+    slices = [*ctx.shape(indices)[:-1], *ctx.shape(data)[named:]]
+    require_same_shape(ctx, slices, ctx.shape(updates), "sizes of the slices and of the updates")
 
     def build(x: te.Tensor, at: te.Tensor, new: te.Tensor) -> te.Tensor:
         outer = len(at.shape) - 1
