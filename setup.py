@@ -40,7 +40,8 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",
-    license_files=["LICENSE"],
+    # The second is of the library that lays out the graphs of a diff, which is shipped with them.
+    license_files=["LICENSE", "optimizer/model_diff/page/d3-dag.LICENSES.txt"],
     python_requires=">=3.11",
     packages=find_packages(include=["optimizer", "optimizer.*", "passes", "passes.*", "backends", "backends.*"]),
     package_data={

@@ -23,6 +23,8 @@ from optimizer.usage import Usage
 
 __all__ = ["NearMissRow", "PassRow", "Report", "Verification"]
 
+_MOST_REASONS = 10
+
 
 @dataclass(frozen=True)
 class PassRow:
@@ -209,7 +211,7 @@ class Report:
         parts.append("stages: " + ", ".join(f"{name} {seconds(time)}" for name, time in self.stages.items()))
         parts.append(str(self.verification))
         if self.energy is not None:
-            parts.append(_energy_text(self.energy_before, self.energy))
+            parts.append(_energy_text(self.energy_before, self.energy, "at least " if self.after.symbolic else ""))
         parts.extend(_near_miss_texts(self.near_misses))
         parts.extend(f"note: {note}" for note in self.notes)
         if self.profile is not None:
@@ -236,12 +238,12 @@ def _energy_dict(before: Energy | None, after: Energy | None) -> dict[str, Any] 
     }
 
 
-def _energy_text(before: Energy | None, after: Energy) -> str:
+def _energy_text(before: Energy | None, after: Energy, least: str) -> str:
     was = "" if before is None else f", {joules(before.total)} before"
     parts = f"arithmetic {joules(after.arithmetic)}, weights {joules(after.weights)}"
     return (
-        f"estimated energy of a run: {joules(after.total)} ({parts}, activations {joules(after.activations)}{was}; "
-        f"model: {MODEL})"
+        f"estimated energy of a run: {least}{joules(after.total)} ({parts}, "
+        f"activations {joules(after.activations)}{was}; model: {MODEL})"
     )
 
 
@@ -250,10 +252,12 @@ def _near_miss_texts(rows: tuple[NearMissRow, ...]) -> list[str]:
     alike: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         alike.setdefault((row.pass_name, row.reason), []).append(row.node)
-    return [
+    lines = [
         f"{name} did not fire at {nodes[0]}{f' and {len(nodes) - 1} more' if len(nodes) > 1 else ''}: {reason}"
         for (name, reason), nodes in alike.items()
     ]
+    more = len(lines) - _MOST_REASONS
+    return lines if more <= 0 else [*lines[:_MOST_REASONS], f"and {more} more reasons why a fusion did not fire"]
 
 
 def _row_dict(row: PassRow) -> dict[str, Any]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+
+import onnx
+import onnx.defs
 import onnx_ir as ir
 
 from optimizer.ir.tensors import content_hash
 
-__all__ = ["attribute_text", "tensor_text"]
+__all__ = ["attribute_text", "default_texts", "tensor_text"]
 
 _SHOWN_ELEMENTS = 16
 _LONGEST = 200
@@ -31,6 +36,31 @@ def attribute_text(attribute: ir.Attr) -> str:
     if attribute.type in (ir.AttributeType.INTS, ir.AttributeType.STRINGS):
         return "[" + ", ".join(map(str, attribute.value)) + "]"
     return str(attribute.value)
+
+
+@functools.lru_cache(maxsize=1024)
+def default_texts(op: str, version: int) -> Mapping[str, str]:
+    """What the attributes of an operator are when they are left out, as `attribute_text` writes them.
+
+    Args:
+        op: The operator, behind its domain and `::` if that is not the default one.
+        version: The opset of the domain.
+
+    Returns:
+        By name; without those that have no default. Nothing for an operator that ONNX does not know.
+    """
+    domain, _, op_type = op.rpartition("::")
+    if not onnx.defs.has(op_type, domain):
+        return {}
+    try:
+        attributes = onnx.defs.get_schema(op_type, version, domain).attributes
+    except onnx.defs.SchemaError:
+        return {}
+    return {
+        name: attribute_text(ir.serde.deserialize_attribute(attribute.default_value))
+        for name, attribute in attributes.items()
+        if attribute.default_value.name
+    }
 
 
 def tensor_text(tensor: ir.TensorProtocol) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from optimizer.model_diff.attributes import default_texts
 from optimizer.model_diff.facts import Node, Read, Side
 from optimizer.model_diff.pairing import Matched, Pairing
 from optimizer.model_diff.weights import WeightChange, WeightComparison
@@ -64,16 +65,22 @@ def node_changes(old: Node, new: Node, pairing: Pairing, weights: WeightComparis
     """
     if old.op != new.op:
         yield Change("operator", "", old.op, new.op)
-    for name in sorted(old.attributes.keys() | new.attributes.keys()):
-        ours, theirs = old.attributes.get(name, ""), new.attributes.get(name, "")
-        if ours != theirs:
-            yield Change("attribute", name, ours, theirs)
+    before, after = _attributes(old, pairing.before), _attributes(new, pairing.after)
+    for name in sorted(before.keys() | after.keys()):
+        is_written = name in old.attributes or name in new.attributes
+        if before.get(name) != after.get(name) and (is_written or old.op == new.op):
+            yield Change("attribute", name, before.get(name, ""), after.get(name, ""))
     for mine, other in zip(old.outputs, new.outputs, strict=False):
         if mine.type and other.type and mine.type != other.type:
             yield Change("type", mine.value, mine.type, other.type)
     if len(old.outputs) != len(new.outputs):
         yield Change("type", "outputs", str(len(old.outputs)), str(len(new.outputs)))
     yield from _input_changes(old, new, pairing, weights)
+
+
+def _attributes(node: Node, side: Side) -> dict[str, str]:
+    """With the defaults of those that are left out."""
+    return {**default_texts(node.op, side.opsets.get(node.op.rpartition("::")[0], 0)), **node.attributes}
 
 
 def _input_changes(old: Node, new: Node, pairing: Pairing, weights: WeightComparison) -> Iterator[Change]:

@@ -58,7 +58,7 @@ def _cards(report: Report) -> str:
     ]
     if report.energy is not None:
         was = "" if report.energy_before is None else joules(report.energy_before.total)
-        facts.append(("energy, estimated", was, joules(report.energy.total)))
+        facts.append(("energy, estimated", was, least + joules(report.energy.total)))
     if report.profile is not None:
         facts.append(("time of a run", "", seconds(report.profile.seconds)))
     return f'<div class="cards">{"".join(_card(*fact) for fact in facts)}</div>'

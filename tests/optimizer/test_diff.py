@@ -103,12 +103,25 @@ def test_changed_attributes_and_types() -> None:
     ]
 
 
-def test_an_attribute_that_comes_and_goes() -> None:
-    def build(**attributes: int) -> onnx.ModelProto:
-        return model([node("Softmax", ["x"], ["y"], **attributes)], [value("x", [2, 3])], [value("y", [2, 3])])
+def test_an_attribute_that_is_left_out_has_its_default() -> None:
+    def build(opset: int = 23, **attributes: int) -> onnx.ModelProto:
+        nodes = [node("Softmax", ["x"], ["y"], **attributes)]
+        return model(nodes, [value("x", [2, 3])], [value("y", [2, 3])], opset=opset)
 
-    found = diff(build(), build(axis=-1))
-    assert [str(change) for change in only(found, "changed").changes] == ["attribute axis: none -> -1"]
+    assert diff(build(), build(axis=-1)).identical
+    found = diff(build(), build(axis=0))
+    assert [str(change) for change in only(found, "changed").changes] == ["attribute axis: -1 -> 0"]
+    older = diff(build(opset=11), build())
+    assert "attribute axis: 1 -> -1" in [str(change) for change in only(older, "changed").changes]
+
+
+def test_an_attribute_that_comes_without_a_default() -> None:
+    def build(**attributes: list[int]) -> onnx.ModelProto:
+        nodes = [node("Transpose", ["x"], ["y"], **attributes)]
+        return model(nodes, [value("x", [2, 3])], [value("y", [3, 2])])
+
+    found = diff(build(), build(perm=[1, 0]))
+    assert [str(change) for change in only(found, "changed").changes] == ["attribute perm: none -> [1, 0]"]
 
 
 def test_a_changed_weight_says_by_how_much() -> None:
@@ -241,6 +254,36 @@ def test_structure_groups_what_was_fused() -> None:
     assert "Div + Erf + Add + 2 Mul -> Gelu" in str(found)
     back = diff(build(True), build(False))
     assert (labels(back, only(back, "split"))[0], back.count("fused")) == (["fused"], 0)
+
+
+def test_what_onnx_runtime_made_of_a_model(tmp_path: Path) -> None:
+    """No provenance, other names, operators of its own."""
+    import onnxruntime
+
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in {"w": (8, 8), "b": (8,)}.items()}
+    weights |= {"s": floats([1.4142135]), "one": floats([1]), "half": floats([0.5])}
+    nodes = [
+        node("MatMul", ["x", "w"], ["p"]),
+        node("Add", ["p", "b"], ["a"]),
+        node("Div", ["a", "s"], ["d"]),
+        node("Erf", ["d"], ["e"]),
+        node("Add", ["e", "one"], ["f"]),
+        node("Mul", ["a", "f"], ["g"]),
+        node("Mul", ["g", "half"], ["h"]),
+        node("Softmax", ["h"], ["y"]),
+    ]
+    before = model(nodes, [value("x", [4, 8])], [value("y", [4, 8])], weights, opset=17)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "after.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(before.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = diff(before, tmp_path / "after.onnx")
+    assert labels(found, only(found, "same"))[0] == ["Softmax_y"]
+    groups = list(found.of_kind("fused", "rewritten"))
+    assert {label for match in groups for label in labels(found, match)[0]} == {n.name for n in nodes[:-1]}
+    assert found.count("removed") == found.count("added") == 0
 
 
 # --- Provenance ---

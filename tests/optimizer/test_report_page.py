@@ -182,6 +182,26 @@ def test_near_misses_are_told_once_a_reason(report: Report) -> None:
     assert Report.from_dict(told.to_dict()).near_misses == misses
 
 
+def test_many_near_misses_do_not_fill_the_screen(report: Report) -> None:
+    misses = tuple(NearMissRow("fuse-attention", "n", f"reason {i}") for i in range(30))
+    told = str(Report("onnx", "float32", report.before, report.after, near_misses=misses))
+    assert told.count("did not fire") == 11
+    assert "and 20 more reasons why a fusion did not fire" in told
+
+
+def test_an_energy_with_unknown_sizes_is_a_lower_bound(report: Report) -> None:
+    assert "estimated energy of a run: at least" in str(optimize(open_ended(), "onnx", verify="off").report)
+    assert "estimated energy of a run: at least" not in str(optimize(closed(), "onnx", verify="off").report)
+
+
+def open_ended() -> onnx.ModelProto:
+    return model([node("Relu", ["x"], ["y"])], [value("x", ["n"])], [value("y", ["n"])])
+
+
+def closed() -> onnx.ModelProto:
+    return model([node("Relu", ["x"], ["y"])], [value("x", [7])], [value("y", [7])])
+
+
 def test_charts_of_nothing() -> None:
     for chart in (line_chart([("none", [])], str, "nodes"), parts_bar([]), parts_bar([Part("zero", 0, "0 J")])):
         ElementTree.fromstring(f"<div>{chart}</div>")
