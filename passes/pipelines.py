@@ -28,6 +28,7 @@ from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
 from passes.merge_qkv import MergeQkv
 from passes.merge_reshapes import MergeReshapes
+from passes.merge_slices import MergeSlices
 from passes.merge_transposes import MergeTransposes
 from passes.reduce_strength import ReduceStrength
 from passes.remove_unused import RemoveUnused
@@ -68,6 +69,8 @@ def default_pipeline(target_kind: str) -> list[Pass]:
         # After fuse-attention: it begins at an Attention. After cancel-transposes: an input that was turned for one of
         # them is then the same for all.
         MergeQkv(),
+        # After fuse-rotary-embedding, which looks for the halves of a head as an exporter cuts them.
+        MergeSlices(),
         # Once more: masks and shapes that every layer has made for itself become one.
         cleanup(),
         # Last: it describes what is left.

@@ -25,6 +25,7 @@ from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
 from passes.merge_qkv import MergeQkv
 from passes.merge_reshapes import MergeReshapes
+from passes.merge_slices import MergeSlices
 from passes.merge_transposes import MergeTransposes
 from passes.reduce_strength import ReduceStrength
 from passes.remove_unused import RemoveUnused
@@ -61,6 +62,7 @@ PASSES: dict[str, type[Pass]] = {
     "lift-constants": LiftConstants,
     "merge-qkv": MergeQkv,
     "merge-reshapes": MergeReshapes,
+    "merge-slices": MergeSlices,
     "merge-transposes": MergeTransposes,
     "reduce-strength": ReduceStrength,
     "remove-unused": RemoveUnused,
