@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -51,41 +52,68 @@ def checked_places(
     text = f"node {ctx.node_name!r}: an index is out of range of its axis"
 
     def build(at: te.Tensor, *extents: tirx.Expr) -> te.Tensor:
-        axes = list(at.shape) if len(extents) == 1 else list(at.shape)[:-1]
-        cut = max(len(axes) - 1, 0)
-        rows = axes[:cut] if spread and cut else [prim(1)]
-
-        def body(ins: list[tirx.Var], outs: list[tirx.Var]) -> tirx.Stmt:
-            wrong = tirx.decl_buffer(rows, "int64", "wrong")  # how many are, for each row that a thread may have
-
-            def row(lead: list[tirx.Expr]) -> tirx.Stmt:
-                count = lead if spread and cut else [prim(0)]
-
-                def one(index: list[tirx.Expr], extent: tirx.Expr) -> tirx.Stmt:
-                    place = _place(prim(fetch(ins[0], index)), extent, from_end, ignored)
-                    outside = tirx.Cast("int64", tirx.any(place < 0, place >= extent))
-                    return sequence(store(wrong, fetch(wrong, count) + outside, count), store(outs[0], place, index))
-
-                def some(last: list[tirx.Expr]) -> tirx.Stmt:
-                    if len(extents) == 1:
-                        return one([*lead, *last], extents[0])
-                    return sequence(*(one([*lead, *last, prim(k)], extent) for k, extent in enumerate(extents)))
-
-                return nest(axes[cut:], some)
-
-            def verdict(count: list[tirx.Expr]) -> tirx.Stmt:
-                return demand(tirx.EQ(fetch(wrong, count), prim(0)), "IndexError", text)
-
-            return sequence(
-                tirx.AllocBuffer(wrong),
-                nest(rows, lambda count: store(wrong, prim(0), count)),
-                nest(axes[:cut], row, parallel=(0,) if spread else ()),
-                nest(rows, verdict),
-            )
-
-        return procedure("check_indices", [at], [(at.shape, "int64")], body)[0]
+        check = _Check(tuple(at.shape), extents, text, from_end, ignored, spread)
+        return procedure("check_indices", [at], [(at.shape, "int64")], check.body)[0]
 
     return ctx.te(build, source, *sizes, primfunc_name_hint="check_indices")
+
+
+@dataclass(frozen=True)
+class _Check:
+    """The kernel that checks indices; they are gone over row by row, a row being the innermost axis of places.
+
+    Attributes:
+        shape: of the indices.
+        extents: see `sizes` of `checked_places`.
+        text: of the error.
+        from_end, ignored: see `checked_places`.
+        spread: whether the rows are spread over the threads; each then counts its errors for itself.
+    """
+
+    shape: tuple[tirx.Expr, ...]
+    extents: tuple[tirx.Expr, ...]
+    text: str
+    from_end: bool
+    ignored: int | None
+    spread: bool
+
+    def body(self, ins: list[tirx.Var], outs: list[tirx.Var]) -> tirx.Stmt:
+        """Write the places, count the indices that are out of range, and stop if there are any."""
+        axes = self.shape if len(self.extents) == 1 else self.shape[:-1]
+        rows, inner = axes[:-1], axes[-1:]
+        counted = list(rows) if self.spread and rows else [prim(1)]
+        wrong = tirx.decl_buffer(counted, "int64", "wrong")
+
+        def row(lead: list[tirx.Expr]) -> tirx.Stmt:
+            count = lead if self.spread and rows else [prim(0)]
+            return nest(inner, lambda last: self._indices([*lead, *last], ins[0], outs[0], wrong, count))
+
+        def verdict(count: list[tirx.Expr]) -> tirx.Stmt:
+            return demand(tirx.EQ(fetch(wrong, count), prim(0)), "IndexError", self.text)
+
+        return sequence(
+            tirx.AllocBuffer(wrong),
+            nest(counted, lambda count: store(wrong, prim(0), count)),
+            nest(rows, row, parallel=(0,) if self.spread else ()),
+            nest(counted, verdict),
+        )
+
+    def _indices(
+        self, at: list[tirx.Expr], source: tirx.Var, target: tirx.Var, wrong: tirx.Var, count: list[tirx.Expr]
+    ) -> tirx.Stmt:
+        """The index at a position, or the indices there that name one element together."""
+        statements = []
+        for k, extent in enumerate(self.extents):
+            index = at if len(self.extents) == 1 else [*at, prim(k)]
+            place = self._place(prim(fetch(source, index)), extent)
+            outside = tirx.Cast("int64", tirx.any(place < 0, place >= extent))
+            statements += [store(wrong, fetch(wrong, count) + outside, count), store(target, place, index)]
+        return sequence(*statements)
+
+    def _place(self, index: tirx.Expr, extent: tirx.Expr) -> tirx.Expr:
+        if self.ignored is not None:
+            index = tirx.Select(tirx.EQ(index, prim(self.ignored)), prim(0), index)
+        return tirx.Select(index < 0, index + extent, index) if self.from_end else index
 
 
 def fixed_indices(ctx: Emitter, indices: ir.Value | None) -> np.ndarray | None:
@@ -121,9 +149,3 @@ def _certain(ctx: Emitter, indices: ir.Value | None, sizes: Sequence[tirx.Expr])
     for column, extent in zip(columns, extents, strict=True):
         demand_range(column, extent or 0)
     return bool((places >= 0).all())
-
-
-def _place(index: tirx.Expr, extent: tirx.Expr, from_end: bool, ignored: int | None) -> tirx.Expr:
-    if ignored is not None:
-        index = tirx.Select(tirx.EQ(index, prim(ignored)), prim(0), index)
-    return tirx.Select(index < 0, index + extent, index) if from_end else index
