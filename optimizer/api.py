@@ -88,6 +88,7 @@ def optimize(
         oracle, verification = make_oracle(graph, verify, seed, example_for(graph.graph, model, example_inputs))
     with stages("optimizing the graph"):
         run = run_passes(graph, pipeline, oracle, verify, cpu.l3_bytes)
+        original.removed_by = run.removed_by
     with stages("compiling"):
         executable = backend.compile(graph, place, fallback=fallback, progress=stages.detail)
     with stages("verifying"):

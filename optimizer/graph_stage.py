@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from optimizer.ir.figures import Costs
 from optimizer.ir.near_miss import NearMiss
 from optimizer.ir.usage import measure_usage
 from optimizer.pass_manager import Pass, PassManager
+from optimizer.removals import RemovalRecorder
 from optimizer.report import PassRow
 from optimizer.usage import Usage
 from optimizer.verify_each import VerifyEach
@@ -40,6 +41,7 @@ class PassesRun:
         rows: One for each run of a pass.
         near_misses: Where a fusion nearly fired, and why it did not.
         notes: One for each pass that was rejected.
+        removed_by: The pass that removed an original node, by the node's label.
     """
 
     before: Costs
@@ -49,6 +51,7 @@ class PassesRun:
     rows: tuple[PassRow, ...]
     near_misses: tuple[NearMiss, ...]
     notes: tuple[str, ...]
+    removed_by: Mapping[str, str]
 
 
 def run_passes(
@@ -69,14 +72,15 @@ def run_passes(
     shapes = oracle.input_shapes if oracle is not None else {}
     before = model_costs(model, shapes)
     usage_before = measure_usage(model, cache_bytes, shapes)
+    removals = RemovalRecorder()
     recorder = PassRecorder(lambda changed: model_costs(changed, shapes))
     if verify != "each" or oracle is None:
-        result = PassManager(pipeline).run(model, [recorder])
+        result = PassManager(pipeline).run(model, [recorder, removals])
         errors: Sequence[float | None] = [None] * len(recorder.records)
         notes: tuple[str, ...] = ()
     else:
         with VerifyEach(oracle, FAULT_FOLDER) as guard:
-            result = PassManager(pipeline).run(model, [recorder], guard)
+            result = PassManager(pipeline).run(model, [recorder, removals], guard)
         errors, notes = guard.errors, tuple(guard.notes)
     rows = tuple(
         PassRow(record.pipeline, record.modified, record.seconds, record.before, record.after, error)
@@ -84,4 +88,4 @@ def run_passes(
     )
     after = rows[-1].after if rows else before
     usage = measure_usage(model, cache_bytes, shapes)
-    return PassesRun(before, after, usage_before, usage, rows, result.near_misses, notes)
+    return PassesRun(before, after, usage_before, usage, rows, result.near_misses, notes, removals.removed_by)

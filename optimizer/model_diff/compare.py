@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from optimizer.model_diff.changes import counterpart_weights, kind_of, node_changes
-from optimizer.model_diff.facts import Side
+from optimizer.model_diff.facts import Node, Side
 from optimizer.model_diff.match import match_nodes
 from optimizer.model_diff.pairing import Matched, Pairing
 from optimizer.model_diff.result import InterfaceChange, ModelDiff, NodeMatch
@@ -49,7 +49,7 @@ def compare_sides(before: Side, after: Side) -> ModelDiff:
     pairing = match_nodes(before, after)
     weights = WeightComparison(before.weights, after.weights, counterpart_weights(pairing))
     matches = [_node_match(matched, pairing, weights) for matched in pairing.matched]
-    matches += [NodeMatch("removed", (node.index,), ()) for node in pairing.open_before()]
+    matches += [_removed(node, before) for node in pairing.open_before()]
     matches += [NodeMatch("added", (), (node.index,), passes=node.makers) for node in pairing.open_after()]
     matches.sort(key=lambda match: (match.before or match.after, match.after))
     return ModelDiff(before, after, tuple(matches), weights.changes, tuple(_interface(before, after)))
@@ -62,6 +62,11 @@ def _node_match(matched: Matched, pairing: Pairing, weights: WeightComparison) -
     passes = tuple(dict.fromkeys(maker for node in after for maker in node.makers if maker not in known))
     changes = tuple(node_changes(before[0], after[0], pairing, weights)) if len(before) == len(after) == 1 else ()
     return NodeMatch(kind_of(matched, pairing, changes), matched.before, matched.after, matched.by, passes, changes)
+
+
+def _removed(node: Node, side: Side) -> NodeMatch:
+    by = side.removed_by.get(node.label)
+    return NodeMatch("removed", (node.index,), (), passes=() if by is None else (by,))
 
 
 def _interface(before: Side, after: Side) -> Iterator[InterfaceChange]:

@@ -6,7 +6,7 @@ knows the nodes that its inputs come from, wherever they stand, so that no later
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -97,6 +97,7 @@ class Side:
         output_sources: The nodes that give the outputs, `None` for those that no node gives.
         opsets: Version by domain.
         has_provenance: Whether any node says where it is from.
+        removed_by: The pass that removed a node, by its label, where that is known.
     """
 
     title: str
@@ -107,6 +108,7 @@ class Side:
     output_sources: list[tuple[int, int] | None] = field(default_factory=list)
     opsets: dict[str, int] = field(default_factory=dict)
     has_provenance: bool = False
+    removed_by: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def consumers(self) -> list[list[tuple[int, int]]]:

@@ -35,7 +35,7 @@ class NodeMatch:
         before: Their numbers in the first model, see `ModelDiff.before`.
         after: Their numbers in the second.
         by: What tells: `"provenance"`, `"name"` or `"structure"`; `""` for added and removed nodes.
-        passes: The passes that made the nodes of the second model, as far as it says.
+        passes: The passes that made the nodes of the second model, or removed that of the first, as far as it is known.
         changes: What differs, for one node that became one node.
     """
 

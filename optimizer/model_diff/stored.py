@@ -26,6 +26,7 @@ def pack_side(side: Side) -> bytes:
         "output_sources": side.output_sources,
         "opsets": side.opsets,
         "has_provenance": side.has_provenance,
+        "removed_by": dict(sorted(side.removed_by.items())),
     }
     return gzip.compress(json.dumps(data, separators=(",", ":")).encode(), mtime=0)
 
@@ -47,6 +48,7 @@ def unpack_side(data: bytes) -> Side:
             output_sources=[None if place is None else (place[0], place[1]) for place in facts["output_sources"]],
             opsets=facts["opsets"],
             has_provenance=facts["has_provenance"],
+            removed_by=facts["removed_by"],
         )
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, IndexError) as error:
         raise ArtifactError(f"the original graph is damaged ({error}): save the model again") from error

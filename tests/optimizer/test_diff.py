@@ -299,6 +299,27 @@ def test_compiled_diff_follows_provenance() -> None:
     assert {w.kind for w in found.weights} >= {"removed"}
 
 
+def test_a_removed_node_names_the_pass_that_removed_it(tmp_path: Path) -> None:
+    weights = {"table": np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)}
+    nodes = [
+        node("Relu", ["table"], ["positive"], name="constant_relu"),
+        node("Add", ["x", "positive"], ["y"], name="sum"),
+        node("Exp", ["x"], ["unused"], name="unused_exp"),
+    ]
+    compiled = optimize(
+        model(nodes, [value("x", [4, 4])], [value("y", [4, 4])], weights),
+        "onnx",
+        passes="fold-constants,remove-unused",
+        progress=False,
+    )
+    expected = {"constant_relu": ("fold-constants",), "unused_exp": ("remove-unused",)}
+    compiled.save(tmp_path / "model.tersor")
+    for found in (compiled.diff(), load(tmp_path / "model.tersor").diff()):
+        removed = {labels(found, match)[0][0]: match.passes for match in found.of_kind("removed")}
+        assert removed == expected
+    assert "1 Relu [fold-constants]: constant_relu" in str(found)
+
+
 def test_provenance_is_not_needed_to_be_right() -> None:
     """A node that says it stands for one that does not exist is not lost."""
     compiled = optimize(conv_bn(), "onnx", progress=False)

@@ -44,7 +44,7 @@ class Panel {
       element("p", {}, badge(match.kind), match.by ? element("span", { className: "dim", textContent: `  matched by ${match.by}` }) : ""),
     ];
     const passes = match.passes.length ? match.passes : node.makers;
-    if (passes.length) parts.push(element("h3", { textContent: "Made by" }), element("p", {}, ...passes.flatMap((name) => [element("span", { className: "pass", textContent: name }), " "])));
+    if (passes.length) parts.push(element("h3", { textContent: match.kind === "removed" ? "Removed by" : "Made by" }), element("p", {}, ...passes.flatMap((name) => [element("span", { className: "pass", textContent: name }), " "])));
     parts.push(...this._counterparts(side, match));
     if (match.changes.length) parts.push(element("h3", { textContent: "What changed" }), ...match.changes.map(changeLine));
     parts.push(...this._values("Inputs", node.inputs.map((input) => this._input(graph, input))));
