@@ -137,13 +137,15 @@ def _in_a_process(work: Callable[[str, Path], Job[Answer]], name: str, path: Pat
         raise ContestantFailed(f"{name}: the process died; its traceback is above") from None
     finally:
         bytes_ = peak.stop()
-        process.join()
+    here.send("measured")
+    process.join()
     return answer, bytes_
 
 
 def _answer(pipe: Connection, work: Callable[[str, Path], Job[Answer]], name: str, path: Path) -> None:
     answer, afterwards = work(name, path)
     pipe.send(answer)
+    pipe.recv()  # what comes now is not measured
     pipe.close()
     afterwards()
 
