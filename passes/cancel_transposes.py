@@ -8,7 +8,8 @@ the edge in the old order, a Transpose is added. Constants are turned when the p
 
 1. more transposes fall away than are added;
 2. every operator of the region works element by element, or along axes that can be renumbered: Concat, Softmax, and
-   reductions that keep their axes;
+   reductions that keep their axes; or along the last axis alone, which then has to stay the last: the product with
+   a constant matrix, LayerNormalization, RMSNormalization;
 3. every operand has as many axes as the result, is constant, or is one element, so that axes stay where they are.
 
 A region has at most 64 operators.
@@ -34,7 +35,11 @@ class CancelTransposes(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Move wherever the model then has fewer transposes."""
-        return rewrite_nodes(model, _cancel)
+        result = rewrite_nodes(model, _cancel)
+        # Each time there are fewer transposes, and a region that was turned may have brought two others together.
+        while result.modified and rewrite_nodes(model, _cancel).modified:
+            pass
+        return result
 
 
 def _cancel(editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -31,6 +31,10 @@ _REDUCTIONS = frozenset({
     "ReduceSum", "ReduceSumSquare",
 })
 # fmt: on
+_ON_LAST_AXIS = frozenset({"LayerNormalization", "MatMul", "RMSNormalization"})
+"""They work along the last axis of their first input, when the others are constants that only have that one."""
+_FIRST_ONLY = frozenset({"Clip", *_REDUCTIONS, *_ON_LAST_AXIS})
+"""Only the first input has axes to be turned."""
 _MAX_NODES = 64
 
 
@@ -90,7 +94,7 @@ class Region:
     def _turned(self, editor: Editor, scope: Scope, node: ir.Node, new: dict[ir.Value, ir.Value]) -> ir.Node:
         inputs: list[ir.Value | None] = []
         for index, value in enumerate(node.inputs):
-            if value is None or (index > 0 and node.op_type in ("Clip", *_REDUCTIONS)):
+            if value is None or (index > 0 and node.op_type in _FIRST_ONLY):
                 inputs.append(value)
                 continue
             if value not in new:
@@ -198,7 +202,18 @@ def _can_turn(editor: Editor, region: Region, node: ir.Node) -> bool:
         return False
     if node.op_type in _REDUCTIONS:
         return bool(_axes(node)) and int_attribute(node, "keepdims", 1) == 1
+    if node.op_type in _ON_LAST_AXIS:
+        return region.q[-1] == len(region.q) - 1 and _spares_other_axes(node)
     return node.op_type in _ELEMENTWISE or node.op_type in _ALONG_AXIS
+
+
+def _spares_other_axes(node: ir.Node) -> bool:
+    """Whether a product or a normalization does the same at every position."""
+    others = [constant(value) for value in node.inputs[1:]]
+    if node.op_type == "MatMul":
+        return others[0] is not None and len(others[0].shape) == 2
+    vectors = all(tensor is not None and len(tensor.shape) == 1 for tensor in others)
+    return vectors and int_attribute(node, "axis", -1) == -1
 
 
 def _axes(node: ir.Node) -> tuple[int, ...] | None:
@@ -211,7 +226,7 @@ def _find_edges(editor: Editor, region: Region) -> bool:
         for index, value in enumerate(node.inputs):
             if value is None or value.producer() in region.nodes:
                 continue
-            if index > 0 and node.op_type in ("Clip", *_REDUCTIONS):
+            if index > 0 and node.op_type in _FIRST_ONLY:
                 continue
             if constant(value) is not None:
                 continue

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["content_hash", "same_content"]
+__all__ = ["concatenated", "content_hash", "same_content"]
 
 _ALWAYS_READ_BYTES = 4096
 """Up to this size a hash is not worth remembering, and reading again notices a tensor that was changed in place."""
@@ -29,6 +30,22 @@ def same_content(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:
     if a is b:
         return True
     return a.dtype == b.dtype and a.shape == b.shape and content_hash(a) == content_hash(b)
+
+
+def concatenated(parts: Sequence[ir.TensorProtocol], axis: int) -> ir.TensorProtocol:
+    """Tensors one behind the other along an axis, put together each time that they are read: they are not kept twice.
+
+    Args:
+        parts: Of the same type, and of the same shape but for the axis.
+        axis: Counted from the front.
+    """
+    sizes = [int(size) for size in parts[0].shape.numpy()]
+    sizes[axis] = sum(int(part.shape.numpy()[axis]) for part in parts)
+
+    def read() -> ir.TensorProtocol:
+        return ir.tensor(np.concatenate([part.numpy() for part in parts], axis=axis), dtype=parts[0].dtype)
+
+    return ir.LazyTensor(read, parts[0].dtype, ir.Shape(sizes))
 
 
 def _compute(tensor: ir.TensorProtocol) -> str:

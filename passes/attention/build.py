@@ -64,7 +64,7 @@ class Place:
         """A constant vector of int64."""
         return self.constant(np.array(numbers, np.int64), name)
 
-    def constant(self, content: np.ndarray, name: str | None = None) -> ir.Value:
+    def constant(self, content: np.ndarray | ir.TensorProtocol, name: str | None = None) -> ir.Value:
         """A constant."""
         return self.editor.constant(self.scope, self.before, name or self.before.outputs[0].name, content)
 

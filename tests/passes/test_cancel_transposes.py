@@ -105,6 +105,29 @@ def test_stays(text: str) -> None:
     assert_stays(CancelTransposes(), text)
 
 
+LAYER = """g (float[S,B,2] x) => (float[S,B,3] y) <float[2,3] w = {1,2,3,4,5,6}, float[3] b = {1,2,3},
+    float[2] scale = {1,2}> { a = Transpose<perm = [1,0,2]>(x) n = LayerNormalization(a, scale) p = MatMul(n, w)
+    c = Add(p, b) y = Transpose<perm = [1,0,2]>(c) }"""
+
+
+def test_over_a_linear_layer() -> None:
+    model = check_pass(CancelTransposes(), read(LAYER))
+    assert [node.op_type for node in model.graph] == ["LayerNormalization", "MatMul", "Add"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LAYER.replace("<perm = [1,0,2]>(x)", "<perm = [0,2,1]>(x)").replace("float[S,B,2] x", "float[B,2,S] x")
+        .replace("<perm = [1,0,2]>(c)", "<perm = [0,2,1]>(c)").replace("float[S,B,3] y", "float[B,3,S] y"),
+        LAYER.replace("(a, scale)", "<axis = 1>(a, scale)").replace("float[2] scale = {1,2}", "float[1] scale = {1}"),
+        LAYER.replace("float[S,B,2] x)", "float[S,B,2] x, float[2,3] w)").replace("float[2,3] w = {1,2,3,4,5,6}, ", ""),
+    ],
+)  # fmt: skip
+def test_layers_that_do_not_only_work_along_the_last_axis(text: str) -> None:
+    assert_stays(CancelTransposes(), text)
+
+
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(models(families=("transpose", "transpose", "unary", "binary", "neutral", "constants"), max_steps=12))
 def test_property(model: ir.Model) -> None:

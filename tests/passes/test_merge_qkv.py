@@ -159,6 +159,33 @@ def test_the_old_weights_are_freed_at_once() -> None:
     assert not {"wq", "wk", "wv"} & set(model.graph.initializers)
 
 
+GATHERED = """g (float[S,B,24] x) => (float[B,S,8] y) <int64[4] apart = {0,0,3,8}, int64 zero = {0}, int64 one = {1},
+    int64 two = {2}, int64[3] three = {0,0,8}> {
+    a = Reshape(x, apart) b = Transpose<perm = [2,1,0,3]>(a) q = Gather(b, QUERY) k = Gather(b, one) v = Gather(b, two)
+    y = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, v) }"""
+
+
+def test_three_that_are_gathered_out_of_one_are_split() -> None:
+    assert kinds(GATHERED.replace("QUERY", "zero")) == ["Transpose", "Split", "Attention"]
+
+
+def test_the_same_one_twice_stays() -> None:
+    assert_stays(MergeQkv(), GATHERED.replace("QUERY", "one"))
+
+
+def test_keys_and_values_that_are_gathered_out_of_one() -> None:
+    text = """g (float[B,S,8] q, float[B,S,16] x) => (float[B,S,8] y) <int64[4] apart = {0,0,2,8}, int64 zero = {0},
+        int64 one = {1}> {
+        a = Reshape(x, apart) k = Gather<axis = 2>(a, one) v = Gather<axis = -2>(a, zero)
+        y = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, v) }"""
+    assert_becomes(
+        MergeQkv(),
+        text,
+        """g (float[B,S,8] q, float[B,S,16] x) => (float[B,S,8] y) <int64[2] sizes = {8,8}> {
+            v, k = Split<axis = -1>(x, sizes) y = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, v) }""",
+    )
+
+
 @settings(max_examples=15, derandomize=True, deadline=None)
 @given(models(families=("matmul", "gemm", "binary", "unary")))
 def test_property(model: ir.Model) -> None:
