@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from optimizer.ir.fingerprint import describe, fingerprint
-from optimizer.ir.tensors import content_hash, same_content
+from optimizer.ir.tensors import concatenated, content_hash, same_content
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 23, "local" : 1]>
@@ -159,3 +159,12 @@ def test_four_bit_tensors_are_hashed() -> None:
     packed = ir.PackedTensor(np.array([0x21], np.uint8), ir.DataType.INT4, shape=[2])
     other = ir.PackedTensor(np.array([0x31], np.uint8), ir.DataType.INT4, shape=[2])
     assert content_hash(packed) != content_hash(other)
+
+
+def test_concatenated_tensors_are_put_together_when_they_are_read() -> None:
+    left, right = (ir.tensor(np.arange(n * 2, dtype=np.float32).reshape(2, n)) for n in (1, 3))
+    joined = concatenated([left, right], axis=1)
+    assert tuple(joined.shape.numpy()) == (2, 4)
+    np.testing.assert_array_equal(joined.numpy(), np.concatenate([left.numpy(), right.numpy()], axis=1))
+    assert same_content(joined, ir.tensor(joined.numpy()))
+    assert joined.numpy() is not joined.numpy()
