@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from optimizer.model_diff.changes import Change
 from optimizer.model_diff.facts import Node
 from optimizer.model_diff.result import KINDS, ModelDiff, NodeMatch
 
@@ -103,15 +104,29 @@ def _groups(diff: ModelDiff, matches: Iterable[NodeMatch]) -> list[str]:
 
 def _changes(diff: ModelDiff, matches: Iterable[NodeMatch]) -> list[str]:
     """One line for all nodes that changed in the same way, with the first of them by name."""
-    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    alike: dict[tuple[str, ...], list[NodeMatch]] = defaultdict(list)
     for match in matches:
         _, (node,) = diff.nodes(match)
-        passes = f" [{', '.join(match.passes)}]" if match.passes else ""
-        alike[node.op, "; ".join(map(str, match.changes)) + passes].append(node.label)
-    return [
-        f"{len(labels)} times {op}: {text}, e.g. {labels[0]}" if len(labels) > 1 else f"{op} {labels[0]}: {text}"
-        for (op, text), labels in alike.items()
-    ]
+        alike[node.op, "; ".join(map(_without_names, match.changes)), *match.passes].append(match)
+    lines = []
+    for (op, text, *passes), group in alike.items():
+        _, (node,) = diff.nodes(group[0])
+        by = f" [{', '.join(passes)}]" if passes else ""
+        if len(group) > 1:
+            lines.append(f"{len(group)} times {op}: {text}{by}, e.g. {node.label}")
+        else:
+            lines.append(f"{op} {node.label}: {'; '.join(map(str, group[0].changes))}{by}")
+    return lines
+
+
+def _without_names(change: Change) -> str:
+    """The same for all nodes to which the same happened, whatever they and what they read are called."""
+    if change.what == "input":
+        before, after = (text.split(" ", 1)[0] if " " in text else text for text in (change.before, change.after))
+        return f"input {change.name}: {before or 'none'} -> {after or 'none'}"
+    if change.what in ("type", "weight"):
+        return f"{change.what}: {change.before or 'none'} -> {change.after or 'none'}"
+    return str(change)
 
 
 def _lone(diff: ModelDiff, kind: str) -> list[str]:

@@ -444,6 +444,20 @@ def test_json_round_trip(tmp_path: Path) -> None:
         found.save("diff.txt")
 
 
+def test_nodes_that_changed_alike_share_a_line() -> None:
+    def build(with_abs: bool) -> onnx.ModelProto:
+        nodes, last = [], "x"
+        for i in range(4):
+            for op in ("Relu", "Abs", "Tanh") if with_abs or i == 3 else ("Relu", "Tanh"):
+                nodes.append(node(op, [last], [f"{op}{i}"]))
+                last = f"{op}{i}"
+        return model(nodes, [value("x", [3])], [value("Tanh3", [3])])
+
+    text = str(diff(build(True), build(False)))
+    assert "3 times Tanh: input 0: Abs -> Relu, e.g. Tanh_Tanh0" in text
+    assert "3 Abs: Abs_Abs0, Abs_Abs1, Abs_Abs2" in text
+
+
 def test_long_lists_are_cut() -> None:
     rng = np.random.default_rng(0)
     weights = {f"w{i}": rng.standard_normal(3).astype(np.float32) for i in range(30)}
