@@ -11,6 +11,7 @@ from passes.deduplicate_initializers import DeduplicateInitializers
 from passes.eliminate_broadcasts import EliminateBroadcasts
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from passes.eliminate_identities import EliminateIdentities
+from passes.eliminate_zero_sums import EliminateZeroSums
 from passes.fold_affine import FoldAffine
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
@@ -64,15 +65,14 @@ def default_pipeline(target_kind: str) -> list[Pass]:
         FuseRotaryEmbedding(),
         # After the clean-up: it knows masks, scales and views in one form each, and constants as such.
         FuseAttention(),
-        # After fuse-attention, which looks for the heads where an exporter turns them.
-        CancelTransposes(),
-        # After fuse-attention: it begins at an Attention. After cancel-transposes: an input that was turned for one of
-        # them is then the same for all.
+        # After fuse-attention: it begins at an Attention.
         MergeQkv(),
         # After fuse-rotary-embedding, which looks for the halves of a head as an exporter cuts them.
         MergeSlices(),
-        # Once more: masks and shapes that every layer has made for itself become one.
-        cleanup(),
+        # Once more: masks and shapes that every layer has made for itself become one. With cancel-transposes, which
+        # has to wait for fuse-attention, since that looks for the heads where an exporter turns them, and for
+        # merge-qkv, which leaves one transpose in front of a Split for three behind it.
+        Fixpoint((CancelTransposes(), *cleanup().passes)),
         # Last: it describes what is left.
         InferShapes(),
     ]
@@ -118,6 +118,8 @@ def cleanup() -> Fixpoint:
             # Before fold-affine: what is left of a normalization in front of a Mul can then take the Mul as well.
             FoldBatchNorm(),
             FoldAffine(),
+            # After the fusions: a normalization with a bias is where the sign of a zero ends.
+            EliminateZeroSums(),
             # After the folds into layers, which take a product and its summand as well as a Gemm.
             FuseGemm(),
             # After the folds: a weight that two layers share is not changed by them.

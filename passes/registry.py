@@ -8,6 +8,7 @@ from passes.deduplicate_initializers import DeduplicateInitializers
 from passes.eliminate_broadcasts import EliminateBroadcasts
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from passes.eliminate_identities import EliminateIdentities
+from passes.eliminate_zero_sums import EliminateZeroSums
 from passes.fold_affine import FoldAffine
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
@@ -45,6 +46,7 @@ PASSES: dict[str, type[Pass]] = {
     "eliminate-broadcasts": EliminateBroadcasts,
     "eliminate-common-subexpressions": EliminateCommonSubexpressions,
     "eliminate-identities": EliminateIdentities,
+    "eliminate-zero-sums": EliminateZeroSums,
     "fold-affine": FoldAffine,
     "fold-batch-norm": FoldBatchNorm,
     "fold-constant-if": FoldConstantIf,
