@@ -86,7 +86,7 @@ def test_a_profile_names_kernels_and_nodes(compiled: CompiledModel) -> None:
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1)
     assert str(profile).startswith("One run: ")
-    assert "first" in str(profile)
+    assert "second" in str(profile)
     assert compiled.report.profile is profile
     assert profile.to_dict()["seconds"] == profile.seconds
     with pytest.raises(InputError, match="repeats must be at least 1, not 0"):
