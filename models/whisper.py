@@ -1,12 +1,13 @@
-"""The encoder of Whisper (Radford et al. 2022), random weights."""
+"""The encoder and the decoder of Whisper (Radford et al. 2022), random weights."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 from transformers import WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
+from models.bert import tokens
 from models.case import ModelCase
 from models.seeding import seeded
 
@@ -22,6 +23,28 @@ class AudioEncoder(nn.Module):
         """The last layer's hidden states."""
         hidden: torch.Tensor = self.encoder(input_features).last_hidden_state
         return hidden
+
+
+class TextDecoder(nn.Module):
+    """Token ids `[B, S] int64` and the encoder's hidden states `[B, T, D] float32` to hidden states `[B, S, D]`."""
+
+    def __init__(self, decoder: WhisperDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, input_ids: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        """The last layer's hidden states."""
+        result = self.decoder(input_ids=input_ids, encoder_hidden_states=encoder_hidden_states, use_cache=False)
+        hidden: torch.Tensor = result.last_hidden_state
+        return hidden
+
+
+def build_decoder(config: WhisperConfig, name: str, length: int = 64, seed: int = 0) -> ModelCase:
+    """A decoder of any size."""
+    with seeded(seed):
+        module = TextDecoder(WhisperDecoder(config)).eval()
+        hidden = torch.randn(1, config.max_source_positions, config.d_model)
+    return ModelCase(name, module, (tokens(1, length, config.vocab_size)[0], hidden))
 
 
 def build(config: WhisperConfig, name: str, seed: int = 0) -> ModelCase:
