@@ -1,0 +1,122 @@
+"""Attention as PyTorch exports it: every one becomes one node, and ONNX Runtime computes the same."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from benchmarks.node_contestants import run
+from benchmarks.nodes import TRANSFORMERS
+from optimizer.frontends import load_model
+from optimizer.pass_manager import PassManager
+from optimizer.reference import Oracle, run_reference
+from passes.pipelines import default_pipeline
+
+
+def exported(module: Any, inputs: tuple[Any, ...], path: Path, opset: int) -> Path:
+    with warnings.catch_warnings(action="ignore"):
+        logging.disable(logging.WARNING)
+        try:
+            program = torch.onnx.export(module, inputs, dynamo=True, opset_version=opset, verbose=False)
+        finally:
+            logging.disable(logging.NOTSET)
+    assert program is not None
+    program.save(path)
+    return path
+
+
+def check(path: Path, attentions: int, rotations: int = 0) -> Counter[str]:
+    """The model after the pipeline computes the same; its operators."""
+    model = load_model(path)
+    oracle = Oracle(model.clone(), seed=0)
+    PassManager(default_pipeline("onnx")).run(model)
+    onnx.checker.check_model(ir.to_proto(model))
+    comparison = oracle.compare(run_reference(model, oracle.inputs))
+    assert comparison.passed, comparison.reason
+    found = Counter(node.op_type for node in model.graph)
+    assert (found["Attention"], found["Softmax"], found["RotaryEmbedding"]) == (attentions, 0, rotations)
+    return found
+
+
+def attention_function(**options: Any) -> Any:
+    class Function(torch.nn.Module):
+        def forward(self, query: Any, key: Any, value: Any, mask: Any = None) -> Any:
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
+
+    return Function()
+
+
+def tensors(*shapes: tuple[int, ...]) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+@pytest.mark.parametrize(
+    ("options", "heads", "masked", "left"),
+    [
+        ({}, 4, None, 1),
+        ({"is_causal": True, "scale": 0.3}, 4, None, 1),
+        ({"is_causal": True, "enable_gqa": True}, 2, None, 1),
+        ({}, 4, "bool", 2),
+    ],
+)
+def test_scaled_dot_product_attention(
+    options: dict[str, Any], heads: int, masked: str | None, left: int, tmp_path: Path
+) -> None:
+    inputs = tensors((2, 4, 6, 8), (2, heads, 6, 8), (2, heads, 6, 8))
+    if masked:
+        inputs = (*inputs, torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)) > 0.3)
+    path = exported(attention_function(**options), inputs, tmp_path / "sdpa.onnx", 18)
+    assert check(path, 1).total() == left
+
+
+def test_multi_head_attention_of_pytorch(tmp_path: Path) -> None:
+    class SelfAttention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+            torch.nn.init.normal_(self.attention.in_proj_bias)
+            torch.nn.init.normal_(self.attention.out_proj.bias)
+
+        def forward(self, x: Any) -> Any:
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    path = exported(SelfAttention().eval(), tensors((2, 6, 16)), tmp_path / "mha.onnx", 20)
+    found = check(path, 1)
+    assert found == Counter({"MatMul": 2, "Add": 2, "Split": 1, "Attention": 1})
+
+
+def test_rotary_embeddings_and_grouped_heads(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    from models.llama import build
+
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    options: dict[str, Any] = {**sizes, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(**{**options, "attn_implementation": "eager"})
+    case = build(config, "llama", length=6)
+    path = exported(case.model, tuple(case.example_inputs), tmp_path / "llama.onnx", 18)
+    found = check(path, 2, rotations=4)
+    assert found["Transpose"] == found["Reshape"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_every_exporter_setting(name: str, tmp_path: Path) -> None:
+    from benchmarks import node_cases
+
+    export: Callable[[str, Path], list[node_cases.NodeCase]] = node_cases.exported
+    for case in export(name, tmp_path):
+        left = run("tersor", case.path, case.inputs)
+        assert (left.fused, left.unfused) == (case.attentions, 0), case
+        assert left.error is not None
+        assert left.error < 1e-4, case
