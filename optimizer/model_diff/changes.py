@@ -18,7 +18,8 @@ class Change:
     """One difference between two matched nodes.
 
     Attributes:
-        what: `"operator"`, `"attribute"`, `"type"` (of an output), `"weight"` or `"input"` (read from elsewhere).
+        what: `"operator"`, `"attribute"`, `"type"` (of an output, in what both models know), `"weight"` or `"input"`
+            (read from elsewhere).
         name: Of the attribute, the output, the weight; of an input its number.
         before: What it was, `""` if it was not there.
         after: What it is.
@@ -71,7 +72,7 @@ def node_changes(old: Node, new: Node, pairing: Pairing, weights: WeightComparis
         if before.get(name) != after.get(name) and (is_written or old.op == new.op):
             yield Change("attribute", name, before.get(name, ""), after.get(name, ""))
     for mine, other in zip(old.outputs, new.outputs, strict=False):
-        if mine.type and other.type and mine.type != other.type:
+        if mine.contradicts(other):
             yield Change("type", mine.value, mine.type, other.type)
     if len(old.outputs) != len(new.outputs):
         yield Change("type", "outputs", str(len(old.outputs)), str(len(new.outputs)))

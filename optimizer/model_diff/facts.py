@@ -13,6 +13,7 @@ from functools import cached_property
 import onnx_ir as ir
 
 from optimizer.ir import provenance
+from optimizer.ir.query import constant, is_op
 from optimizer.ir.specs import specs_of
 from optimizer.model_diff.attributes import attribute_text
 from optimizer.model_diff.scopes import Scope, body_scope, function_scope, scope_of
@@ -40,10 +41,33 @@ class Read:
 
 @dataclass(frozen=True)
 class Written:
-    """One output of a node: its name and type, such as `float32[1, 128, 768]`; `""` where that is not known."""
+    """One output of a node.
+
+    Attributes:
+        value: The name of the value.
+        dtype: Its element type, `""` where that is not known.
+        shape: Its dimensions, as in `TensorSpec`; `None` where not even their number is known.
+    """
 
     value: str
-    type: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def type(self) -> str:
+        """Such as `float32[1, 128, 768]`."""
+        return self.dtype + _shape_text(self.shape)
+
+    def contradicts(self, other: Written) -> bool:
+        """Whether the types differ in what both know; names of unknown sizes do not count."""
+        if self.dtype and other.dtype and self.dtype != other.dtype:
+            return True
+        if self.shape is None or other.shape is None:
+            return False
+        if len(self.shape) != len(other.shape):
+            return True
+        pairs = zip(self.shape, other.shape, strict=True)
+        return any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)
 
 
 @dataclass(frozen=True)
@@ -91,11 +115,13 @@ class Side:
     Attributes:
         title: What to call it.
         nodes: All of them; in each graph in topological order.
-        weights: By key: the name, behind that of the graph if that is not the main one.
+        weights: By key: the name, behind that of the graph if that is not the main one. What a `Constant` node gives is
+            a weight, too: ONNX writes the same in two ways.
         inputs: Names and types of the main graph's inputs.
         outputs: The same of its outputs.
         output_sources: The nodes that give the outputs, `None` for those that no node gives.
         opsets: Version by domain.
+        constants: How many of the weights are `Constant` nodes, which are not among `nodes`.
         has_provenance: Whether any node says where it is from.
         removed_by: The pass that removed a node, by its label, where that is known.
     """
@@ -107,6 +133,7 @@ class Side:
     outputs: dict[str, str] = field(default_factory=dict)
     output_sources: list[tuple[int, int] | None] = field(default_factory=list)
     opsets: dict[str, int] = field(default_factory=dict)
+    constants: int = 0
     has_provenance: bool = False
     removed_by: Mapping[str, str] = field(default_factory=dict)
 
@@ -145,12 +172,21 @@ class _Reader:
         """Read a graph and those inside it; the nodes that give its outputs are returned."""
         for value in graph.initializers.values():
             if value.const_value is not None:
-                key = f"{path}/{value.name}" if path else value.name or ""
-                self._weights[value] = key
-                self.side.weights[key] = Weight.of(key, value.const_value)
+                self._weight(value, value.const_value, path)
+        given = set(graph.outputs)
         for node in graph:
-            self._node(node, path, around)
+            tensor = constant(node.outputs[0]) if is_op(node, "Constant") and node.outputs else None
+            if tensor is None or node.outputs[0] in given:
+                self._node(node, path, around)
+            else:
+                self.side.constants += 1
+                self._weight(node.outputs[0], tensor, path)
         return [self._sources[value][0] for value in graph.outputs if value in self._sources]
+
+    def _weight(self, value: ir.Value, tensor: ir.TensorProtocol, path: str) -> None:
+        key = f"{path}/{value.name}" if path else value.name or ""
+        self._weights[value] = key
+        self.side.weights[key] = Weight.of(key, tensor)
 
     def _node(self, node: ir.Node, path: str, around: Scope) -> None:
         label = node.name or provenance.label(node)
@@ -172,7 +208,7 @@ class _Reader:
                 graph=path,
                 scope=scope,
                 inputs=tuple(self._read(value) for value in node.inputs),
-                outputs=tuple(Written(value.name or "", _type_text(value)) for value in node.outputs),
+                outputs=tuple(Written(spec.name, spec.dtype, spec.shape) for spec in specs_of(node.outputs)),
                 attributes={name: attribute_text(attribute) for name, attribute in sorted(node.attributes.items())},
                 bodies=tuple(bodies),
                 origins=provenance.origins(node) or (label,),
@@ -199,10 +235,8 @@ def _bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
 
 def _type_text(value: ir.Value) -> str:
     (spec,) = specs_of([value])
-    if not spec.dtype:
-        return "" if spec.shape is None else _shape_text(spec.shape)
-    return spec.dtype if spec.shape is None else spec.dtype + _shape_text(spec.shape)
+    return spec.dtype + _shape_text(spec.shape)
 
 
-def _shape_text(shape: tuple[int | str | None, ...]) -> str:
-    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
+def _shape_text(shape: tuple[int | str | None, ...] | None) -> str:
+    return "" if shape is None else "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"

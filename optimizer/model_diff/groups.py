@@ -17,8 +17,9 @@ from optimizer.model_diff.scopes import Scope
 
 __all__ = ["Group", "groups_of", "scopes_of"]
 
-_MOST_CHILDREN = 500
+_MOST_CHILDREN = 250
 _PART = 125
+_PART_LABEL = "part "
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Group:
     label: str
     parent: int
     path: str
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part of a group that was cut for its size."""
+        return self.label.startswith(_PART_LABEL)
 
 
 def scopes_of(diff: ModelDiff) -> tuple[list[Scope], list[Scope]]:
@@ -128,6 +134,6 @@ def _cut(diff: ModelDiff, before: list[Scope], after: list[Scope]) -> tuple[list
 
 def _in_parts(scopes: list[Scope], parts: list[int], sizes: Counter[Scope]) -> list[Scope]:
     return [
-        (*scope, f"part {part + 1}") if sizes[scope] > _MOST_CHILDREN else scope
+        (*scope, f"{_PART_LABEL}{part + 1}") if sizes[scope] > _MOST_CHILDREN else scope
         for scope, part in zip(scopes, parts, strict=True)
     ]

@@ -175,6 +175,7 @@ def _side_dict(side: Side) -> dict[str, Any]:
     return {
         "title": side.title,
         "nodes": len(side.nodes),
+        "constants": side.constants,
         "operators": dict(Counter(node.op for node in side.nodes).most_common()),
         "weights": len(side.weights),
         "inputs": dict(side.inputs),

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from optimizer.model_diff.changes import Change
-from optimizer.model_diff.facts import Node
+from optimizer.model_diff.facts import Node, Side
 from optimizer.model_diff.result import KINDS, ModelDiff, NodeMatch
 
 __all__ = ["TITLES", "show"]
@@ -41,7 +41,7 @@ def show(diff: ModelDiff) -> RenderableType:
 
 def _parts(diff: ModelDiff) -> Iterator[RenderableType]:
     before, after = diff.before, diff.after
-    yield f"{before.title}: {len(before.nodes)} nodes -> {after.title}: {len(after.nodes)} nodes"
+    yield f"{before.title}: {_size(before)} -> {after.title}: {_size(after)}"
     if diff.identical:
         yield "the same nodes, attributes, weights, inputs and outputs"
         return
@@ -59,6 +59,10 @@ def _parts(diff: ModelDiff) -> Iterator[RenderableType]:
         if number:
             yield f"{number} weights {text}"
     yield from _listed("interface", [str(change) for change in diff.interface])
+
+
+def _size(side: Side) -> str:
+    return f"{len(side.nodes)} nodes" + (f" and {side.constants} constants" if side.constants else "")
 
 
 def _summary(diff: ModelDiff) -> Table:

@@ -25,6 +25,7 @@ def pack_side(side: Side) -> bytes:
         "outputs": side.outputs,
         "output_sources": side.output_sources,
         "opsets": side.opsets,
+        "constants": side.constants,
         "has_provenance": side.has_provenance,
         "removed_by": dict(sorted(side.removed_by.items())),
     }
@@ -47,6 +48,7 @@ def unpack_side(data: bytes) -> Side:
             outputs=facts["outputs"],
             output_sources=[None if place is None else (place[0], place[1]) for place in facts["output_sources"]],
             opsets=facts["opsets"],
+            constants=facts["constants"],
             has_provenance=facts["has_provenance"],
             removed_by=facts["removed_by"],
         )
@@ -57,5 +59,8 @@ def unpack_side(data: bytes) -> Side:
 def _node(facts: dict[str, Any]) -> Node:
     tuples = {key: tuple(facts[key]) for key in ("scope", "bodies", "origins", "makers")}
     reads = tuple(Read(**read) for read in facts["inputs"])
-    written = tuple(Written(**output) for output in facts["outputs"])
+    written = tuple(
+        Written(output["value"], output["dtype"], None if output["shape"] is None else tuple(output["shape"]))
+        for output in facts["outputs"]
+    )
     return Node(**{**facts, **tuples, "inputs": reads, "outputs": written})

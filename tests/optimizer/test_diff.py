@@ -179,6 +179,45 @@ def test_a_node_that_reads_another_weight_that_was_there_before() -> None:
     assert [change.name for change in only(diff(before, after), "changed").changes] == ["b"]
 
 
+def test_a_constant_node_is_a_weight() -> None:
+    numbers = np.random.default_rng(0).standard_normal(4).astype(np.float32)
+
+    def build(as_node: bool, scale: float = 1) -> onnx.ModelProto:
+        nodes = [node("Mul", ["x", "w"], ["y"], name="scale")]
+        if as_node:
+            nodes.insert(0, node("Constant", [], ["w"], value=numpy_helper.from_array(numbers * scale), name="c"))
+        weights = {} if as_node else {"w": numbers}
+        return model(nodes, [value("x", [4])], [value("y", [4])], weights)
+
+    found = diff(build(True), build(False))
+    assert found.identical
+    assert (len(found.before.nodes), found.before.constants, found.after.constants) == (1, 1, 0)
+    (change,) = diff(build(True, scale=2), build(False)).weights
+    assert change.max_difference == pytest.approx(float(np.abs(numbers).max()))
+
+
+def test_a_constant_that_is_an_output_stays_a_node() -> None:
+    nodes = [node("Constant", [], ["y"], value_float=2.5, name="c")]
+    given = model(nodes, [], [value("y", [])])
+    assert [each.op for each in diff(given, given).before.nodes] == ["Constant"]
+
+
+def test_a_type_that_is_known_better_is_no_change() -> None:
+    def build(middle: list[int | str | None] | None) -> onnx.ModelProto:
+        nodes = [node("Relu", ["x"], ["m"]), node("Tanh", ["m"], ["y"])]
+        proto = model(nodes, [value("x", ["n", 4])], [value("y", ["n", 4])])
+        if middle is not None:
+            proto.graph.value_info.append(value("m", middle))
+        return proto
+
+    unknown: list[list[int | str | None] | None] = [None, ["n", 4], ["k", None], [3, 4]]
+    for middle in unknown:
+        assert diff(build(middle), build(["n", 4])).identical
+    (match,) = diff(build(["n", 5]), build(["n", 4])).of_kind("changed")
+    assert [change.what for change in match.changes] == ["type"]
+    assert diff(build(["n", 4, 1]), build(["n", 4])).count("changed") == 1
+
+
 def test_nan_in_a_weight() -> None:
     def build(*numbers: float) -> onnx.ModelProto:
         weights = {"w": floats(numbers)}

@@ -85,7 +85,8 @@ def _side(side: Side, matches: dict[int, int], scopes: list[Scope]) -> dict[str,
     return {
         "title": side.title,
         "count": len(side.nodes),
-        "groups": [[group.label, group.parent, "", group.path] for group in groups],
+        "constants": side.constants,
+        "groups": [[group.label, group.parent, int(group.is_part), group.path] for group in groups],
         "nodes": [_node(node, side, matches[node.index], places[node.index]) for node in side.nodes],
         "weights": {key: weight.kind for key, weight in side.weights.items()},
     }

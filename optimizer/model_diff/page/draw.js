@@ -51,7 +51,7 @@ class Painter {
     c.fillStyle = this.colours.dim;
     c.textAlign = "left";
     c.textBaseline = "middle";
-    c.fillText("− " + fitted(c, box.item.label + (box.item.note ? "  " + box.item.note : ""), box.width - 34), box.x + 10, box.y + 14);
+    c.fillText("− " + fitted(c, box.item.label, box.width - 34), box.x + 10, box.y + 14);
   }
 
   lines(lines, seen, marks) {
@@ -140,7 +140,7 @@ class Painter {
     c.font = `10px ${FONT}`;
     c.fillStyle = this.colours.dim;
     const count = `${item.total} node${item.total === 1 ? "" : "s"}`;
-    const second = item.isGroup ? (item.note ? `${item.note} · ${count}` : count) : item.label;
+    const second = item.isGroup ? count : item.label;
     if (box.second === undefined) box.second = fitted(c, second, box.width - 16);
     c.fillText(box.second, middle, box.y + (item.isGroup ? 32 : 27));
   }

@@ -6,7 +6,8 @@ class Graph {
     this.title = side.title;
     this.index = index;
     this.count = side.count;
-    this.groups = side.groups.map((g, id) => ({ id, isGroup: true, label: g[0], parent: g[1], note: g[2], path: g[3], children: [], total: 0, kinds: {} }));
+    this.constants = side.constants;
+    this.groups = side.groups.map((g, id) => ({ id, isGroup: true, label: g[0], parent: g[1], isPart: Boolean(g[2]), path: g[3], children: [], total: 0, kinds: {} }));
     this.nodes = side.nodes.map((n, id) => ({
       id, label: n.l, op: n.o, parent: n.g, attributes: n.a || {}, inputs: n.i, outputs: n.t, makers: n.m || [], ends: n.b || [],
       match: matches[n.k], kind: matches[n.k].kind, isPort: matches[n.k].isPort,

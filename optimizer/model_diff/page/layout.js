@@ -8,7 +8,7 @@ const LONGEST_SPAN = 14;  /* Edges over more layers are drawn beside the layout:
 const layouts = new Map();
 
 function sizeOf(item) {
-  const text = item.isGroup ? Math.max((item.label.length + 2) * SIZES.character, 92, (item.note || "").length * SIZES.small)
+  const text = item.isGroup ? Math.max((item.label.length + 2) * SIZES.character, 92)
     : Math.max(item.op.length * SIZES.character, Math.min(item.label.length, 24) * SIZES.small);
   return [Math.min(Math.max(text + 24, 80), 240), item.isGroup ? SIZES.group : SIZES.node];
 }
@@ -76,11 +76,13 @@ function shortEdges(count, edges) {
   edges.forEach(([from, to], i) => { if (kept[i]) { out[from].push(i); degree[to] += 1; } });
   const done = new Array(count).fill(false);
   const queue = [...degree.keys()].filter((i) => !degree[i]);
+  const order = [];
   for (let next = 0, left = count; left > 0; left -= 1) {
     if (next >= queue.length) queue.push(done.indexOf(false));  /* A circle: open it at its first member. */
     let at = queue[next++];
     while (done[at]) { if (next >= queue.length) queue.push(done.indexOf(false)); at = queue[next++]; }
     done[at] = true;
+    order.push(at);
     for (const i of out[at]) {
       const to = edges[i][1];
       if (done[to]) { kept[i] = false; continue; }
@@ -88,8 +90,20 @@ function shortEdges(count, edges) {
       if (--degree[to] === 0) queue.push(to);
     }
   }
+  lower(order, level, edges, kept);
   edges.forEach(([from, to], i) => { if (level[to] - level[from] > LONGEST_SPAN) kept[i] = false; });
   return kept;
+}
+
+/* What depends on nothing stands right before what needs it, not at the top. */
+function lower(order, level, edges, kept) {
+  const late = [...level], out = level.map(() => []), into = level.map(() => []);
+  edges.forEach(([from, to], i) => { if (kept[i]) { out[from].push(to); into[to].push(from); } });
+  for (const at of [...order].reverse()) if (out[at].length) late[at] = Math.min(...out[at].map((to) => late[to] - 1));
+  for (const at of order) {
+    if (into[at].length) level[at] = Math.max(...into[at].map((from) => level[from] + 1));
+    else level[at] = late[at];
+  }
 }
 
 function layersOf(nodes, sizes) {

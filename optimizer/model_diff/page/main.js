@@ -4,6 +4,7 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const KINDS = DATA.kinds;
 const FIRST_VIEW = 160;  /* Groups are opened, outermost first, until about so many boxes are visible. */
+const FIRST_PARTS = 600;  /* A graph without modules is shown whole up to this size. */
 
 class App {
   constructor(data) {
@@ -131,7 +132,9 @@ class App {
 
 /* Which groups are open at first: level by level, as long as both graphs stay small. */
 function firstOpen(graphs) {
-  const open = new Set();
+  const open = new Set(), parts = new Set();
+  for (const graph of graphs) for (const group of graph.groups) if (group.isPart) parts.add(group.path);
+  if (graphs.every((graph) => visibleCount(graph, graph.root, parts) <= FIRST_PARTS)) parts.forEach((path) => open.add(path));
   for (let depth = 0; depth < 12; depth += 1) {
     const next = new Set(open);
     for (const graph of graphs) for (const group of graph.groups) if (graph.ancestors(group).length <= depth) next.add(group.path);

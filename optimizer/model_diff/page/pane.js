@@ -3,6 +3,10 @@
 
 const TITLE = 40;  /* The height of what lies over the top of the canvas. */
 
+function sizeText({ count, constants }) {
+  return `${count} node${count === 1 ? "" : "s"}` + (constants ? `, ${constants} constants` : "");
+}
+
 class Pane {
   constructor(section, graph, app) {
     this.graph = graph;
@@ -13,7 +17,7 @@ class Pane {
     this.marks = { selected: new Set(), groups: new Set(), kinds: [], dimmed: false, hover: null };
     const title = section.querySelector("h2");
     title.textContent = graph.title + " ";
-    title.append(Object.assign(document.createElement("span"), { textContent: `${graph.count} node${graph.count === 1 ? "" : "s"}` }));
+    title.append(Object.assign(document.createElement("span"), { textContent: sizeText(graph) }));
     this.canvas.setAttribute("aria-label", `The graph of ${graph.title}; every node is found by the search`);
     this._listen();
     new ResizeObserver(() => this.draw()).observe(this.canvas);
