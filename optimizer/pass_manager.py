@@ -152,11 +152,15 @@ class PassManager:
         """
         rejected: set[str] = set()
         near_misses: dict[str, list[NearMiss]] = {}
+        version = 0
+        seen: dict[str, int] = {}
 
         def run(pass_: Pass) -> bool:
+            nonlocal version
             if isinstance(pass_, Fixpoint):
                 return pass_.run_with(run)
-            if str(pass_) in rejected:
+            # What found nothing to do in the model as it is finds nothing again.
+            if str(pass_) in rejected or seen.get(str(pass_)) == version:
                 return False
             result = _run_one(pass_, model, instruments, guard)
             if result is None:
@@ -166,6 +170,10 @@ class PassManager:
                 near_misses[str(pass_)] = [
                     dataclasses.replace(miss, pass_name=pass_.name) for miss in result.near_misses
                 ]
+            if result.modified:
+                version += 1
+            else:
+                seen[str(pass_)] = version
             return result.modified
 
         provenance.mark_originals(model)

@@ -118,6 +118,12 @@ def test_fixpoint_runs_until_its_passes_settle() -> None:
     assert runs == [True, True, False, True, True, False, False, False]
 
 
+def test_what_has_seen_the_model_as_it_is_does_not_run_again() -> None:
+    journal = Journal()
+    PassManager([Nothing(), Nothing(), RenameOps(), Nothing(), Fixpoint((Nothing(),))]).run(model(), [journal])
+    assert [name for event, name, _ in journal.events if event == "before"] == ["nothing", "rename-ops", "nothing"]
+
+
 def test_fixpoint_stops_after_max_rounds() -> None:
     group = Fixpoint((RenameOps(), Nothing()), max_rounds=1)
     assert ops(PassManager([group]).run(model()).model) == ["Elu", "Relu", "Abs", "Neg"]
