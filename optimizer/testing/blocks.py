@@ -123,9 +123,7 @@ def attention_parts(b: Builder, x: Tensor) -> None:
 
 def if_(b: Builder, x: Tensor) -> None:
     """Two branches that read a value of the graph around them; the condition is a constant."""
-    producer = x.value.producer()
-    if not x.is_number or (producer is not None and producer.op_type == "Cast"):
-        # ONNX Runtime 1.31.1 drops a Cast to the same type even when a subgraph uses its result, and then fails.
+    if not _readable_inside(x):
         return
     branches = {}
     for name, op_type in (("then_branch", "Abs"), ("else_branch", "Neg")):
@@ -137,7 +135,7 @@ def if_(b: Builder, x: Tensor) -> None:
 
 def loop(b: Builder, x: Tensor) -> None:
     """A few rounds, each of which makes something of what the last one made."""
-    if not x.is_number:
+    if not _readable_inside(x):
         return
     number = len(b.nodes)
     count, going, carried = (
@@ -178,6 +176,12 @@ def function(b: Builder, x: Tensor) -> None:
         graph = ir.Graph([argument], result.outputs, nodes=[double, result], opset_imports={"": b.opset}, name="Twice")
         b.functions[identifier] = ir.Function("local", "Twice", "", graph=graph, attributes=[])
     b.result(b.node("Twice", [x.value], domain="local").outputs[0], x.shape, x.dtype)
+
+
+def _readable_inside(x: Tensor) -> bool:
+    """Whether a subgraph can read the value: ONNX Runtime 1.31.1 drops a Cast to the same type even then, and fails."""
+    producer = x.value.producer()
+    return x.is_number and (producer is None or producer.op_type != "Cast")
 
 
 def _mean(b: Builder, value: ir.Value) -> ir.Value:
