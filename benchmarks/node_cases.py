@@ -7,11 +7,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from models.case import ModelCase
+
+if TYPE_CHECKING:
+    import torch
 
 OPSETS = (18, 20, 23)
 ATTENTION = ("eager", "sdpa")
@@ -112,6 +115,7 @@ def exported(name: str, folder: Path) -> list[NodeCase]:
     for kind in builder.kinds:
         case = builder.build(kind)
         assert isinstance(case.model, torch.nn.Module)
+        _with_biases(case.model)
         for opset in OPSETS:
             path = folder / f"{name}-{kind}-{opset}.onnx".replace(" ", "-")
             with warnings.catch_warnings(action="ignore"):
@@ -126,6 +130,17 @@ def exported(name: str, folder: Path) -> list[NodeCase]:
             program.save(path)
             cases.append(NodeCase(name, opset, kind, path, arrays(case), builder.attentions))
     return cases
+
+
+def _with_biases(module: torch.nn.Module) -> None:
+    """Draw the parameters that are 0 before training: adding them would fall away, as it does in no trained model."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, 0.0, 0.02)
 
 
 def light_models() -> list[NodeCase]:

@@ -224,7 +224,8 @@ def steps_between(given: Axes, wanted: Axes) -> list[Step] | None:
     if atoms_of(given) == atoms_of(wanted):
         return _joined([_reshape(given, wanted)])
     pieces = _pieces(given, wanted)
-    ready = given if _covers(given, pieces) else pieces
+    # Axes of size 1 are put in front, for the Transpose to take them to where they are wanted.
+    ready = given if _covers(given, pieces) else ((),) * sum(not axis for axis in wanted) + pieces
     order = _order(ready, wanted)
     turned = tuple(ready[axis] for axis in order)
     steps: list[list[Step] | None] = [] if ready == given else [_reshape(given, ready)]
