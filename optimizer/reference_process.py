@@ -7,6 +7,7 @@ in Python, if the model is small.
 from __future__ import annotations
 
 import atexit
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from optimizer.ir.costs import model_costs
 from optimizer.ir.weights import weights_as_inputs
 from optimizer.shared_weights import SharedWeights
 
-__all__ = ["PROCESS", "run_in_process"]
+__all__ = ["PROCESS", "ask", "run_in_process", "try_to_load"]
 
 _SLOW_ORACLE_BYTES = 2**28
 _SLOW_ORACLE_FLOPS = 2**28
@@ -30,6 +31,10 @@ _SLOW_ORACLE_FLOPS = 2**28
 _LEAST_SECONDS = 60.0
 _SLOWEST_FLOPS = 2e8
 """A run may take a minute, and more if the model computes so much that this many operations a second need it."""
+
+_LEAST_LOADING_SECONDS = 20.0
+_SLOWEST_LOADING = 2e7
+"""Loading may take twenty seconds, and more if there are so many weights that so many bytes a second need it."""
 
 Run = Callable[[Sequence[Any]], list[Any]]
 
@@ -67,6 +72,23 @@ def run_in_process(
     return ask(request)
 
 
+def try_to_load(model: ir.Model, shared: SharedWeights) -> None:
+    """Load a model that cannot be run for comparison, as ONNX Runtime optimizes it: what may follow in this process.
+
+    Args:
+        model: Not changed.
+        shared: Holds the weights that lie in no file.
+
+    Raises:
+        VerificationError: The runtime crashed, or takes far too long.
+    """
+    data, weights = weights_as_inputs(model)
+    places = [shared.locate(tensor) for tensor in weights]
+    seconds = _LEAST_LOADING_SECONDS + sum(tensor.nbytes for tensor in weights) / _SLOWEST_LOADING
+    with contextlib.suppress(UnsupportedError):
+        ask({"model": data, "weights": places, "inputs": None, "threads": 1, "small": False, "seconds": seconds})
+
+
 def ask(request: dict[str, Any]) -> list[Any]:
     """Have a request answered; see `handle`."""
     try:
@@ -86,15 +108,27 @@ def ask(request: dict[str, Any]) -> list[Any]:
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """Run a model: `"model"`, serialized, on `"inputs"`, then `"weights"`, which stand behind its own inputs."""
+    """Run a model: `"model"`, serialized, on `"inputs"`, then `"weights"`, which stand behind its own inputs.
+
+    Without inputs it is only loaded.
+    """
     weights = [location.map() for location in request["weights"]]
     try:
+        if request["inputs"] is None:
+            return _load(request["model"])
         run = _runner(request["model"], weights, request["threads"], small=request["small"])
         return {"outputs": run([*request["inputs"], *weights])}
     except UnsupportedError as error:
         return {"unsupported": str(error)}
     except ExecutionError as error:
         return {"failed": str(error)}
+
+
+def _load(data: bytes) -> dict[str, Any]:
+    from optimizer.ort_session import OrtSession
+
+    OrtSession(data)
+    return {"outputs": []}
 
 
 def main() -> None:

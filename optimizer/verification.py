@@ -13,8 +13,9 @@ from optimizer.ir.specs import specs_of
 from optimizer.ir.weights import weight_bytes
 from optimizer.memory import give_back_free_memory
 from optimizer.reference import Oracle
-from optimizer.reference_process import PROCESS
+from optimizer.reference_process import PROCESS, try_to_load
 from optimizer.report import Verification
+from optimizer.shared_weights import SharedWeights
 from optimizer.signature import bind, is_torch
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def make_oracle(
     try:
         oracle = Oracle(model, seed=seed, example=example, other_sizes=mode == "each")
     except UnsupportedError as error:
+        with SharedWeights() as shared:
+            try_to_load(model, shared)
         return None, Verification(mode, reason=str(error))
     finally:
         if mode == "final" and weight_bytes(model) >= _LARGE_BYTES:

@@ -89,3 +89,14 @@ def test_every_type_of_array_comes_back(dtype: type) -> None:
     oracle = Oracle(load_model(proto), seed=0)
     assert oracle.outputs[0].dtype == np.dtype(dtype)
     np.testing.assert_array_equal(oracle.outputs[0], oracle.inputs[0])
+
+
+def test_a_model_without_a_reference_is_loaded_there_first() -> None:
+    """What cannot be compared can still crash the runtime that it goes to."""
+    proto = model([node("RandomNormalLike", ["x"], ["y"])], [value("x", [4])], [value("y", [4])])
+    assert optimize(proto, "onnx", progress=False).report.verification.error is None
+    pid = child()
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+    with pytest.raises(VerificationError, match="signal 9"):
+        optimize(proto, "onnx", progress=False)
