@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from optimizer.ir.shapes import Shapes
 from optimizer.ir.symbolic import symbol
 from optimizer.reference import run_reference
-from optimizer.testing import models
+from optimizer.testing import FAMILIES, models
 from tests.optimizer.test_symbolic import evaluate
 
 N, S = symbol("N"), symbol("S")
@@ -120,7 +120,7 @@ def test_a_node_that_breaks_its_operator_is_unknown() -> None:
 
 
 @settings(max_examples=40, derandomize=True, deadline=None)
-@given(models())
+@given(models(families=[family for family in FAMILIES if family != "function"]))  # a call is unknown until inlined
 def test_what_comes_out(model: ir.Model) -> None:
     shapes = Shapes(model)
     inner = [value for node in model.graph for value in node.outputs if value.name]
