@@ -47,6 +47,10 @@ class Backend(Protocol):
         """Start whatever takes time to start; called as early as the target is known. Returns at once."""
         ...
 
+    def rest(self) -> None:
+        """Give back the memory that `prewarm` took; what needs it starts again by itself."""
+        ...
+
     def compile(
         self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None
     ) -> Executable:

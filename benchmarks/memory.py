@@ -31,7 +31,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._done.wait(PERIOD_SECONDS):
-            figures = [resident(pid) for pid in family(self._root)]
+            figures = [resident(pid) for pid in family(self._root) if not borrows_memory(pid)]
             together = sum(now for now, _ in figures)
             self._peak = max(self._peak, together, *(most for _, most in figures))
 
@@ -48,6 +48,17 @@ def family(pid: int) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+def borrows_memory(pid: int) -> bool:
+    """Whether a process is about to start a program (`vfork`): until then it has its parent's memory and command."""
+    try:
+        status = (_PROC / str(pid) / "stat").read_text()
+        parent = status.rpartition(")")[2].split()[1]
+        own, other = ((_PROC / each / "cmdline").read_bytes() for each in (str(pid), parent))
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return own == other
 
 
 def resident(pid: int) -> tuple[int, int]:

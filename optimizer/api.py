@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "optimize", "pipeline_of"]
 
+_LARGE_BYTES = 2**26
+"""From so many bytes of weights on, the reference has the memory to itself that the backend holds while it waits."""
+
 _PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 
 
@@ -70,6 +73,7 @@ def optimize(
     """
     from optimizer.frontends import load_model
     from optimizer.graph_stage import run_passes
+    from optimizer.ir.weights import weight_bytes
     from optimizer.model_diff import read_side
     from optimizer.verification import example_for, make_oracle, prewarm, verify_executable
 
@@ -84,8 +88,13 @@ def optimize(
     with stages("reading the model"):
         graph = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
         original = read_side(graph, "original")
+    large = weight_bytes(graph) >= _LARGE_BYTES
+    if large:
+        backend.rest()
     with stages("running the reference"):
         oracle, verification = make_oracle(graph, verify, seed, example_for(graph.graph, model, example_inputs))
+    if large:
+        backend.prewarm()
     with stages("optimizing the graph"):
         run = run_passes(graph, pipeline, oracle, verify, cpu.l3_bytes)
         original.removed_by = run.removed_by

@@ -36,6 +36,12 @@ class CpuBackend:
 
         PROCESS.start()
 
+    def rest(self) -> None:
+        """End the compile process; `compile` starts another."""
+        from backends.relax.client import PROCESS
+
+        PROCESS.release()
+
     def compile(
         self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None
     ) -> Executable:

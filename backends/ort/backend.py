@@ -69,6 +69,9 @@ class OrtBackend:
     def prewarm(self) -> None:
         """Nothing takes time to start."""
 
+    def rest(self) -> None:
+        """Nothing holds memory."""
+
     def compile(
         self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None
     ) -> Executable:
