@@ -3,7 +3,7 @@
 1. `0.5 * x * (1 + Erf(x / sqrt(2)))`  ->  `Gelu(x)`
 2. `0.5 * x * (1 + Tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`  ->  `Gelu(x)` with `approximate = "tanh"`; so does
    `x * Sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x^3))`, which is the same function
-3. `x * Sigmoid(1.702 * x)`, or with any other factor  ->  `Swish(x)`, from opset 24 on
+3. `x * Sigmoid(1.702 * x)`, or with any other factor  ->  `Swish(x)`, at opset 24
 
 The formula is compared as a polynomial of `x` and of what Erf, Tanh or Sigmoid gives, so the order of the factors and
 where they are multiplied do not matter. It is done when
@@ -12,7 +12,8 @@ where they are multiplied do not matter. It is done when
 2. the type is floating point, for `Gelu` not double: its definition has numbers of single precision;
 3. nothing else needs the result of Erf, Tanh or Sigmoid: it would be computed twice.
 
-`Gelu` is a standard operator since opset 20, `Swish` since 24.
+`Gelu` is a standard operator since opset 20, `Swish` since 24. ONNX Runtime 1.31.1 has no `Swish` of its own and
+expands it at opset 24 only: with a later one nothing could check the result, so the formula stays.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _AROUND = ("Add", "Div", "Mul", "Neg", "Sub")
 _MAX_DISTANCE = 5
 _SLOPE = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
+_SWISH_OPSET = 24
 _DOUBLE = "Gelu of double is defined with numbers of single precision"
 
 _Around = dict[ir.Value, tuple[ir.Node, int]]
@@ -134,11 +136,14 @@ def _gate(scope: Scope, match: _Match, dtype: ir.DataType | None) -> tuple[ir.No
     if set(match.argument) != {"x"}:
         return None, None
     alpha = match.argument["x"]
-    if scope.opset >= 24:
+    if scope.opset == _SWISH_OPSET:
         return ir.node("Swish", [match.x], {} if alpha == 1 else {"alpha": float(alpha)}), None
     if alpha == 1:
         return None, None
-    return None, f"x * Sigmoid({alpha:.6g} * x) has no operator before opset 24, and the model has {scope.opset}"
+    return (
+        None,
+        f"x * Sigmoid({alpha:.6g} * x) is an operator at opset {_SWISH_OPSET} only, and the model has {scope.opset}",
+    )
 
 
 def _gelu(x: ir.Value, *, tanh: bool) -> ir.Node:
