@@ -36,35 +36,45 @@ from passes.attention.scores import Match, match, softmax_above
 __all__ = ["FuseAttention"]
 
 _FIRST_OPSET = 23
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclasses.dataclass(frozen=True)
 class FuseAttention(Pass):
-    """Fuses attention, and moves what is around an `Attention` into it."""
+    """Fuses attention, and moves what is around an `Attention` into it.
+
+    Attributes:
+        half_precision: Whether to fuse what is computed in float16 or bfloat16.
+    """
+
+    half_precision: bool = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse wherever it can be done, then simplify what each `Attention` is given."""
-        fused = rewrite_nodes(model, _fuse)
+        fused = rewrite_nodes(model, self._fuse)
         # When all are fused: what one has needed besides may have been there for the sake of the others.
         absorbed = rewrite_nodes(model, _absorb)
         return dataclasses.replace(fused, modified=fused.modified or absorbed.modified)
+
+    def _fuse(self, editor: Editor, scope: Scope, node: ir.Node) -> None:
+        softmax = softmax_above(node)
+        if softmax is None:
+            return
+        try:
+            found = match(editor, softmax, node)
+            if found is None:
+                return
+            dtype = editor.shapes.dtype(found.value)
+            if dtype in _HALF and not self.half_precision:
+                raise NotFused(f"it computes in {dtype.name.lower()}, and half_precision is false")
+            _replace(editor, scope, found)
+        except NotFused as reason:
+            editor.miss(softmax, str(reason))
 
 
 def _absorb(editor: Editor, scope: Scope, node: ir.Node) -> None:
     if is_op(node, "Attention"):
         pack_heads(editor, scope, absorb(editor, scope, node))
-
-
-def _fuse(editor: Editor, scope: Scope, node: ir.Node) -> None:
-    softmax = softmax_above(node)
-    if softmax is None:
-        return
-    try:
-        found = match(editor, softmax, node)
-        if found is not None:
-            _replace(editor, scope, found)
-    except NotFused as reason:
-        editor.miss(softmax, str(reason))
 
 
 def _replace(editor: Editor, scope: Scope, found: Match) -> None:

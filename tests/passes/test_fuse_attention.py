@@ -439,6 +439,16 @@ def test_half_precision_that_is_widened_for_the_softmax() -> None:
     assert int_attribute(node, "softmax_precision", 0) == ir.DataType.FLOAT
 
 
+def test_half_precision_can_be_left_alone() -> None:
+    text = """g (float16[B,4,S,8] q, float16[B,4,8,T] t, float16[B,4,T,8] v) => (float16[B,4,S,8] y) {
+        a = MatMul(q, t) o = Softmax(a) y = MatMul(o, v) }"""
+    assert str(FuseAttention(half_precision=False)) == "fuse-attention{half_precision=false}"
+    assert_stays(FuseAttention(half_precision=False), text)
+    (miss,) = PassManager([FuseAttention(half_precision=False)]).run(read(text)).near_misses
+    assert miss.reason == "it computes in float16, and half_precision is false"
+    only_attention(fused(text))
+
+
 # --- Any of these ---
 
 
