@@ -23,7 +23,6 @@ import hashlib
 import json
 import shutil
 import struct
-import tempfile
 import weakref
 import zipfile
 from collections import Counter
@@ -42,6 +41,7 @@ from optimizer.errors import ArtifactError
 from optimizer.executable import Executable, Part, TensorSpec
 from optimizer.machine import machine_needed, why_unusable
 from optimizer.report import Report
+from optimizer.scratch import folder_kept_on_success
 from optimizer.versions import versions
 
 if TYPE_CHECKING:
@@ -128,25 +128,20 @@ def load_artifact(path: Path, get_loader: Callable[[str], Loader]) -> CompiledMo
     reason = why_unusable(reader.mapping("machine"))
     if reason:
         raise ArtifactError(f"{str(path)!r} cannot run here: {reason}: compile it again on this machine")
-    folder = Path(tempfile.mkdtemp(prefix="tersor-"))
-    try:
+    with folder_kept_on_success() as folder:
         files = reader.extract(_BACKEND, folder)
         reader.check_others(_BACKEND)
         executable = get_loader(reader.text("backend")).load(files, reader.mapping("backend_manifest"))
-        report = read_report(reader)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    compiled = CompiledModel(
-        executable,
-        graph=partial(read_graph, reader),
-        original=partial(read_original, reader),
-        report=report,
-        target=reader.text("target"),
-        num_threads=reader.positive("num_threads"),
-    )
-    weakref.finalize(compiled, shutil.rmtree, folder, True)
-    return compiled
+        compiled = CompiledModel(
+            executable,
+            graph=partial(read_graph, reader),
+            original=partial(read_original, reader),
+            report=read_report(reader),
+            target=reader.text("target"),
+            num_threads=reader.positive("num_threads"),
+        )
+        weakref.finalize(compiled, shutil.rmtree, folder, True)
+        return compiled
 
 
 def _write_parts(archive: zipfile.ZipFile, file: BinaryIO, parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:

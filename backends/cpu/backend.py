@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from backends.relax.packing import TRANSFORMS, aligned_empty, carried, element_t
 from backends.relax.plan import ONNXRUNTIME, Plan
 from optimizer.errors import CompileError, TargetError
 from optimizer.executable import Executable
+from optimizer.scratch import folder_kept_on_success
 from optimizer.target import Target
 
 if TYPE_CHECKING:
@@ -54,8 +53,7 @@ class CpuBackend:
         if target.cpu is None:
             raise TargetError(f"target {target} has no processor; use 'cpu' or 'cpu:NAME'")
         say = progress or (lambda _: None)
-        folder = Path(tempfile.mkdtemp(prefix="tersor-"))
-        try:
+        with folder_kept_on_success() as folder:
             NameFixPass()(model)  # partitions refer to nodes by name
             library = folder / "kernels.so"
             say("generating code")
@@ -69,9 +67,6 @@ class CpuBackend:
             executable = RelaxExecutable(self.name, compiled, plan, weights, partitions, folder)
             executable.prepare(target.cpu.cores)  # what ONNX Runtime cannot load is an error of this call
             return executable
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
 
     def load(self, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
         """See `backends.base.Backend.load`."""

@@ -214,9 +214,17 @@ def wrong_size(manifest: dict[str, object]) -> None:
         (manifest_changed(wrong_size), "'report.json' is missing or has the wrong size"),
     ],
 )
-def test_a_tampered_file_is_refused(saved: Path, change: Callable[[dict[str, bytes]], object], message: str) -> None:
+def test_a_tampered_file_is_refused_and_leaves_nothing_behind(
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[dict[str, bytes]], object],
+    message: str,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(ArtifactError, match=message):
         load(rewritten(saved, change))
+    assert list(tmp_path.iterdir()) == [saved]
 
 
 def test_compressed_entries_are_refused(saved: Path) -> None:
