@@ -138,12 +138,12 @@ class Builder:
         def refuse(node: ir.Node, reason: str) -> None:
             self.reasons[node] = reason
             for value in node.outputs:
-                self._bind_placeholder(emitter, value)
+                self._bind_variable(emitter, value)
 
         with emitter.builder.function("probe"):
             with emitter.builder.dataflow():
                 for value in self.graph.inputs:
-                    self._bind_placeholder(emitter, value)
+                    self._bind_variable(emitter, value)
                 emit_nodes(emitter, nodes, refuse)
                 self._check_outputs(emitter, refuse)
                 found = ((v, emitter.without_tensor(v)) for n in nodes for v in n.outputs)
@@ -163,8 +163,8 @@ class Builder:
     def _emitter(self, builder: relax.BlockBuilder) -> Emitter:
         return Emitter(builder, self.constants, self.weights, self.sizes, self.definitions, self.tiles, self.learned)
 
-    def _bind_placeholder(self, emitter: Emitter, value: ir.Value) -> relax.Var | None:
-        """Bind a value that comes from outside the segment, if Relax can hold it."""
+    def _bind_variable(self, emitter: Emitter, value: ir.Value) -> relax.Var | None:
+        """Bind a value that comes from elsewhere to a variable of its type and shape, if Relax can hold it."""
         if value.name in self.weights or value.shape is None or value.dtype in (None, ir.DataType.STRING):
             return None
         if not isinstance(value.type, ir.TensorType) or value.dtype in _UNKNOWN_TO_RELAX:
@@ -224,7 +224,7 @@ class Builder:
                     if value in self.known:
                         emitter.bind(value, self.known[value])
                 computed = [v for v in inputs if v not in self.known]
-                bound = [(v, var) for v in computed if (var := self._bind_placeholder(emitter, v)) is not None]
+                bound = [(v, var) for v in computed if (var := self._bind_variable(emitter, v)) is not None]
                 emit_nodes(emitter, part.nodes, refuse)
                 results = module.emit_output(relax.Tuple([_output(emitter, part, v) for v in outputs]))
             sizes = relax.Var("sizes", relax.ShapeType([*self.sizes.values(), *self.definitions]))
