@@ -11,7 +11,6 @@ choice. Times are from a model in memory to a model in memory, the least of thre
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import multiprocessing
 import sys
 import tempfile
@@ -23,25 +22,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks import node_cases, node_contestants
 from benchmarks.node_cases import NodeCase
 from benchmarks.node_contestants import NAMES, Left
+from benchmarks.results import RESULTS, Section, console, versions
 
 TRANSFORMERS = (
     "BERT", "ViT", "GPT-2", "Llama", "Phi", "MiniLM", "Whisper encoder", "Whisper decoder", "TransformerEncoder",
     "TransformerDecoder",
 )  # fmt: skip
 LIGHT = "light"
-WIDTH = 150  # Columns of what is not a terminal.
-RESULTS = Path(__file__).with_name("RESULTS.md")
-BEGIN, END = "<!-- begin: written by benchmarks.nodes -->", "<!-- end of benchmarks.nodes -->"
 COLUMNS = (
     "model", "opset", "attention", *NAMES, "of the best", "fused", "tersor s", "OnnxSlim s", "times OnnxSlim's",
     "error",
 )  # fmt: skip
+SECTION = Section(
+    "Nodes left",
+    COLUMNS,
+    texts=frozenset({"model", "attention"}),
+    begin="<!-- begin: written by benchmarks.nodes -->",
+    end="<!-- end of benchmarks.nodes -->",
+)
 FAILED = Left(-1, 0.0)
 
 Parameters = ParamSpec("Parameters")
@@ -111,35 +112,10 @@ def _apart(
             return None
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The results for a terminal."""
-    result = Table(title="Nodes left", title_justify="left")
-    for column in COLUMNS:
-        result.add_column(column, justify="left" if column in ("model", "attention") else "right")
-    for row in rows:
-        result.add_row(*row.cells())
-    return result
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """The results for RESULTS.md."""
-    packages = ("onnxslim", "onnxsim", "onnxruntime", "torch", "transformers")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    lines = [
-        f"`python -m benchmarks.nodes --write`, {time.strftime('%Y-%m-%d')}; {versions}.",
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|---|---:|---|" + "---:|" * (len(COLUMNS) - 3),
-        *("| " + " | ".join(row.cells()) + " |" for row in rows),
-    ]
-    return "\n".join(lines)
-
-
-def write(text: str, path: Path = RESULTS) -> None:
-    """Put the text between the markers of a file."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+def heading() -> str:
+    """How it was measured, for RESULTS.md."""
+    installed = versions("onnxslim", "onnxsim", "onnxruntime", "torch", "transformers")
+    return f"`python -m benchmarks.nodes --write`, {time.strftime('%Y-%m-%d')}; {installed}."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,12 +127,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--write", action="store_true", help=f"write the table into {RESULTS.name}")
     options = parser.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    rows = measure(options.models, lambda row: console.print("  ".join(row.cells())))
-    console.print(table(rows))
+    screen = console()
+    rows = measure(options.models, lambda row: screen.print("  ".join(row.cells())))
+    cells = [row.cells() for row in rows]
+    screen.print(SECTION.table(cells))
     if options.write:
-        write(markdown(rows))
-        console.print(f"written to {RESULTS.name}")
+        SECTION.write(SECTION.markdown(heading(), cells))
+        screen.print(f"written to {RESULTS.name}")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ a fresh process, with the model already loaded. Nothing else should run on the m
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import multiprocessing
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,17 +24,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.contestants import onnx_runtime, tersor
 from benchmarks.memory import PeakMemory
+from benchmarks.results import RESULTS, Section, console, versions
 from optimizer.timing import ContestantFailed, Measurement, Ratio, compete, ratio, relative_error
 
 MODELS = ("bert-base", "minilm", "vit-b16", "resnet-50", "mobilenet-v2", "ppocr-rec", "efficientnet-lite0")
-WIDTH = 140  # Columns of what is not a terminal.
-RESULTS = Path(__file__).with_name("RESULTS.md")
-BEGIN, END = "<!-- begin: written by make bench -->", "<!-- end -->"
 COLUMNS = (
     "model",
     "ONNX Runtime ms",
@@ -48,7 +42,13 @@ COLUMNS = (
     "limit MB",
     "fallback",
 )
-
+SECTION = Section(
+    "Latency beside ONNX Runtime's",
+    COLUMNS,
+    texts=frozenset({"model"}),
+    begin="<!-- begin: written by make bench -->",
+    end="<!-- end -->",
+)
 
 Answer = TypeVar("Answer")
 Job = tuple[Answer, Callable[[], object]]
@@ -169,36 +169,13 @@ def _export(name: str, folder: Path) -> Job[tuple[list[np.ndarray], Path, int]]:
     return (arrays(case), export(case, folder), case.bytes), lambda: None
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The results for a terminal."""
-    result = Table(title="Latency beside ONNX Runtime's", title_justify="left")
-    for column in COLUMNS:
-        result.add_column(column, justify="left" if column == "model" else "right")
-    for row in rows:
-        result.add_row(*row.cells())
-    return result
-
-
-def markdown(rows: Sequence[Row], command: str, threads: int, rounds: int) -> str:
-    """The results for RESULTS.md."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("apache-tvm", "onnxruntime", "torch")]
+def heading(command: str, threads: int, rounds: int) -> str:
+    """How it was measured, for RESULTS.md."""
     machine = f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    lines = [
-        f"`{command}`, {time.strftime('%Y-%m-%d')}: {threads} threads, {rounds} rounds;",
-        f"{machine}, {', '.join(versions)}.",
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|---|" + "---:|" * (len(COLUMNS) - 1),
-        *("| " + " | ".join(row.cells()) + " |" for row in rows),
-    ]
-    return "\n".join(lines)
-
-
-def write(text: str, path: Path = RESULTS) -> None:
-    """Put the text between the markers of a file."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    return (
+        f"`{command}`, {time.strftime('%Y-%m-%d')}: {threads} threads, {rounds} rounds;\n"
+        f"{machine}, {versions('apache-tvm', 'onnxruntime', 'torch')}."
+    )
 
 
 def _processor() -> str:
@@ -217,16 +194,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of each contestant (default 2)")
     parser.add_argument("--write", action="store_true", help=f"write the table into {RESULTS.name}")
     options = parser.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    screen = console()
     rows = []
     for name in options.models:
-        with console.status(name):
-            rows.append(measure(name, options.threads, options.rounds))
-        console.print("  ".join(rows[-1].cells()))
-    console.print(table(rows))
+        with screen.status(name):
+            rows.append(measure(name, options.threads, options.rounds).cells())
+        screen.print("  ".join(rows[-1]))
+    screen.print(SECTION.table(rows))
     if options.write:
-        write(markdown(rows, "make bench", options.threads, options.rounds))
-        console.print(f"written to {RESULTS.name}")
+        SECTION.write(SECTION.markdown(heading("make bench", options.threads, options.rounds), rows))
+        screen.print(f"written to {RESULTS.name}")
 
 
 if __name__ == "__main__":

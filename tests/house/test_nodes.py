@@ -1,4 +1,4 @@
-"""The count of nodes beside other optimizers: what its rows say, and where they are written."""
+"""The count of nodes beside other optimizers: what its rows say, and what is counted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from benchmarks import node_contestants, nodes
 from benchmarks.node_cases import NodeCase
 from benchmarks.node_contestants import Left
-from benchmarks.nodes import BEGIN, END, FAILED, Row
+from benchmarks.nodes import FAILED, Row
 
 
 @pytest.fixture
@@ -27,19 +27,6 @@ def test_the_share_is_of_the_best_that_did_not_fail(row: Row) -> None:
     assert cells["ONNX Runtime"] == "failed"
     assert cells["fused"] == "12 of 12"
     assert cells["times OnnxSlim's"] == "0.50"
-
-
-def test_the_table_goes_between_the_markers(row: Row, tmp_path: Path) -> None:
-    path = tmp_path / "RESULTS.md"
-    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    nodes.write(" | ".join(row.cells()), path)
-    text = path.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "old" not in text
-    assert "50%" in text
-    assert BEGIN in nodes.RESULTS.read_text()
-    assert END in nodes.RESULTS.read_text()
 
 
 def test_our_own_result_is_counted_and_compared(tmp_path: Path) -> None:

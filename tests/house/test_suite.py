@@ -1,7 +1,8 @@
-"""The benchmark suite's own parts: memory, and the table that it writes."""
+"""The benchmark suite's own parts: memory, and what it says of a model and of the machine."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from benchmarks import suite
 from benchmarks.memory import PeakMemory, family, resident
-from benchmarks.suite import BEGIN, END, Prepared, Row
+from benchmarks.suite import Prepared, Row
 from optimizer.timing import Measurement
 
 ALLOCATE = "import time; data = b'x' * 100_000_000; time.sleep(0.2); del data; time.sleep(0.2)"
@@ -57,17 +58,9 @@ def test_a_row_says_how_the_model_did(row: Row) -> None:
     }
 
 
-def test_writing_replaces_what_is_between_the_markers_and_nothing_else(row: Row, tmp_path: Path) -> None:
-    path = tmp_path / "RESULTS.md"
-    path.write_text(f"# Results\n\n{BEGIN}\nold\n{END}\nafter\n")
-    suite.write(suite.markdown([row], "make bench", threads=2, rounds=3), path)
-    text = path.read_text()
-    assert "old" not in text
-    assert text.startswith(f"# Results\n\n{BEGIN}\n`make bench`, ")
-    assert "| minilm | 2.00 | 2.00 |" in text
-    assert text.endswith(f"{END}\nafter\n")
-
-
-def test_the_results_file_has_its_markers() -> None:
-    text = suite.RESULTS.read_text()
-    assert text.index(BEGIN) < text.index(END)
+def test_the_heading_says_how_it_was_measured() -> None:
+    first, second = suite.heading("make bench", threads=2, rounds=3).splitlines()
+    assert first.startswith("`make bench`, ")
+    assert first.endswith(": 2 threads, 3 rounds;")
+    assert f"{os.cpu_count()} cores" in second
+    assert "onnxruntime " in second
