@@ -23,10 +23,9 @@ import dataclasses
 import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope, rewrite_nodes
-from optimizer.ir.match import remove_dead, survivor
-from optimizer.ir.normalization import Quotient, Refusal, centred, quotient, refusal_of
+from optimizer.ir.normalization import Quotient, Refusal, centred, quotient
 from optimizer.ir.query import is_op
-from optimizer.ir.scale import absorb_cast, absorb_factor, as_value, fitting, normalization
+from optimizer.ir.scale import Formula, absorb_cast, absorb_factor, normalize
 from optimizer.pass_manager import Pass
 
 __all__ = ["FuseRmsNorm"]
@@ -54,23 +53,4 @@ def _fuse(editor: Editor, scope: Scope, node: ir.Node) -> None:
                 editor.miss(node, reason)
         case Quotient() as found:
             if centred(editor, found.x) is None:
-                _normalize(editor, scope, node, found)
-
-
-def _normalize(editor: Editor, scope: Scope, node: ir.Node, found: Quotient) -> None:
-    axes = found.root.mean.axes
-    stays = survivor(found.root.mean.nodes[-1], node, found.nodes)
-    refusal = refusal_of(editor, found.x, axes)
-    if stays is not None:
-        refusal = f"{stays}, so the mean would be computed twice"
-    fit = None if refusal else fitting(editor, found.x, axes[0], found.factor)
-    if refusal is None and fit is None:
-        name = "" if found.factor is None else found.factor.name
-        refusal = f"the factor {name!r} has not the shape of the normalized axes"
-    if fit is None:
-        editor.miss(node, refusal or "")
-        return
-    scale = as_value(editor, scope, node, f"{node.outputs[0].name}_scale", fit)
-    new = normalization(editor, _NAME, found.x, axes[0], found.root.epsilon, scale)
-    editor.substitute(node, new, found.nodes)
-    remove_dead(editor, found.nodes)
+                normalize(editor, scope, node, _NAME, Formula(found.x, found.root, found.factor, None, found.nodes))

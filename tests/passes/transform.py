@@ -5,11 +5,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from optimizer.ir.fingerprint import fingerprint
+from optimizer.ir.near_miss import RewriteResult
 from optimizer.pass_manager import Pass
 from optimizer.testing import check_pass, difference
 from passes.remove_unused import RemoveUnused
 
-__all__ = ["assert_becomes", "assert_stays", "read"]
+__all__ = ["assert_becomes", "assert_stays", "read", "reasons"]
 
 
 def read(text: str, opset: int = 23) -> ir.Model:
@@ -37,3 +38,11 @@ def assert_stays(pass_: Pass, text: str, *, opset: int = 23) -> None:
     model = read(text, opset)
     result = check_pass(pass_, model)
     assert fingerprint(result) == fingerprint(model), difference(model, result)
+
+
+def reasons(pass_: Pass, text: str) -> list[str]:
+    """Why the pass, which leaves the model as it is, nearly did something."""
+    result = pass_(read(text))
+    assert isinstance(result, RewriteResult)
+    assert not result.modified
+    return [miss.reason for miss in result.near_misses]
