@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
+
+from models.case import ModelCase
+from models.seeding import seeded, settle_batch_norms
+
+Config = TypeVar("Config", bound=PreTrainedConfig)
 
 
 class Classifier(nn.Module):
@@ -27,10 +33,15 @@ def image(batch: int = 1, size: int = 224, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-Config = TypeVar("Config", bound=PreTrainedConfig)
-
-
 def with_classes(config: Config, classes: int = 1000) -> Config:
     """The same configuration with as many classes as ImageNet has."""
     config.num_labels = classes
     return config
+
+
+def convolutional(network: Callable[[Config], nn.Module], config: Config, name: str, size: int, seed: int) -> ModelCase:
+    """A classifier with batch normalizations, random weights, and one image `[1, 3, size, size] float32`."""
+    with seeded(seed):
+        module = Classifier(network(config))
+        settle_batch_norms(module, image(4, size, seed))
+    return ModelCase(name, module, (image(size=size),))

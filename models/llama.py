@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
@@ -9,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalL
 from models.bert import tokens
 from models.case import ModelCase
 from models.seeding import seeded
+
+Config = TypeVar("Config", LlamaConfig, PhiConfig)
 
 
 class Decoder(nn.Module):
@@ -27,13 +32,15 @@ class Decoder(nn.Module):
 
 def build(config: LlamaConfig, name: str, length: int = 128, seed: int = 0) -> ModelCase:
     """A decoder of any size."""
-    with seeded(seed):
-        module = Decoder(LlamaForCausalLM(config)).eval()
-    return ModelCase(name, module, tokens(1, length, config.vocab_size))
+    return _decoder(LlamaForCausalLM, config, name, length, seed)
 
 
 def build_phi(config: PhiConfig, name: str, length: int = 128, seed: int = 0) -> ModelCase:
     """A Phi (Li et al. 2023) of any size: it rotates a part of each head, and adds attention and MLP side by side."""
+    return _decoder(PhiForCausalLM, config, name, length, seed)
+
+
+def _decoder(network: Callable[[Config], nn.Module], config: Config, name: str, length: int, seed: int) -> ModelCase:
     with seeded(seed):
-        module = Decoder(PhiForCausalLM(config)).eval()
+        module = Decoder(network(config)).eval()
     return ModelCase(name, module, tokens(1, length, config.vocab_size))

@@ -5,16 +5,12 @@ from __future__ import annotations
 from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
 from models.case import ModelCase
-from models.images import Classifier, image, with_classes
-from models.seeding import seeded, settle_batch_norms
+from models.images import convolutional, with_classes
 
 
 def build(config: MobileNetV2Config, name: str, size: int = 224, seed: int = 0) -> ModelCase:
     """A classifier of any width."""
-    with seeded(seed):
-        module = Classifier(MobileNetV2ForImageClassification(config))
-        settle_batch_norms(module, image(4, size, seed))
-    return ModelCase(name, module, (image(size=size),))
+    return convolutional(MobileNetV2ForImageClassification, config, name, size, seed)
 
 
 def v2() -> ModelCase:

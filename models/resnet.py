@@ -5,16 +5,12 @@ from __future__ import annotations
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from models.case import ModelCase
-from models.images import Classifier, image, with_classes
-from models.seeding import seeded, settle_batch_norms
+from models.images import convolutional, with_classes
 
 
 def build(config: ResNetConfig, name: str, size: int = 224, seed: int = 0) -> ModelCase:
     """A classifier of any size."""
-    with seeded(seed):
-        module = Classifier(ResNetForImageClassification(config))
-        settle_batch_norms(module, image(4, size, seed))
-    return ModelCase(name, module, (image(size=size),))
+    return convolutional(ResNetForImageClassification, config, name, size, seed)
 
 
 def resnet50() -> ModelCase:

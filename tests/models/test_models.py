@@ -10,10 +10,19 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, GPT2Config, MobileNetV2Config, ResNetConfig, ViTConfig, WhisperConfig
+from transformers import (
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    MobileNetV2Config,
+    PhiConfig,
+    ResNetConfig,
+    ViTConfig,
+    WhisperConfig,
+)
 
 import models
-from models import bert, case, efficientnet_lite, gpt2, minilm, mobilenet, ppocr, registry, resnet, vit, whisper
+from models import bert, case, efficientnet_lite, gpt2, llama, minilm, mobilenet, ppocr, registry, resnet, vit, whisper
 from models.images import image
 
 
@@ -35,6 +44,8 @@ def tiny_cases() -> dict[str, models.ModelCase]:
     return {
         "bert": bert.build(BertConfig(vocab_size=50, **size), "bert", length=8),
         "gpt2": gpt2.build(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2), "gpt2", length=8),
+        "llama": llama.build(LlamaConfig(vocab_size=50, **size), "llama", length=8),
+        "phi": llama.build_phi(PhiConfig(vocab_size=50, eos_token_id=1, **size), "phi", length=8),
         "vit": vit.build(ViTConfig(image_size=32, patch_size=16, **size), "vit", size=32),
         "resnet": resnet.build(ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1]), "resnet", size=32),
         "mobilenet": mobilenet.build(MobileNetV2Config(depth_multiplier=0.25), "mobilenet", size=64),
