@@ -12,6 +12,7 @@ from passes.eliminate_broadcasts import EliminateBroadcasts
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from passes.eliminate_identities import EliminateIdentities
 from passes.eliminate_zero_sums import EliminateZeroSums
+from passes.flatten_rows import FlattenRows
 from passes.fold_affine import FoldAffine
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
@@ -24,6 +25,7 @@ from passes.fuse_hard_swish import FuseHardSwish
 from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
 from passes.fuse_rotary_embedding import FuseRotaryEmbedding
+from passes.hoist_bias import HoistBias
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
@@ -48,8 +50,7 @@ def default_pipeline(target_kind: str) -> list[Pass]:
     """The passes for a target, in order.
 
     Args:
-        target_kind: `Target.kind`, such as `"cpu"` or `"onnx"`. All of them have the same passes so far: what is here
-            helps every backend.
+        target_kind: `Target.kind`, such as `"cpu"` or `"onnx"`. Nearly all passes help every backend.
     """
     return [
         # First: every other pass only knows the standard operators.
@@ -73,9 +74,21 @@ def default_pipeline(target_kind: str) -> list[Pass]:
         # has to wait for fuse-attention, since that looks for the heads where an exporter turns them, and for
         # merge-qkv, which leaves one transpose in front of a Split for three behind it.
         Fixpoint((CancelTransposes(), *cleanup().passes)),
+        *(_as_matrices() if target_kind == "onnx" else ()),
         # Last: it describes what is left.
         InferShapes(),
     ]
+
+
+def _as_matrices() -> tuple[Pass, ...]:
+    """Fewer kernels for a runtime that has one for each node; our own backends fuse what stands around a product."""
+    return (
+        # After the clean-up, which would undo it where it stands alone.
+        FlattenRows(),
+        # After flatten-rows: two reshapes in a row become one, and products of matrices take their summands: hoist-bias
+        # frees the place of one for the skip connection.
+        Fixpoint((MergeReshapes(), HoistBias(), FuseGemm(), EliminateCommonSubexpressions(), RemoveUnused())),
+    )
 
 
 def cleanup() -> Fixpoint:

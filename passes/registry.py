@@ -9,6 +9,7 @@ from passes.eliminate_broadcasts import EliminateBroadcasts
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from passes.eliminate_identities import EliminateIdentities
 from passes.eliminate_zero_sums import EliminateZeroSums
+from passes.flatten_rows import FlattenRows
 from passes.fold_affine import FoldAffine
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
@@ -21,6 +22,7 @@ from passes.fuse_hard_swish import FuseHardSwish
 from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
 from passes.fuse_rotary_embedding import FuseRotaryEmbedding
+from passes.hoist_bias import HoistBias
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
@@ -47,6 +49,7 @@ PASSES: dict[str, type[Pass]] = {
     "eliminate-common-subexpressions": EliminateCommonSubexpressions,
     "eliminate-identities": EliminateIdentities,
     "eliminate-zero-sums": EliminateZeroSums,
+    "flatten-rows": FlattenRows,
     "fold-affine": FoldAffine,
     "fold-batch-norm": FoldBatchNorm,
     "fold-constant-if": FoldConstantIf,
@@ -59,6 +62,7 @@ PASSES: dict[str, type[Pass]] = {
     "fuse-layer-norm": FuseLayerNorm,
     "fuse-rms-norm": FuseRmsNorm,
     "fuse-rotary-embedding": FuseRotaryEmbedding,
+    "hoist-bias": HoistBias,
     "infer-shapes": InferShapes,
     "inline-functions": InlineFunctions,
     "lift-constants": LiftConstants,

@@ -1,6 +1,7 @@
 """Changes to a graph that keep it legal: replace a value, add a constant, take nodes out, find a free name.
 
-`Editor` does them and knows whether anything was changed. `rewrite_nodes` takes one over every node of a model.
+`Editor` does them and knows whether anything was changed. `rewrite_nodes` takes one over every node of a model,
+`rewrite_graphs` over every graph.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from optimizer.ir.provenance import inherit, label, origins
 from optimizer.ir.shapes import Shapes
 from optimizer.ir.walk import all_graphs, nested_graphs, subgraphs
 
-__all__ = ["Content", "Editor", "Scope", "rewrite_nodes"]
+__all__ = ["Content", "Editor", "Scope", "rewrite_graphs", "rewrite_nodes"]
 
 _WEIGHT_BYTES = 4096
 Content = npt.NDArray[np.generic] | ir.TensorProtocol
@@ -246,6 +247,21 @@ def rewrite_nodes(model: ir.Model, visit: Callable[[Editor, Scope, ir.Node], Non
     for scope in _top_scopes(model):
         _visit(editor, scope, visit)
     return RewriteResult(model, editor.modified, tuple(editor.near_misses))
+
+
+def rewrite_graphs(model: ir.Model, visit: Callable[[Editor, Scope], None]) -> ir.passes.PassResult:
+    """Call `visit` with every graph of the model; a subgraph comes before the graph around it."""
+    editor = Editor(model)
+    for scope in _top_scopes(model):
+        _visit_graph(editor, scope, visit)
+    return RewriteResult(model, editor.modified, tuple(editor.near_misses))
+
+
+def _visit_graph(editor: Editor, scope: Scope, visit: Callable[[Editor, Scope], None]) -> None:
+    for node in scope.graph:
+        for graph in subgraphs(node):
+            _visit_graph(editor, Scope(graph, scope.opset, parent=scope), visit)
+    visit(editor, scope)
 
 
 def _visit(editor: Editor, scope: Scope, visit: Callable[[Editor, Scope, ir.Node], None]) -> None:

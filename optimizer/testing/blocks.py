@@ -63,6 +63,22 @@ def norm(b: Builder, x: Tensor) -> None:
     b.result(b.apply("LayerNormalization", [x.value, scale], {"axis": -1, "epsilon": 0.1}), x.shape)
 
 
+def layer(b: Builder, x: Tensor) -> None:
+    """A normalization, two products with biases behind it, and the connection that skips them."""
+    if x.rank < 2 or not isinstance(x.shape[-1], int) or not x.is_single or b.opset < _LAYER_NORM_OPSET:
+        return
+    width = x.shape[-1]
+    skip = b.apply("LayerNormalization", [x.value, b.weights(width), b.weights(width)], {"epsilon": 0.1})
+    inner = b.apply("Add", [b.apply("MatMul", [skip, b.weights(width, 2)]), b.weights(2)])
+    product = b.apply("MatMul", [b.apply(b.choose(["Relu", "Tanh"]), [inner]), b.weights(2, width)])
+    bias = b.weights(width)
+    if b.flip():
+        y = b.apply("Add", [skip, b.apply("Add", [product, bias])])
+    else:
+        y = b.apply("Add", [b.apply("Add", [skip, product]), bias])
+    b.result(y, x.shape)
+
+
 def norm_parts(b: Builder, x: Tensor) -> None:
     """Layer or RMS normalization in the nodes that exporters write."""
     if not x.shape or not isinstance(x.shape[-1], int) or not x.is_single:

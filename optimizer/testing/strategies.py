@@ -36,6 +36,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemm": blocks.gemm,
     "identity": families.identity,
     "if": blocks.if_,
+    "layer": blocks.layer,
     "loop": blocks.loop,
     "matmul": blocks.matmul,
     "neutral": families.neutral,

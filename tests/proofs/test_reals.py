@@ -38,6 +38,20 @@ def test_fold_affine_of_two_layers_that_share_a_weight() -> None:
     assert counterexample(z3.substitute(other, (x, x * c)) == other) is not None
 
 
+def test_hoist_bias() -> None:
+    """`b` is added to what the layers read, `h`, and beside the connection that skips them no longer."""
+    h = [z3.Real(f"h{i}") for i in range(3)]
+    shift = [z3.Real(f"b{i}") for i in range(3)]
+
+    def product(row: list[Any]) -> Any:
+        return sum(item * w for item, w in zip(row, WEIGHTS, strict=True))
+
+    raised = [item + by for item, by in zip(h, shift, strict=True)]
+    prove(product(h) + c == product(raised) + (c - product(shift)))
+    prove((h[0] + t) + shift[0] == raised[0] + t)
+    assert counterexample(product(h) == product(raised)) is not None  # so every reader needs a bias of its own
+
+
 def test_fold_batch_norm() -> None:
     """`r` is the root of variance and epsilon, and `s = scale / r`."""
     scale = z3.Real("scale")
