@@ -17,7 +17,7 @@ An operator at the edge that costs more than it is worth is left out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +30,9 @@ from optimizer.ir.rows import RESHAPES, product_in_sum, row_operands
 from optimizer.pass_manager import Pass
 
 __all__ = ["FlattenRows"]
+
+_MANY = 64
+"""What more nodes read than this is taken to be needed inside and outside, without a look at all of them each time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,7 @@ class _Region:
     operands: dict[ir.Node, tuple[int, ...]] = field(default_factory=dict)
     members: set[ir.Node] = field(default_factory=set)
     worth: set[ir.Node] = field(default_factory=set)
+    _known_uses: dict[ir.Value, Collection[tuple[ir.Node, int]]] = field(default_factory=dict)
 
     def add(self, node: ir.Node, operands: tuple[int, ...]) -> None:
         """Take an operator in."""
@@ -80,6 +84,11 @@ class _Region:
         )
         if falls_away:
             self.worth.add(node)
+
+    def _uses(self, value: ir.Value) -> Collection[tuple[ir.Node, int]]:
+        if value not in self._known_uses:
+            self._known_uses[value] = value.uses()
+        return self._known_uses[value]
 
     def rank(self, value: ir.Value) -> int:
         """How many axes a value has."""
@@ -133,9 +142,10 @@ class _Region:
 
     def _edge_around(self, node: ir.Node) -> int:
         """The reshapes at the edge for the values that a node reads and gives, wherever it stands itself."""
-        values = [value for value in dict.fromkeys(node.inputs) if value is not None]
         cost = 0
-        for value in (*values, node.outputs[0]):
+        for value in dict.fromkeys((*node.inputs, node.outputs[0])):
+            if value is None or len(self._uses(value)) > _MANY:
+                continue
             inside = any(user in self.members and value in self.rows(user) for user, _ in value.uses())
             if self.enters(value):
                 cost += self._cost_to_enter(value) if inside else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +17,7 @@ Block = Callable[["_Chain", ir.Value], ir.Value]
 
 
 class _Chain:
-    """A graph that grows at its end; `x` is `[N, 4]`."""
+    """A graph that grows at its end; the last axis of `x` has 4 elements."""
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
@@ -38,13 +38,13 @@ class _Chain:
         return self.initializers[name]
 
 
-def _build(block: Block, length: int) -> ir.Model:
+def _build(block: Block, length: int, shape: Sequence[str | int]) -> ir.Model:
     chain = _Chain()
-    x = ir.val("x", ir.DataType.FLOAT, ["N", 4])
+    x = ir.val("x", ir.DataType.FLOAT, shape)
     value = x
     while len(chain.nodes) < length:
         value = block(chain, value)
-    value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N", 4])
+    value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
     graph = ir.Graph(
         [x],
         [value],
@@ -99,11 +99,11 @@ BLOCKS: dict[str, Block] = {
 }
 
 
-def _seconds(block: Block, length: int) -> float:
-    model = _build(block, length)
+def _seconds(block: Block, length: int, target_kind: str, shape: Sequence[str | int]) -> float:
+    model = _build(block, length, shape)
     gc.collect()
     start = time.process_time()
-    PassManager(default_pipeline("cpu")).run(model)
+    PassManager(default_pipeline(target_kind)).run(model)
     return time.process_time() - start
 
 
@@ -111,6 +111,17 @@ def _seconds(block: Block, length: int) -> float:
 @pytest.mark.unwatched
 @pytest.mark.parametrize("name", BLOCKS)
 def test_ten_times_the_nodes_take_at_most_twelve_times_as_long(name: str) -> None:
-    _seconds(BLOCKS[name], 100)
-    short = min(_seconds(BLOCKS[name], 10_000) for _ in range(2))
-    assert _seconds(BLOCKS[name], 100_000) < 12 * short
+    _assert_linear(BLOCKS[name], "cpu", ["N", 4])
+
+
+@pytest.mark.slow
+@pytest.mark.unwatched
+@pytest.mark.parametrize("name", ["layers", "gelu", "layer norm"])
+def test_rows_for_onnx_runtime(name: str) -> None:
+    _assert_linear(BLOCKS[name], "onnx", ["N", 2, 4])
+
+
+def _assert_linear(block: Block, target_kind: str, shape: Sequence[str | int]) -> None:
+    _seconds(block, 100, target_kind, shape)
+    short = min(_seconds(block, 10_000, target_kind, shape) for _ in range(2))
+    assert _seconds(block, 100_000, target_kind, shape) < 12 * short
