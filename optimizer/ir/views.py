@@ -30,6 +30,7 @@ __all__ = [
     "axes_after",
     "chain_back",
     "dims_of",
+    "followed_on",
     "regrouped",
     "stages_of",
     "steps_between",
@@ -111,6 +112,28 @@ def chain_back(value: ir.Value, through: Callable[[ir.Node], ir.Value | None] = 
     return chain
 
 
+def followed_on(shapes: Shapes, value: ir.Value, axes: Axes, besides: ir.Node | None = None) -> list[Stage]:
+    """The value, and what is a view of it, the nearest first, as long as each is only used for the next one.
+
+    Args:
+        shapes: What is known of the values.
+        value: Where to begin.
+        axes: Its axes.
+        besides: A node that may use the first value as well.
+    """
+    stages = [Stage(value, axes)]
+    while True:
+        value = stages[-1].value
+        users = {use.node for use in value.uses()} - {besides}
+        node = users.pop() if len(users) == 1 and not value.is_graph_output() else None
+        dims = None if node is None or viewed(node) is not value else shapes.dims(node.outputs[0])
+        after = None if node is None or dims is None else axes_after(node, stages[-1].axes, dims)
+        if node is None or after is None:
+            return stages
+        stages.append(Stage(node.outputs[0], after))
+        besides = None
+
+
 def stages_of(shapes: Shapes, chain: Sequence[ir.Value]) -> list[Stage]:
     """The stages of a chain, in its order.
 
@@ -155,26 +178,55 @@ def axes_after(node: ir.Node, axes: Axes, dims: Dims) -> Axes | None:
 
 
 def regrouped(axes: Axes, dims: Dims) -> Axes | None:
-    """The axes of a Reshape to `dims`; atoms are split where an axis ends inside them."""
-    atoms = list(atoms_of(axes))
-    result: list[Axis] = []
+    """The axes of a Reshape to `dims`; atoms are split where an axis ends inside them.
+
+    One axis of which the size is some expression that is made of no atoms gets those that all others leave over: a
+    Reshape keeps the number of elements.
+    """
+    rest = list(atoms_of(axes))
+    front: list[Axis] = []
     for dim in dims:
-        axis: list[Atom] = []
-        need = dim
-        while need != 1:
-            if not atoms:
+        axis = _taken(rest, dim)
+        if axis is None:
+            break
+        front.append(axis)
+    if len(front) == len(dims):
+        return None if rest else tuple(front)
+    if isinstance(dims[len(front)], int):
+        return None
+    back: list[Axis] = []
+    for dim in reversed(dims[len(front) + 1 :]):
+        axis = _taken(rest, dim, last=True)
+        if axis is None:
+            return None
+        back.append(axis)
+    middle = tuple(leaf for atom in rest for leaf in atom.leaves())
+    return (*front, middle, *reversed(back)) if middle else None
+
+
+def _taken(rest: list[Atom], size: Dim, *, last: bool = False) -> Axis | None:
+    """The first or the last atoms, whose product is `size`; they are taken out of `rest` when there are such."""
+    axis: list[Atom] = []
+    left = [leaf for atom in rest for leaf in atom.leaves()]
+    while size != 1:
+        if not left:
+            return None
+        atom = left.pop(-1 if last else 0)
+        quotient = exact_div(size, atom.size)
+        if quotient is None:
+            other = exact_div(atom.size, size)
+            if other is None:
                 return None
-            rest = exact_div(need, atoms[0].size)
-            if rest is None:
-                inner = exact_div(atoms[0].size, need)
-                if inner is None:
-                    return None
-                atoms[:1] = atoms[0].split(need, inner)
-                rest = 1
-            axis.append(atoms.pop(0))
-            need = rest
-        result.append(tuple(axis))
-    return None if atoms else tuple(result)
+            if last:
+                kept, atom = atom.split(other, size)
+            else:
+                atom, kept = atom.split(size, other)
+            left.insert(len(left) if last else 0, kept)
+            quotient = 1
+        axis.insert(0 if last else len(axis), atom)
+        size = quotient
+    rest[:] = left
+    return tuple(axis)
 
 
 def nearest(stages: Sequence[Stage], wanted: Axes) -> tuple[int, list[Step]] | None:

@@ -15,10 +15,10 @@ from optimizer.ir.query import float_attribute, input_at, int_attribute, is_op
 from optimizer.ir.shape_info import Dims
 from optimizer.ir.shapes import Shapes
 from optimizer.ir.symbolic import Dim
-from optimizer.ir.views import chain_back, nearest, stages_of
 from passes.attention.build import Place, sweep
 from passes.attention.causal import causal_bias_offset, causal_offset
 from passes.attention.heads import source_of
+from passes.attention.repeated import unrepeated
 
 __all__ = ["absorb"]
 
@@ -71,46 +71,15 @@ def _take_groups(editor: Editor, scope: Scope, node: ir.Node) -> None:
     shapes = editor.shapes
     key, value = node.inputs[_KEY], node.inputs[_VALUE]
     assert key is not None and value is not None, "both are required"
-    repeats = _repeated(shapes, key), _repeated(shapes, value)
-    if repeats[0] is None or repeats[1] is None or _heads(shapes, repeats[0]) != _heads(shapes, repeats[1]):
+    repeats = unrepeated(shapes, key), unrepeated(shapes, value)
+    if repeats[0] is None or repeats[1] is None or repeats[0].times != repeats[1].times:
         return
     new: dict[int, ir.Value | None] = {}
     passed: list[ir.Node] = []
-    for index, given, repeated in ((_KEY, key, repeats[0]), (_VALUE, value, repeats[1])):
-        stages = stages_of(shapes, chain_back(repeated))
-        axes = stages[0].axes
-        found = nearest(stages, axes if len(axes) == 4 else (*axes[:2], *axes[3:]))
-        if found is None:
-            return
-        stage, steps = found
-        repeating = [given, *chain_back(given)[1:2], *(kept.value for kept in stages[:stage])]
-        passed += [n for v in repeating if v is not stages[stage].value and (n := v.producer()) is not None]
-        new[index] = Place(editor, scope, node, passed).walk(stages[stage].value, steps)
+    for index, repeat in ((_KEY, repeats[0]), (_VALUE, repeats[1])):
+        passed += repeat.passed
+        new[index] = Place(editor, scope, node, passed).walk(repeat.value, repeat.steps)
     _give(editor, node, new, passed)
-
-
-def _repeated(shapes: Shapes, value: ir.Value) -> ir.Value | None:
-    """What is repeated: `[B, K, 1, T, D]`, or `[B, 1, T, D]` where there is one head."""
-    node = value.producer()
-    dims = shapes.dims(value)
-    if node is None or dims is None:
-        return None
-    if is_op(node, "Expand"):
-        before = shapes.dims(node.inputs[0])
-        return node.inputs[0] if before == (dims[0], 1, *dims[2:]) else None
-    inner = node.inputs[0].producer() if is_op(node, "Reshape") and node.inputs[0] is not None else None
-    if inner is None or not is_op(inner, "Expand"):
-        return None
-    before, after = shapes.dims(inner.inputs[0]), shapes.dims(inner.outputs[0])
-    if before is None or after is None or len(before) != 5 or len(after) != 5:
-        return None
-    batch, heads, groups, *rest = after
-    grouped = before == (batch, heads, 1, *rest) and dims == (batch, heads * groups, *rest)
-    return inner.inputs[0] if grouped and isinstance(groups, int) else None
-
-
-def _heads(shapes: Shapes, value: ir.Value) -> Dim:
-    return (shapes.dims(value) or ())[1]
 
 
 # --- The cache ---
@@ -126,30 +95,38 @@ def _take_cache(editor: Editor, node: ir.Node) -> ir.Node:
     """
     shapes = editor.shapes
     key, value = (_join(shapes, input_at(node, index)) for index in (_KEY, _VALUE))
-    if key is None or value is None or key is value or len(node.inputs) > _PAST_KEY or len(node.outputs) > 1:
+    if key is None or value is None or key is value or len(node.inputs) > _PAST_KEY or _gives_cache(node):
         return node
     pasts = [shapes.dims(join.inputs[0]) for join in (key, value)]
     if pasts[0] is None or pasts[1] is None or pasts[0][:3] != pasts[1][:3] or int_attribute(node, "is_causal", 0):
         return node
     inputs = [node.inputs[_QUERY], key.inputs[1], value.inputs[1], input_at(node, _MASK), key.inputs[0]]
     inputs.append(value.inputs[0])
-    new = ir.Node("", "Attention", inputs, node.attributes.values(), num_outputs=3, version=node.version)
+    count = max(len(node.outputs), 3)
+    new = ir.Node("", "Attention", inputs, node.attributes.values(), num_outputs=count, version=node.version)
     new.name = node.name
     _put(editor, new, node, [key, value])
     return new
+
+
+def _gives_cache(node: ir.Node) -> bool:
+    return any(output.name for output in node.outputs[1:3])
 
 
 def _put(editor: Editor, new: ir.Node, node: ir.Node, joins: list[ir.Node]) -> None:
     """Put an `Attention` that gives the grown cache in the place of one, and of what gave the cache."""
     assert node.graph is not None, "the node is in a graph"
     inherit(new, [node, *joins])
-    olds = [old.outputs[0] for old in (node, *joins)]
-    for old, output in zip(olds, new.outputs, strict=True):
+    cache = [join.outputs[0] for join in joins]
+    kept = [node.outputs[0], *node.outputs[3:]]
+    pairs = [*zip(kept, (new.outputs[0], *new.outputs[3:]), strict=True), *zip(cache, new.outputs[1:3], strict=True)]
+    for old, output in pairs:
         output.name = old.name
     node.graph.insert_before(node, new)
-    editor.replace(olds[0], new.outputs[0])
+    for old, output in pairs[: len(kept)]:
+        editor.replace(old, output)
     editor.remove(node)
-    for old, output in zip(olds[1:], new.outputs[1:], strict=True):
+    for old, output in pairs[len(kept) :]:
         editor.replace(old, output)
     for join in joins:
         editor.remove(join)

@@ -6,6 +6,7 @@ Letters: B batch, H query heads, K key and value heads, S queries, T keys, D and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,13 +14,12 @@ import onnx_ir as ir
 from optimizer.ir.query import is_op
 from optimizer.ir.shape_info import Dims
 from optimizer.ir.shapes import Shapes
-from optimizer.ir.symbolic import Dim
-from optimizer.ir.views import Step, chain_back, nearest, stages_of, viewed
+from optimizer.ir.views import Axes, Stage, Step, chain_back, nearest, stages_of, viewed
 from passes.attention.build import NotFused
 from passes.attention.scores import Match
 from passes.attention.uniform import scalar
 
-__all__ = ["Operands", "Source", "check_heads", "source_of"]
+__all__ = ["Operands", "Source", "check_heads", "source_among", "source_of", "stages_behind"]
 
 _RANK = 4
 
@@ -31,7 +31,7 @@ class Operands:
     Attributes:
         query: `[B, H, S, D]`, or shorter.
         key: `[B, K, D, T]`, or shorter.
-        value: `[B, K, T, E]`, or shorter.
+        value: `[B, K, T, E]`, or shorter; K is 1 in one of them where it is H in the other, too.
     """
 
     query: Dims
@@ -63,10 +63,10 @@ def check_heads(shapes: Shapes, found: Match) -> Operands:
         raise NotFused(f"{names} have ranks {len(query)}, {len(key)} and {len(value)}")
     if query[-1] != key[-2] or key[-1] != value[-2]:
         raise NotFused(f"{names} are not known to have sizes that go together")
-    if key[:-2] != value[:-2] or (len(query) < _RANK and query[:-2] != key[:-2]):
-        raise NotFused(f"{names} are not known to have the same batch")
     if len(query) == _RANK:
-        _check_groups(query, key, names)
+        _check_groups(query, key, value, names)
+    elif not query[:-2] == key[:-2] == value[:-2]:
+        raise NotFused(f"{names} are not known to have the same batch")
     if len({shapes.dtype(x) for x in (found.query, found.key, found.value)}) != 1:
         raise NotFused(f"{names} differ in type")
     return Operands(query, key, value)
@@ -79,17 +79,13 @@ def _known(shapes: Shapes, value: ir.Value) -> Dims:
     return dims
 
 
-def _check_groups(query: Dims, key: Dims, names: str) -> None:
-    heads, key_heads = query[1], key[1]
-    if query[0] != key[0]:
+def _check_groups(query: Dims, key: Dims, value: Dims, names: str) -> None:
+    if not query[0] == key[0] == value[0]:
         raise NotFused(f"{names} are not known to have the same batch")
-    if heads != key_heads and not _divides(key_heads, heads):
-        raise NotFused(f"{names} have {heads} and {key_heads} heads")
-
-
-def _divides(key_heads: Dim, heads: Dim) -> bool:
-    """A matrix product only repeats a single head."""
-    return key_heads == 1 and isinstance(heads, int)
+    heads, *others = query[1], key[1], value[1]
+    # A matrix product only repeats a single head.
+    if any(other != heads and not (other == 1 and isinstance(heads, int)) for other in others):
+        raise NotFused(f"{names} have {heads}, {others[0]} and {others[1]} heads")
 
 
 @dataclass(frozen=True)
@@ -120,12 +116,24 @@ def source_of(shapes: Shapes, value: ir.Value, *, transposed: bool = False, scal
         transposed: Whether its last two axes are to be swapped.
         scaled: Whether multiplications are followed back.
     """
-    stages = stages_of(shapes, chain_back(value, _through if scaled else viewed))
+    stages = stages_behind(shapes, value, scaled=scaled)
     *outer, before, last = stages[0].axes
     missing = ((),) * (_RANK - len(stages[0].axes))
-    wanted = (*outer, *missing, *((last, before) if transposed else (before, last)))
-    found = nearest(stages, wanted)
+    found = source_among(stages, (*outer, *missing, *((last, before) if transposed else (before, last))))
     assert found is not None, "the value itself can always be transposed, and axes of size 1 be added"
+    return found
+
+
+def stages_behind(shapes: Shapes, value: ir.Value, *, scaled: bool = True) -> list[Stage]:
+    """What the value is a view of, or a multiple by one number where it is `scaled`."""
+    return stages_of(shapes, chain_back(value, _through if scaled else viewed))
+
+
+def source_among(stages: Sequence[Stage], wanted: Axes) -> Source | None:
+    """The stage from which a value with the axes `wanted` is best made; `None` when it can be made from none."""
+    found = nearest(stages, wanted)
+    if found is None:
+        return None
     index, steps = found
     passed = [node for stage in stages[:index] if (node := stage.value.producer()) is not None]
     return Source(stages[index].value, steps, math.prod(_factor(node) or 1.0 for node in passed), passed)

@@ -18,21 +18,9 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.provenance import inherit
-from optimizer.ir.query import input_at, int_attribute, is_op, only_user
+from optimizer.ir.query import input_at, int_attribute, is_op
 from optimizer.ir.shapes import Shapes
-from optimizer.ir.views import (
-    Atom,
-    Axes,
-    Stage,
-    Step,
-    axes_after,
-    chain_back,
-    freed,
-    nearest,
-    stages_of,
-    steps_between,
-    viewed,
-)
+from optimizer.ir.views import Atom, Axes, Step, chain_back, followed_on, freed, nearest, stages_of, steps_between
 from passes.attention.build import Place, sweep
 
 __all__ = ["pack_heads"]
@@ -144,28 +132,15 @@ def _result(shapes: Shapes, value: ir.Value, heads: int, size: int) -> Result | 
     dims = shapes.dims(value)
     if dims is None or len(dims) != 4:
         return None
-    stages = [Stage(value, tuple(() if dim == 1 else (Atom(dim),) for dim in dims))]
-    nodes: list[ir.Node] = []
+    stages = followed_on(shapes, value, tuple(() if dim == 1 else (Atom(dim),) for dim in dims))
+    nodes = [node for stage in stages[1:] if (node := stage.value.producer()) is not None]
     best = None
-    while (node := _only_view_of(stages[-1].value)) is not None:
-        dims = shapes.dims(node.outputs[0])
-        axes = None if dims is None else axes_after(node, stages[-1].axes, dims)
-        if axes is None:
-            break
-        nodes.append(node)
-        stages.append(Stage(node.outputs[0], axes))
     packed = _packed(stages[0].axes)
     for index, stage in enumerate(stages):
         steps = steps_between(packed, stage.axes)
         if steps is not None and (best is None or index - len(steps) > best.saved):
             best = Result(index - len(steps), stage.value, steps, nodes[:index])
     return best
-
-
-def _only_view_of(value: ir.Value) -> ir.Node | None:
-    """The node that sees the value with other axes, when nothing else uses it."""
-    node = only_user(value)
-    return node if node is not None and viewed(node) is value else None
 
 
 def _put(editor: Editor, place: Place, node: ir.Node, new: ir.Node, result: Result) -> None:

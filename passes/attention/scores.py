@@ -61,6 +61,7 @@ class Match:
         masks: The last one first.
         keeps_nan: False where the NaN of a row that sees nothing become 0.
         softmax_dtype: The type that the Softmax computes in, if it is another one than that of the products.
+        weights: The probabilities that the values are multiplied by, `[..., S, T]`, where they are used besides.
     """
 
     softmax: ir.Node
@@ -74,6 +75,7 @@ class Match:
     masks: list[Bias | Choice] = field(default_factory=list)
     keeps_nan: bool = True
     softmax_dtype: ir.DataType | None = None
+    weights: ir.Value | None = None
 
 
 def softmax_above(last: ir.Node) -> ir.Node | None:
@@ -109,13 +111,16 @@ def match(editor: Editor, softmax: ir.Node, last: ir.Node) -> Match | None:
     _check_axis(editor, softmax)
     walk = _Scores(editor, softmax)
     product = walk.up(scores)
-    down, keeps_nan, narrowed = _probabilities(editor, softmax, last)
+    down, keeps_nan, narrowed = _probabilities(softmax, last)
     query, key, value = product.inputs[0], product.inputs[1], last.inputs[1]
     if query is None or key is None or value is None:
         raise NotFused(f"an input of {product.name or product.op_type!r} is left out")
     found = Match(softmax, query, key, value, last, [*walk.nodes, softmax, *down, last])
     found.scale, found.softcap, found.masks, found.keeps_nan = walk.scale(), walk.softcap, walk.masks, keeps_nan
     found.softmax_dtype = _softmax_dtype(walk.widened, narrowed)
+    weights = last.inputs[0]
+    if weights is not None and (weights.is_graph_output() or len(weights.uses()) > 1):
+        found.weights = weights
     return found
 
 
@@ -263,16 +268,19 @@ def _is_scores(value: ir.Value | None) -> bool:
 # --- Below it ---
 
 
-def _probabilities(editor: Editor, softmax: ir.Node, last: ir.Node) -> tuple[list[ir.Node], bool, ir.DataType | None]:
-    """The nodes between the Softmax and the second product, whether NaN stay, and the type they are cast to."""
+def _probabilities(softmax: ir.Node, last: ir.Node) -> tuple[list[ir.Node], bool, ir.DataType | None]:
+    """The nodes between the Softmax and the second product, whether NaN stay, and the type they are cast to.
+
+    What the product is given may be used elsewhere too: an `Attention` has it as an output. What comes before may not.
+    """
     nodes: list[ir.Node] = []
     value, keeps_nan, narrowed = softmax.outputs[0], True, None
-    while True:
-        if value.is_graph_output():
-            raise NotFused(f"the probabilities {value.name!r} are an output of the graph")
+    while value is not last.inputs[0]:
         users = list(dict.fromkeys(use.node for use in value.uses()))
-        if users == [last] and last.inputs[1] is not value:
-            return nodes, keeps_nan, narrowed
+        if value.is_graph_output():
+            raise NotFused(
+                f"the probabilities {value.name!r} are an output of the graph, and cast or chosen from after it"
+            )
         if len(users) == 1 and is_op(users[0], "Cast"):
             narrowed = ir.DataType(int_attribute(users[0], "to", 0))
             nodes.append(users[0])
@@ -280,8 +288,11 @@ def _probabilities(editor: Editor, softmax: ir.Node, last: ir.Node) -> tuple[lis
             nodes += guard
             keeps_nan = False
         else:
-            raise NotFused(f"the probabilities {value.name!r} are used elsewhere too")
+            raise NotFused(f"the probabilities {value.name!r} are used elsewhere too, and cast or chosen from after it")
         value = nodes[-1].outputs[0]
+    if last.inputs[1] is value:
+        raise NotFused(f"the probabilities {value.name!r} are multiplied by themselves")
+    return nodes, keeps_nan, narrowed
 
 
 def _guard(value: ir.Value, users: list[ir.Node]) -> list[ir.Node] | None:

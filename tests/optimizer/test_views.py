@@ -51,8 +51,19 @@ def test_a_reshape_splits_and_joins() -> None:
 
 
 def test_a_reshape_across_the_atoms_cannot_be_followed() -> None:
-    assert regrouped(((S,), (Atom(6),)), (symbol("T"), 6)) is None
+    assert regrouped(((S,), (Atom(6),)), (symbol("T"), symbol("U"))) is None
+    assert regrouped(((S,), (Atom(6),)), (symbol("T"), 4)) is None
+    assert regrouped(((S,), (Atom(6),)), (symbol("T"), symbol("S"), 6)) is None
     assert regrouped(((Atom(4),), (Atom(6),)), (3, 8)) is None
+
+
+def test_one_axis_of_unknown_size_is_what_the_others_leave() -> None:
+    """As exporters write `view(-1, positions, size)`, where the first size comes out as a rounded quotient."""
+    rows, size = Atom(symbol("S") + symbol("P")), Atom(8)
+    quotient = symbol("floor((32*B*P + 32*B*S)/(8*P + 8*S))")
+    assert regrouped(((B,), (H,), (rows,), (size,)), (quotient, rows.size, 8)) == ((B, H), (rows,), (size,))
+    axes = regrouped(((B, H), (rows,), (size,)), (symbol("B"), 4, quotient, 4, 2))
+    assert axes == ((B,), (H,), (rows,), *((part,) for part in size.leaves()))
 
 
 def read(body: str) -> ir.Model:
