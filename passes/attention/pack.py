@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.provenance import inherit
-from optimizer.ir.query import input_at, int_attribute, is_op
+from optimizer.ir.query import input_at, is_op
 from optimizer.ir.shapes import Shapes
 from optimizer.ir.views import Atom, Axes, Step, chain_back, followed_on, freed, nearest, stages_of, steps_between
 from passes.attention.build import Place, sweep
@@ -110,11 +110,13 @@ def _rotated(shapes: Shapes, node: ir.Node) -> Operand | None:
     """The rotation takes three axes when it is told the number of heads."""
     given = node.inputs[0]
     found, heads = _operand(shapes, given), _heads_and_size(shapes, given)
-    if found is None or heads is None or int_attribute(node, "num_heads", 0):
+    if found is None or heads is None:
         return None
 
     def make(place: Place) -> ir.Value:
-        attributes = [*node.attributes.values(), ir.AttrInt64("num_heads", heads[0])]
+        # With four axes the number of heads may be said as well, though it says nothing then.
+        attributes = [attribute for name, attribute in node.attributes.items() if name != "num_heads"]
+        attributes.append(ir.AttrInt64("num_heads", heads[0]))
         new = ir.Node("", "RotaryEmbedding", [found.make(place), *node.inputs[1:]], attributes, version=node.version)
         return place.insert(new, node.outputs[0].name)
 

@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx_ir as ir
 import pytest
 import torch
 
 from benchmarks.node_contestants import run
 from benchmarks.nodes import TRANSFORMERS
-from optimizer.frontends import load_model
-from optimizer.pass_manager import PassManager
-from optimizer.reference import Oracle, run_reference
-from passes.pipelines import default_pipeline
-
-
-def exported(module: Any, inputs: tuple[Any, ...], path: Path, opset: int) -> Path:
-    with warnings.catch_warnings(action="ignore"):
-        logging.disable(logging.WARNING)
-        try:
-            program = torch.onnx.export(module, inputs, dynamo=True, opset_version=opset, verbose=False)
-        finally:
-            logging.disable(logging.NOTSET)
-    assert program is not None
-    program.save(path)
-    return path
-
-
-def check(path: Path, attentions: int, rotations: int = 0) -> Counter[str]:
-    """The model after the pipeline computes the same; its operators."""
-    model = load_model(path)
-    oracle = Oracle(model.clone(), seed=0)
-    PassManager(default_pipeline("onnx")).run(model)
-    onnx.checker.check_model(ir.to_proto(model))
-    comparison = oracle.compare(run_reference(model, oracle.inputs))
-    assert comparison.passed, comparison.reason
-    found = Counter(node.op_type for node in model.graph)
-    assert (found["Attention"], found["Softmax"], found["RotaryEmbedding"]) == (attentions, 0, rotations)
-    return found
+from tests.passes.exports import check, exported, tensors
 
 
 def attention_function(**options: Any) -> Any:
@@ -53,11 +21,6 @@ def attention_function(**options: Any) -> Any:
             return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
 
     return Function()
-
-
-def tensors(*shapes: tuple[int, ...]) -> tuple[Any, ...]:
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
 @pytest.mark.parametrize(

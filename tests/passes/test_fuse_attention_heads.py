@@ -247,3 +247,17 @@ def test_keys_that_cannot_be_taken_apart_like_the_queries() -> None:
         q1 = Reshape(q, queries) q2 = Transpose<perm = [1,0,2]>(q1) kt = Transpose<perm = [0,2,1]>(k)
         a = MatMul(q2, kt) p = Softmax(a) y = MatMul(p, v) }"""
     assert "are not known to have the same batch" in reason(text)
+
+
+# --- Rotations on the way ---
+
+
+@pytest.mark.parametrize("said", ["", ", num_heads = 4"])
+def test_a_rotation_takes_three_axes_as_well(said: str) -> None:
+    """PyTorch's exporter says the number of heads although there are four axes."""
+    how = f"""k2 = Transpose<perm = [0,2,1,3]>(k1) k3 = RotaryEmbedding<interleaved = 0{said}>(k2, c, c)
+        kt = Transpose<perm = [0,1,3,2]>(k3) v2 = Transpose<perm = [0,2,1,3]>(v1)"""
+    model = fused(packed(how).replace("float[B,T,32] v)", "float[B,T,32] v, float[B,T,4] c)"))
+    assert kinds(model) == ["RotaryEmbedding", "Attention"]
+    assert int_attribute(model.graph[0], "num_heads", 0) == 4
+    assert model.graph[0].inputs[0] is model.graph.inputs[1]
