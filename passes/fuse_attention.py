@@ -139,7 +139,9 @@ def _taken_from(place: Place, mask: Bias | Choice, sources: Mapping[ir.Value, So
     if value not in sources:
         return mask
     new = place.walk(sources[value].value, sources[value].steps)
-    return dataclasses.replace(mask, **{"value" if isinstance(mask, Bias) else "condition": new})
+    if isinstance(mask, Bias):
+        return dataclasses.replace(mask, value=new)
+    return dataclasses.replace(mask, condition=new)
 
 
 def _give(editor: Editor, place: Place, result: Result, output: ir.Value) -> None:

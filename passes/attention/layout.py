@@ -68,8 +68,11 @@ class Layout:
     @property
     def passed(self) -> list[ir.Node]:
         """All nodes that are passed over."""
-        results = [self.result, *([] if self.weights is None else [self.weights])]
-        return [node for part in (*self.sources, *self.masks.values(), *results) for node in part.passed]
+        results = [self.result] if self.weights is None else [self.result, self.weights]
+        sources = [*self.sources, *self.masks.values()]
+        return [node for source in sources for node in source.passed] + [
+            node for result in results for node in result.passed
+        ]
 
 
 def layout_of(shapes: Shapes, found: Match, operands: Operands) -> Layout:
@@ -108,7 +111,9 @@ def _folded(shapes: Shapes, found: Match, operands: Operands) -> Layout | None:
     masks = {value: _mask(shapes, value, outer) for value in values if _is_folded(shapes.dims(value))}
     rows, keys, size = operands.query[-2], operands.key[-1], operands.value[-1]
     result = _result(shapes, found.last.outputs[0], (*outer, rows, size), None)
-    weights = found.weights and _result(shapes, found.weights, (*outer, rows, keys), found.last)
+    weights = None
+    if found.weights is not None:
+        weights = _result(shapes, found.weights, (*outer, rows, keys), found.last)
     parts = [*sources, *masks.values()]
     if None in parts or result is None or (weights is None and found.weights is not None):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,15 @@ class Cached(torch.nn.Module):
 
 
 def network(name: str, attention: str) -> Any:
-    import transformers as library
+    library: Any = importlib.import_module("transformers")
 
-    words = {"vocab_size": WORDS, "bos_token_id": 1, "eos_token_id": 2, "attn_implementation": attention}
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": LAYERS}
+    words: dict[str, Any] = {
+        "vocab_size": WORDS,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "attn_implementation": attention,
+    }
+    sizes: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": LAYERS}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     with seeded(0):
         match name:
