@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from optimizer.errors import PassError, TersorError
 from optimizer.ir import provenance
+from optimizer.ir.analysis import analyse, changed, keep_analyses
 from optimizer.ir.near_miss import NearMiss, RewriteResult
 from optimizer.pipeline_text import PipelineParser, format_options
 
@@ -177,7 +178,8 @@ class PassManager:
             return result.modified
 
         provenance.mark_originals(model)
-        changes = [run(pass_) for pass_ in self.passes]
+        with keep_analyses(model):
+            changes = [run(pass_) for pass_ in self.passes]
         return RunResult(model, any(changes), tuple(miss for found in near_misses.values() for miss in found))
 
     def __str__(self) -> str:
@@ -222,7 +224,7 @@ def call_pass(pass_: Pass, model: ir.Model) -> tuple[ir.passes.PassResult, float
     Raises:
         PassError: The pass failed.
     """
-    before = provenance.Snapshot(model)
+    before = analyse(_snapshot, model)
     start = time.perf_counter()
     try:
         result = pass_(model)
@@ -233,7 +235,13 @@ def call_pass(pass_: Pass, model: ir.Model) -> tuple[ir.passes.PassResult, float
     seconds = time.perf_counter() - start
     if result.modified:
         before.mark_changes(model, pass_.name)
+        changed(model)
     return result, seconds
+
+
+def _snapshot(model: ir.Model, outdated: provenance.Snapshot | None) -> provenance.Snapshot:
+    del outdated
+    return provenance.Snapshot(model)
 
 
 def _restore(model: ir.Model, before: ir.Model) -> None:
@@ -243,6 +251,7 @@ def _restore(model: ir.Model, before: ir.Model) -> None:
     model.ir_version = before.ir_version
     model.metadata_props.clear()
     model.metadata_props.update(before.metadata_props)
+    changed(model)
 
 
 def format_pipeline(passes: Iterable[Pass]) -> str:

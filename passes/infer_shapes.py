@@ -14,6 +14,7 @@ import dataclasses
 
 import onnx_ir as ir
 
+from optimizer.ir.analysis import analyse
 from optimizer.ir.shape_info import Dims
 from optimizer.ir.shapes import Shapes, is_anonymous
 from optimizer.ir.symbolic import Dim
@@ -29,7 +30,7 @@ class InferShapes(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Infer and write."""
-        shapes = Shapes(model)
+        shapes = analyse(Shapes, model)
         interface = frozenset(model.graph.outputs)
         modified = False
         for graph in all_graphs(model):

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from optimizer.ir.analysis import analyse, changed
 from optimizer.ir.near_miss import NearMiss, RewriteResult
 from optimizer.ir.provenance import inherit, label, origins
 from optimizer.ir.shapes import Shapes
-from optimizer.ir.walk import all_graphs, nested_graphs, subgraphs
+from optimizer.ir.walk import all_graphs, has_subgraphs, nested_graphs, subgraphs
 
 __all__ = ["Content", "Editor", "Scope", "rewrite_graphs", "rewrite_nodes"]
 
@@ -52,14 +53,24 @@ class Editor:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
-        self.modified = False
+        self._modified = False
         self.near_misses: dict[NearMiss, None] = {}
         self._numbers: dict[str, int] = {}
 
     @functools.cached_property
     def shapes(self) -> Shapes:
         """What is known of the values; inferred when first asked for, and not told of values made after that."""
-        return Shapes(self.model)
+        return analyse(Shapes, self.model)
+
+    @property
+    def modified(self) -> bool:
+        """Whether anything was changed. Whoever changes something by hand sets it."""
+        return self._modified
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        self._modified = value
+        changed(self.model)
 
     @functools.cached_property
     def _names(self) -> Counter[str]:
@@ -266,8 +277,9 @@ def _visit_graph(editor: Editor, scope: Scope, visit: Callable[[Editor, Scope], 
 
 def _visit(editor: Editor, scope: Scope, visit: Callable[[Editor, Scope, ir.Node], None]) -> None:
     for node in scope.graph:
-        for graph in subgraphs(node):
-            _visit(editor, Scope(graph, scope.opset, parent=scope), visit)
+        if node.attributes.data and has_subgraphs(node):
+            for graph in subgraphs(node):
+                _visit(editor, Scope(graph, scope.opset, parent=scope), visit)
         visit(editor, scope, node)
 
 

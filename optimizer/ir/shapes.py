@@ -12,14 +12,16 @@ and left as they were inside.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
 from optimizer.ir.data_rules import DATA_RULES, MAX_ELEMENTS
 from optimizer.ir.onnx_inference import OnnxInference
-from optimizer.ir.query import constant, has_reference, int_attribute, ints_attribute, known_ints
-from optimizer.ir.shape_info import UNKNOWN, Dims, Info, NodeView, tensor
+from optimizer.ir.query import constant, has_reference, int_attribute, ints_attribute
+from optimizer.ir.shape_info import UNKNOWN, Dims, Info, NodeView, Rule, tensor
 from optimizer.ir.shape_rules import SHAPE_RULES
 from optimizer.ir.symbolic import Dim, Expr, parse_dim, symbol
 from optimizer.ir.walk import subgraphs
@@ -31,6 +33,8 @@ _ANONYMOUS_NAMES = frozenset({"", "?", "-1", "None", "unk", "unknown"})
 
 _BROKEN_NODE = (ArithmeticError, LookupError, TypeError, ValueError)
 """What a rule raises on a node that breaks its operator's definition; nothing is known of its outputs then."""
+
+_META_KEY = "tersor.shape_info"
 
 
 def is_anonymous(dim: Dim) -> bool:
@@ -44,16 +48,21 @@ class Shapes:
     Args:
         model: Its nodes are in topological order. It is not changed; what is known of its values stays valid while a
             pass rewires them, and of values made later nothing is known.
+        previous: What was known before the model changed. Nodes whose inputs are still the same are not looked at
+            again.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, previous: Shapes | None = None) -> None:
         self._known: dict[ir.Value, Info] = {}
-        self._numbers = itertools.count()
-        self._onnx = OnnxInference(self._fresh)
+        self._fresh = _fresh_symbols() if previous is None else previous._fresh
+        self._onnx = OnnxInference(self._fresh) if previous is None else previous._onnx
         self._functions = frozenset(model.functions)
+        self._ruled: dict[ir.Node, _Ruled] = {}
+        self._ruled_before = {} if previous is None else previous._ruled
         self._graph(model.graph, model.opset_imports)
         for function in model.functions.values():
             self._graph(function.graph, function.opset_imports)
+        self._ruled_before = {}
 
     def dims(self, value: ir.Value | None) -> Dims | None:
         """The shape; `None` when not even the rank is known."""
@@ -89,9 +98,6 @@ class Shapes:
         """A pass has made `node`, of which all inputs are known: find out what it gives."""
         self._node(node, {"": opset})
 
-    def _fresh(self) -> Expr:
-        return symbol(f"?{next(self._numbers)}")
-
     def _info(self, value: ir.Value | None) -> Info:
         if value is None:
             return UNKNOWN
@@ -106,11 +112,12 @@ class Shapes:
         content = constant(value)
         if content is None:
             return None
-        dims = content.shape.numpy()
-        small = len(dims) < 2 and content.size <= MAX_ELEMENTS
-        if small and content.dtype == ir.DataType.BOOL:
-            return tensor(content.dtype, dims, tuple(int(item) for item in content.numpy().reshape(-1)))
-        return tensor(content.dtype, dims, known_ints(value) if small else None)
+        info: Info | None = content.meta.get(_META_KEY)
+        if info is None:
+            info = _constant_info(content)
+            if info.data is None:  # Elements are read anew: a tensor may be changed in place, but for its shape.
+                content.meta[_META_KEY] = info
+        return info
 
     def _declared(self, value: ir.Value) -> Info:
         if value.shape is None:
@@ -152,11 +159,14 @@ class Shapes:
         if node.domain == "" and node.op_type in _CONTROL_FLOW:
             return _CONTROL_FLOW[node.op_type](self, view, opsets)
         rule = SHAPE_RULES.get(node.op_type) if node.domain == "" else None
-        ruled = None if rule is None else rule(view)
-        if ruled is None:
+        if rule is None:
             return self._onnx.infer(view)
-        found = ruled if isinstance(ruled, list) else [ruled]
-        return [_with_data(view, found[0]), *found[1:]] if found else found
+        before = self._ruled_before.get(node)
+        if before is None or not before.holds_for(view):
+            before = _Ruled(view, _by_rule(rule, view))
+        self._ruled[node] = before
+        # ONNX looks at the elements of constants, which a rule does not.
+        return self._onnx.infer(view) if before.found is None else list(before.found)
 
     def _completed(self, value: ir.Value, info: Info) -> Info:
         """What was inferred, completed by what is written at the value where nothing was."""
@@ -243,6 +253,49 @@ class Shapes:
         dims = [self._fresh() if is_anonymous(dim) else dim for dim in info.dims]
         dims.insert(axis if axis >= 0 else axis + len(dims) + 1, self._fresh())
         return Info(info.type, tuple(dims))
+
+
+class _Ruled:
+    """What a rule found out about a node, and all that it looked at."""
+
+    __slots__ = ("_attributes", "_inputs", "_opset", "_outputs", "found")
+
+    def __init__(self, view: NodeView, found: list[Info] | None) -> None:
+        self._inputs = view.inputs
+        self._opset = view.opset
+        self._attributes = tuple(view.node.attributes.data.values())
+        self._outputs = len(view.node.outputs)
+        self.found = found
+
+    def holds_for(self, view: NodeView) -> bool:
+        attributes = view.node.attributes.data
+        return (
+            self._inputs == view.inputs
+            and self._opset == view.opset
+            and self._outputs == len(view.node.outputs)
+            and len(self._attributes) == len(attributes)
+            and all(map(operator.is_, self._attributes, attributes.values()))
+        )
+
+
+def _by_rule(rule: Rule, view: NodeView) -> list[Info] | None:
+    ruled = rule(view)
+    if ruled is None:
+        return None
+    found = ruled if isinstance(ruled, list) else [ruled]
+    return [_with_data(view, found[0]), *found[1:]] if found else found
+
+
+def _fresh_symbols() -> Callable[[], Expr]:
+    numbers = itertools.count()
+    return lambda: symbol(f"?{next(numbers)}")
+
+
+def _constant_info(content: ir.TensorProtocol) -> Info:
+    dims, dtype = content.shape.numpy(), content.dtype
+    if len(dims) > 1 or math.prod(dims) > MAX_ELEMENTS or not (dtype.is_integer() or dtype == ir.DataType.BOOL):
+        return tensor(dtype, dims)
+    return tensor(dtype, dims, tuple(int(item) for item in content.numpy().reshape(-1)))
 
 
 _CONTROL_FLOW = {"If": Shapes._if, "Loop": Shapes._loop, "Scan": Shapes._scan}

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-__all__ = ["all_graphs", "all_nodes", "called_functions", "nested_graphs", "subgraphs", "top_graphs"]
+__all__ = ["all_graphs", "all_nodes", "called_functions", "has_subgraphs", "nested_graphs", "subgraphs", "top_graphs"]
+
+_GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
 
 
 def top_graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -18,20 +20,29 @@ def top_graphs(model: ir.Model) -> Iterator[ir.Graph]:
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs that are attributes of the node itself."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
+    # `data` is the dictionary itself: this is asked of every node in every pass.
+    for attribute in node.attributes.data.values():
+        type_ = attribute.type
+        if type_ == _GRAPH and not attribute.is_ref():
             yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
+        elif type_ == _GRAPHS and not attribute.is_ref():
             yield from attribute.as_graphs()
+
+
+def has_subgraphs(node: ir.Node) -> bool:
+    """Whether `subgraphs` gives any."""
+    for attribute in node.attributes.data.values():
+        type_ = attribute.type
+        if (type_ == _GRAPH or type_ == _GRAPHS) and next(subgraphs(node), None) is not None:
+            return True
+    return False
 
 
 def nested_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
     """The graph itself, then the graphs inside its nodes, outer before inner."""
     yield graph
     for node in graph:
-        if node.attributes:
+        if node.attributes.data and has_subgraphs(node):
             for subgraph in subgraphs(node):
                 yield from nested_graphs(subgraph)
 
@@ -57,6 +68,17 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Every node of the model."""
-    for graph in all_graphs(model):
-        yield from graph
+    """Every node of the model, those of a graph before those inside them."""
+    for graph in top_graphs(model):
+        yield from _nodes(graph)
+
+
+def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    inner = []
+    for node in graph:
+        yield node
+        if node.attributes.data and has_subgraphs(node):
+            inner.append(node)
+    for node in inner:
+        for subgraph in subgraphs(node):
+            yield from _nodes(subgraph)
