@@ -35,9 +35,9 @@ class CancelTransposes(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Move wherever the model then has fewer transposes."""
-        result = rewrite_nodes(model, _cancel)
+        result = rewrite_nodes(model, _cancel, ("Transpose",))
         # Each time there are fewer transposes, and a region that was turned may have brought two others together.
-        while result.modified and rewrite_nodes(model, _cancel).modified:
+        while result.modified and rewrite_nodes(model, _cancel, ("Transpose",)).modified:
             pass
         return result
 

@@ -43,7 +43,7 @@ class EliminateBroadcasts(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Take every operand as it was before, where that is possible."""
-        return rewrite_nodes(model, _eliminate)
+        return rewrite_nodes(model, _eliminate, (*_ELEMENTWISE, "Expand", "MatMul"))
 
 
 def _eliminate(editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -51,7 +51,7 @@ class EliminateIdentities(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove every identity that can be removed."""
-        return rewrite_nodes(model, _eliminate)
+        return rewrite_nodes(model, _eliminate, _RULES)
 
 
 def _eliminate(editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -32,7 +32,7 @@ class EliminateZeroSums(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove in topological order; what ended at a removed sum then ends where the sum's own sign does."""
-        return rewrite_nodes(model, functools.partial(_eliminate, _Lazy(model)))
+        return rewrite_nodes(model, functools.partial(_eliminate, _Lazy(model)), ("Add", "Sub"))
 
 
 class _Lazy:

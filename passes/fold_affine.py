@@ -33,7 +33,7 @@ class FoldAffine(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold wherever it can be done; a chain folds from its front."""
-        return rewrite_nodes(model, _fold)
+        return rewrite_nodes(model, _fold, ("Add", "Div", "Mul", "Sub"))
 
 
 def _fold(editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -32,7 +32,7 @@ class FoldBatchNorm(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold wherever it can be done."""
-        return rewrite_nodes(model, _fold)
+        return rewrite_nodes(model, _fold, ("BatchNormalization",))
 
 
 def _fold(editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -25,7 +25,7 @@ class FoldConstantIf(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold inner ones first."""
-        return rewrite_nodes(model, _fold)
+        return rewrite_nodes(model, _fold, ("If",))
 
 
 def _fold(editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -61,9 +61,9 @@ class FuseAttention(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse wherever it can be done, then simplify what each `Attention` is given."""
-        fused = rewrite_nodes(model, self._fuse)
+        fused = rewrite_nodes(model, self._fuse, ("MatMul",))
         # When all are fused: what one has needed besides may have been there for the sake of the others.
-        absorbed = rewrite_nodes(model, _absorb)
+        absorbed = rewrite_nodes(model, _absorb, ("Attention",))
         return dataclasses.replace(fused, modified=fused.modified or absorbed.modified)
 
     def _fuse(self, editor: Editor, scope: Scope, node: ir.Node) -> None:

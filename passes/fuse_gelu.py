@@ -50,7 +50,7 @@ class FuseGelu(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse wherever it can be done."""
-        return rewrite_nodes(model, functools.partial(_visit, {}))
+        return rewrite_nodes(model, functools.partial(_visit, {}), (*_CORES, *_AROUND))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ class FuseGemm(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse wherever it can be done."""
-        return rewrite_nodes(model, _fuse)
+        return rewrite_nodes(model, _fuse, ("Add", "Gemm"))
 
 
 def _fuse(editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -43,7 +43,7 @@ class FuseGroupNorm(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse wherever it can be done."""
-        return rewrite_nodes(model, _fuse)
+        return rewrite_nodes(model, _fuse, ("Add", "Mul", "Reshape"))
 
 
 def _fuse(editor: Editor, scope: Scope, node: ir.Node) -> None:

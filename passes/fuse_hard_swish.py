@@ -41,7 +41,7 @@ class FuseHardSwish(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse wherever it can be done."""
-        return rewrite_nodes(model, functools.partial(_visit, {}))
+        return rewrite_nodes(model, functools.partial(_visit, {}), ("Clip", "HardSigmoid", *_AROUND))
 
 
 def _visit(around: _Around, editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -44,7 +44,7 @@ class FuseRotaryEmbedding(Pass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse wherever it can be done."""
         made: _Made = {}
-        return rewrite_nodes(model, functools.partial(_fuse, made))
+        return rewrite_nodes(model, functools.partial(_fuse, made), ("Add", "Concat", "Reshape"))
 
 
 @dataclass(frozen=True)

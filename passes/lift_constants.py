@@ -26,7 +26,7 @@ class LiftConstants(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lift every constant that can be."""
-        return rewrite_nodes(model, _lift)
+        return rewrite_nodes(model, _lift, ("Constant",))
 
 
 def _lift(editor: Editor, scope: Scope, node: ir.Node) -> None:

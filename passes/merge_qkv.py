@@ -46,7 +46,7 @@ class MergeQkv(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Merge wherever it can be done."""
-        return rewrite_nodes(model, _merge)
+        return rewrite_nodes(model, _merge, ("Attention",))
 
 
 @dataclass(frozen=True)

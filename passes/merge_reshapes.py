@@ -38,7 +38,7 @@ class MergeReshapes(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Merge every pair; a chain merges from its front."""
-        return rewrite_nodes(model, _merge)
+        return rewrite_nodes(model, _merge, _RESHAPES)
 
 
 def _merge(editor: Editor, scope: Scope, last: ir.Node) -> None:

@@ -33,7 +33,7 @@ class MergeSlices(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Merge wherever it can be done."""
-        return rewrite_nodes(model, _merge)
+        return rewrite_nodes(model, _merge, ("Concat", "Gather", "Slice", "Split"))
 
 
 def _merge(editor: Editor, scope: Scope, node: ir.Node) -> None:

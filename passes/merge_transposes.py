@@ -25,7 +25,7 @@ class MergeTransposes(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Merge every pair; a chain merges from its front."""
-        return rewrite_nodes(model, _merge)
+        return rewrite_nodes(model, _merge, ("Transpose",))
 
 
 def _merge(editor: Editor, scope: Scope, outer: ir.Node) -> None:

@@ -50,10 +50,10 @@ class ReduceStrength(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply every rule in topological order, until none applies: a rule can take away what stopped another."""
-        result = rewrite_nodes(model, _reduce)
+        result = rewrite_nodes(model, _reduce, _RULES)
         modified = result.modified
         while result.modified:
-            result = rewrite_nodes(model, _reduce)
+            result = rewrite_nodes(model, _reduce, _RULES)
         return ir.passes.PassResult(model, modified)
 
 

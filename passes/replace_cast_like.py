@@ -26,7 +26,7 @@ class ReplaceCastLike(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace wherever the type is known."""
-        return rewrite_nodes(model, _replace)
+        return rewrite_nodes(model, _replace, ("CastLike",))
 
 
 def _replace(editor: Editor, scope: Scope, node: ir.Node) -> None:

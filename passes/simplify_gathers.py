@@ -31,7 +31,7 @@ class SimplifyGathers(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace wherever it can be done."""
-        return rewrite_nodes(model, _simplify)
+        return rewrite_nodes(model, _simplify, ("Gather", "GatherElements", "GatherND"))
 
 
 def _simplify(editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -31,7 +31,7 @@ class UnpackSequences(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite a split before those that read from it."""
-        return rewrite_nodes(model, _unpack)
+        return rewrite_nodes(model, _unpack, ("SequenceAt", "SplitToSequence"))
 
 
 def _unpack(editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -43,7 +43,7 @@ class UnrollLoops(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Unroll inner loops first."""
-        return rewrite_nodes(model, functools.partial(_visit, self))
+        return rewrite_nodes(model, functools.partial(_visit, self), ("Loop",))
 
 
 def _visit(limits: UnrollLoops, editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from optimizer.ir.analysis import analyse, changed
 from optimizer.ir.near_miss import NearMiss, RewriteResult
 from optimizer.ir.provenance import inherit, label, origins
 from optimizer.ir.shapes import Shapes
-from optimizer.ir.walk import all_graphs, has_subgraphs, nested_graphs, subgraphs
+from optimizer.ir.walk import all_graphs, all_nodes, has_subgraphs, nested_graphs, subgraphs
 
 __all__ = ["Content", "Editor", "Scope", "rewrite_graphs", "rewrite_nodes"]
 
@@ -249,14 +249,21 @@ class Editor:
         return value
 
 
-def rewrite_nodes(model: ir.Model, visit: Callable[[Editor, Scope, ir.Node], None]) -> ir.passes.PassResult:
+def rewrite_nodes(
+    model: ir.Model, visit: Callable[[Editor, Scope, ir.Node], None], op_types: Collection[str] | None = None
+) -> ir.passes.PassResult:
     """Call `visit` with every node of the model, in topological order; those of a subgraph come before its node.
 
-    `visit` may change or remove the node, and any node before it.
+    Args:
+        model: Changed in place.
+        visit: May change or remove the node, and any node before it.
+        op_types: The operators of which it is called with the nodes; `None` for all. Without any of them in the model
+            it is not walked through at all.
     """
     editor = Editor(model)
-    for scope in _top_scopes(model):
-        _visit(editor, scope, visit)
+    if op_types is None or not analyse(_op_types, model).isdisjoint(op_types):
+        for scope in _top_scopes(model):
+            _visit(editor, scope, visit, op_types)
     return RewriteResult(model, editor.modified, tuple(editor.near_misses))
 
 
@@ -275,12 +282,23 @@ def _visit_graph(editor: Editor, scope: Scope, visit: Callable[[Editor, Scope], 
     visit(editor, scope)
 
 
-def _visit(editor: Editor, scope: Scope, visit: Callable[[Editor, Scope, ir.Node], None]) -> None:
+def _op_types(model: ir.Model, outdated: frozenset[str] | None) -> frozenset[str]:
+    del outdated
+    return frozenset(node.op_type for node in all_nodes(model))
+
+
+def _visit(
+    editor: Editor,
+    scope: Scope,
+    visit: Callable[[Editor, Scope, ir.Node], None],
+    op_types: Collection[str] | None,
+) -> None:
     for node in scope.graph:
         if node.attributes.data and has_subgraphs(node):
             for graph in subgraphs(node):
-                _visit(editor, Scope(graph, scope.opset, parent=scope), visit)
-        visit(editor, scope, node)
+                _visit(editor, Scope(graph, scope.opset, parent=scope), visit, op_types)
+        if op_types is None or node.op_type in op_types:
+            visit(editor, scope, node)
 
 
 def _top_scopes(model: ir.Model) -> Iterator[Scope]:

@@ -44,10 +44,9 @@ def is_op(node: ir.Node | None, *op_types: str) -> bool:
 
 def has_reference(node: ir.Node) -> bool:
     """Whether an attribute of the node refers to an attribute of the function around it."""
-    for attribute in node.attributes.data.values():  # `data` is the dictionary itself: this is asked very often.
-        if attribute.is_ref():
-            return True
-    return False
+    # `data` is the dictionary itself: this is asked very often, and mostly of nodes without attributes.
+    attributes = node.attributes.data
+    return bool(attributes) and any([attribute.is_ref() for attribute in attributes.values()])
 
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:

@@ -58,7 +58,10 @@ class Shapes:
         self._onnx = OnnxInference(self._fresh) if previous is None else previous._onnx
         self._functions = frozenset(model.functions)
         self._ruled: dict[ir.Node, _Ruled] = {}
-        self._ruled_before = {} if previous is None else previous._ruled
+        same_functions = previous is not None and previous._functions == self._functions
+        self._small: dict[ir.Value, tuple[ir.TensorProtocol, Info]] = {}
+        self._small_before = {} if previous is None else previous._small
+        self._ruled_before = previous._ruled if previous is not None and same_functions else {}
         self._graph(model.graph, model.opset_imports)
         for function in model.functions.values():
             self._graph(function.graph, function.opset_imports)
@@ -113,10 +116,14 @@ class Shapes:
         if content is None:
             return None
         info: Info | None = content.meta.get(_META_KEY)
-        if info is None:
-            info = _constant_info(content)
-            if info.data is None:  # Elements are read anew: a tensor may be changed in place, but for its shape.
-                content.meta[_META_KEY] = info
+        if info is not None:
+            return info
+        before = self._small_before.get(value)
+        info = before[1] if before is not None and before[0] is content else _constant_info(content)
+        if info.data is None:
+            content.meta[_META_KEY] = info  # With the tensor: kept here, a large one could not be freed.
+        else:
+            self._small[value] = content, info
         return info
 
     def _declared(self, value: ir.Value) -> Info:
@@ -136,21 +143,26 @@ class Shapes:
     def _node(self, node: ir.Node, opsets: dict[str, int]) -> None:
         if node.op_type == "Constant" and node.domain == "":
             return
-        view = NodeView(
-            node,
-            opsets.get(node.domain, 0),
-            [None if value is None else self._info(value) for value in node.inputs],
-            self._fresh,
-        )
-        try:
-            found = self._outputs(view, opsets)
-        except _BROKEN_NODE:
-            found = []
-        found += [UNKNOWN] * (len(node.outputs) - len(found))  # A body may have fewer outputs than its node.
-        for value, info in zip(node.outputs, found, strict=False):
-            self._known[value] = self._completed(value, info)
+        known = self._known
+        # What is known is looked up here, without a call: this is where a pipeline spends its time.
+        inputs = [None if value is None else known.get(value) or self._info(value) for value in node.inputs]
+        opset = opsets.get(node.domain, 0)
+        ruled = self._ruled_before.get(node)
+        found: Sequence[Info]
+        if ruled is not None and ruled.holds_for(node, opset, inputs):
+            self._ruled[node] = ruled
+            found = ruled.found
+        else:
+            try:
+                found = self._outputs(NodeView(node, opset, inputs, self._fresh), opsets)
+            except _BROKEN_NODE:
+                found = ()
+        # A body may have fewer outputs than its node.
+        for value, info in itertools.zip_longest(node.outputs, found[: len(node.outputs)], fillvalue=UNKNOWN):
+            complete = info.type is not None and info.dims is not None
+            known[value] = info if complete else self._completed(value, info)
 
-    def _outputs(self, view: NodeView, opsets: dict[str, int]) -> list[Info]:
+    def _outputs(self, view: NodeView, opsets: dict[str, int]) -> Sequence[Info]:
         node = view.node
         for graph in subgraphs(node):
             self._graph(graph, opsets)
@@ -159,14 +171,12 @@ class Shapes:
         if node.domain == "" and node.op_type in _CONTROL_FLOW:
             return _CONTROL_FLOW[node.op_type](self, view, opsets)
         rule = SHAPE_RULES.get(node.op_type) if node.domain == "" else None
-        if rule is None:
+        found = None if rule is None else _by_rule(rule, view)
+        if found is None:
             return self._onnx.infer(view)
-        before = self._ruled_before.get(node)
-        if before is None or not before.holds_for(view):
-            before = _Ruled(view, _by_rule(rule, view))
-        self._ruled[node] = before
-        # ONNX looks at the elements of constants, which a rule does not.
-        return self._onnx.infer(view) if before.found is None else list(before.found)
+        # Only this is kept for the next time: ONNX looks at the elements of constants as well, which no rule does.
+        self._ruled[node] = _Ruled(view, found)
+        return found
 
     def _completed(self, value: ir.Value, info: Info) -> Info:
         """What was inferred, completed by what is written at the value where nothing was."""
@@ -258,23 +268,25 @@ class Shapes:
 class _Ruled:
     """What a rule found out about a node, and all that it looked at."""
 
-    __slots__ = ("_attributes", "_inputs", "_opset", "_outputs", "found")
+    __slots__ = ("_attributes", "_inputs", "_op_type", "_opset", "_outputs", "found")
 
-    def __init__(self, view: NodeView, found: list[Info] | None) -> None:
+    def __init__(self, view: NodeView, found: Sequence[Info]) -> None:
         self._inputs = view.inputs
+        self._op_type = view.node.op_type
         self._opset = view.opset
         self._attributes = tuple(view.node.attributes.data.values())
         self._outputs = len(view.node.outputs)
         self.found = found
 
-    def holds_for(self, view: NodeView) -> bool:
-        attributes = view.node.attributes.data
+    def holds_for(self, node: ir.Node, opset: int, inputs: list[Info | None]) -> bool:
+        attributes = node.attributes.data
         return (
-            self._inputs == view.inputs
-            and self._opset == view.opset
-            and self._outputs == len(view.node.outputs)
+            self._inputs == inputs
+            and self._op_type == node.op_type
+            and self._opset == opset
+            and self._outputs == len(node.outputs)
             and len(self._attributes) == len(attributes)
-            and all(map(operator.is_, self._attributes, attributes.values()))
+            and (not attributes or all(map(operator.is_, self._attributes, attributes.values())))
         )
 
 

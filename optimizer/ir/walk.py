@@ -31,11 +31,8 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 def has_subgraphs(node: ir.Node) -> bool:
     """Whether `subgraphs` gives any."""
-    for attribute in node.attributes.data.values():
-        type_ = attribute.type
-        if (type_ == _GRAPH or type_ == _GRAPHS) and next(subgraphs(node), None) is not None:
-            return True
-    return False
+    types = [attribute.type for attribute in node.attributes.data.values()]
+    return (_GRAPH in types or _GRAPHS in types) and next(subgraphs(node), None) is not None
 
 
 def nested_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
