@@ -11,7 +11,9 @@ The manager only runs passes in order and keeps provenance. Timing, measuring an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -178,7 +180,8 @@ class PassManager:
             return result.modified
 
         provenance.mark_originals(model)
-        with keep_analyses(model):
+        # The copies of the model that a guard is given are garbage that must not pile up.
+        with keep_analyses(model), _collector_paused() if guard is None else contextlib.nullcontext():
             changes = [run(pass_) for pass_ in self.passes]
         return RunResult(model, any(changes), tuple(miss for found in near_misses.values() for miss in found))
 
@@ -237,6 +240,18 @@ def call_pass(pass_: Pass, model: ir.Model) -> tuple[ir.passes.PassResult, float
         before.mark_changes(model, pass_.name)
         changed(model)
     return result, seconds
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Look for no garbage meanwhile: the collector would go through the whole model, which stays, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _snapshot(model: ir.Model, outdated: provenance.Snapshot | None) -> provenance.Snapshot:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -86,11 +86,12 @@ def known_ints(value: ir.Value | None) -> tuple[int, ...] | None:
 
 def only_user(value: ir.Value) -> ir.Node | None:
     """The one node that uses the value, once, when nothing else does and it is no output of a graph."""
-    uses = value.uses()
+    # `uses()` copies them all: for a weight that every layer shares, once for each layer.
+    uses: Collection[tuple[ir.Node, int]] = getattr(value, "_uses", None) or value.uses()
     if len(uses) != 1 or value.is_graph_output():
         return None
-    (use,) = uses
-    return use.node
+    ((user, _),) = uses
+    return user
 
 
 def int_attribute(node: ir.Node, name: str, default: int) -> int:
