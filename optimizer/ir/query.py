@@ -46,7 +46,7 @@ def has_reference(node: ir.Node) -> bool:
     """Whether an attribute of the node refers to an attribute of the function around it."""
     # `data` is the dictionary itself: this is asked very often, and mostly of nodes without attributes.
     attributes = node.attributes.data
-    return bool(attributes) and any([attribute.is_ref() for attribute in attributes.values()])
+    return bool(attributes) and any(attribute.is_ref() for attribute in attributes.values())
 
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:

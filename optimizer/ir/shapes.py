@@ -54,8 +54,8 @@ class Shapes:
 
     def __init__(self, model: ir.Model, previous: Shapes | None = None) -> None:
         self._known: dict[ir.Value, Info] = {}
-        self._fresh = _fresh_symbols() if previous is None else previous._fresh
-        self._onnx = OnnxInference(self._fresh) if previous is None else previous._onnx
+        self._fresh: Callable[[], Expr] = _fresh_symbols() if previous is None else previous._fresh
+        self._onnx: OnnxInference = OnnxInference(self._fresh) if previous is None else previous._onnx
         self._functions = frozenset(model.functions)
         self._ruled: dict[ir.Node, _Ruled] = {}
         same_functions = previous is not None and previous._functions == self._functions
@@ -157,8 +157,8 @@ class Shapes:
                 found = self._outputs(NodeView(node, opset, inputs, self._fresh), opsets)
             except _BROKEN_NODE:
                 found = ()
-        # A body may have fewer outputs than its node.
-        for value, info in itertools.zip_longest(node.outputs, found[: len(node.outputs)], fillvalue=UNKNOWN):
+        for index, value in enumerate(node.outputs):
+            info = found[index] if index < len(found) else UNKNOWN  # A body may have fewer outputs than its node.
             complete = info.type is not None and info.dims is not None
             known[value] = info if complete else self._completed(value, info)
 
