@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor
 from optimizer.ir.provenance import inherit
-from optimizer.ir.query import RANDOM_OPERATORS
+from optimizer.ir.query import RANDOM_OPERATORS, tensor_of
 from optimizer.ir.tensors import content_hash
 from optimizer.ir.walk import subgraphs, top_graphs
 from optimizer.pass_manager import Pass
@@ -78,7 +78,7 @@ def _attribute_key(attribute: ir.Attr) -> str:
     if attribute.is_ref():
         return f"@{attribute.ref_attr_name}:{attribute.type.name}"
     if attribute.type == ir.AttributeType.TENSOR:
-        return content_hash(attribute.as_tensor())
+        return content_hash(tensor_of(attribute))
     return f"{attribute.type.name}:{attribute.value!r}"
 
 

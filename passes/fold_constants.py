@@ -29,7 +29,7 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope, rewrite_nodes
 from optimizer.ir.evaluate import evaluate
-from optimizer.ir.query import RANDOM_OPERATORS, constant, input_at, is_op, known_ints
+from optimizer.ir.query import RANDOM_OPERATORS, constant, input_at, is_op, known_ints, tensor_of
 from optimizer.ir.walk import all_graphs, subgraphs
 from optimizer.pass_manager import Pass
 
@@ -113,7 +113,7 @@ def _fold_weight(editor: Editor, scope: Scope, node: ir.Node) -> bool:
     if not all(is_op(user, *_LAYERS) and index > 0 for user, index in users) or math.prod(sizes) > _LARGEST_WEIGHT:
         return False
     attribute = node.attributes.get("value")
-    number = np.zeros(1, np.float32) if attribute is None else attribute.as_tensor().numpy()
+    number = np.zeros(1, np.float32) if attribute is None else tensor_of(attribute).numpy()
     editor.fold(scope, node, [np.broadcast_to(number.reshape(()), sizes)])
     return True
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from optimizer.ir.query import int_attribute
+from optimizer.ir.query import int_attribute, tensor_of
 from optimizer.ir.shape_info import Dims, Info, NodeView
 from optimizer.ir.symbolic import Dim, exact_div, floor_div, is_at_least, maximum, minimum, modulo, product
 
@@ -77,7 +77,7 @@ def _constant_of_shape(view: NodeView, output: Info) -> Dims | None:
     sizes, value = view.ints(0), view.node.attributes.get("value")
     if sizes is None or value is None or len(sizes) != 1 or not 0 <= sizes[0] <= MAX_ELEMENTS:
         return None
-    return (int(value.as_tensor().numpy().reshape(-1)[0]),) * sizes[0]
+    return (int(tensor_of(value).numpy().reshape(-1)[0]),) * sizes[0]
 
 
 def _range(view: NodeView, output: Info) -> Dims | None:

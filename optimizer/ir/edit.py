@@ -233,7 +233,8 @@ class Editor:
         return constants
 
     def _constant(self, scope: Scope, before: ir.Node, name: str, content: Content, *, as_node: bool) -> ir.Value:
-        tensor = ir.tensor(content, name=name) if isinstance(content, np.ndarray) else content
+        # What `ir.tensor` would give, which looks for every other kind of tensor first.
+        tensor = ir.Tensor(content, name=name) if isinstance(content, np.ndarray) else content
         self.modified = True
         if as_node:
             node = ir.node("Constant", inputs=[], attributes={"value": tensor}, name=name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from optimizer.ir.query import int_attribute, ints_attribute
+from optimizer.ir.query import int_attribute, ints_attribute, tensor_of
 from optimizer.ir.shape_info import Dims, Info, NodeView, Rule, axes_of, broadcast, normal_axis, tensor
 from optimizer.ir.symbolic import Dim, at_least_zero, exact_div, floor_div, is_at_least, minimum, product
 
@@ -223,7 +223,7 @@ def _pad(view: NodeView) -> Info | None:
 
 def _constant_of_shape(view: NodeView) -> Info | None:
     value = view.node.attributes.get("value")
-    dtype = ir.DataType.FLOAT if value is None else value.as_tensor().dtype
+    dtype = ir.DataType.FLOAT if value is None else tensor_of(value).dtype
     dims = view.data(0)
     if dims is not None:
         return tensor(dtype, sizes(view, dims))

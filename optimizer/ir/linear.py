@@ -70,7 +70,7 @@ class Linear:
         with np.errstate(over="ignore", invalid="ignore"):
             weight = (self.weight.astype(np.float64) * self._along_channels(scale)).astype(dtype)
             bias = sum(terms, np.zeros(self.channels)).astype(dtype)
-        if not (np.isfinite(weight.astype(np.float64)).all() and np.isfinite(bias.astype(np.float64)).all()):
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             return None
         inputs = [self.node.inputs[0], self._constant(editor, scope, 1, "weight", weight)]
         if terms:

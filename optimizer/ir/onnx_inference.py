@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from optimizer.ir.query import constant
+from optimizer.ir.query import constant, tensor_of
 from optimizer.ir.shape_info import UNKNOWN, Dims, Info, NodeView
 from optimizer.ir.symbolic import Expr, parse_dim
 from optimizer.ir.tensors import content_hash
@@ -105,7 +105,7 @@ def _small_constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def _attribute_key(attribute: ir.Attr) -> str:
     if attribute.type == ir.AttributeType.TENSOR:
-        return content_hash(attribute.as_tensor())
+        return content_hash(tensor_of(attribute))
     return repr(attribute.value)
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "known_ints",
     "only_user",
     "string_attribute",
+    "tensor_of",
 ]
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
@@ -118,12 +119,23 @@ def string_attribute(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else attribute.as_string()
 
 
+def tensor_of(attribute: ir.Attr) -> ir.TensorProtocol:
+    """The tensor that an attribute holds.
+
+    Raises:
+        TypeError: It holds none.
+    """
+    # `as_tensor` goes through all members of a protocol, which takes longer than most of what is done with a tensor.
+    value = attribute.value
+    return value if isinstance(value, (ir.Tensor, ir.serde.TensorProtoTensor)) else attribute.as_tensor()
+
+
 def _constant_node(attribute: ir.Attr) -> ir.TensorProtocol | None:
     if attribute.is_ref():
         return None
     value = attribute.value
     if attribute.name == "value":
-        return attribute.as_tensor()
+        return tensor_of(attribute)
     if attribute.name in ("value_float", "value_floats"):
         return ir.tensor(np.array(value, np.float32))
     if attribute.name in ("value_int", "value_ints"):
