@@ -283,6 +283,7 @@ class _Ruled:
         return (
             self._inputs == inputs
             and self._op_type == node.op_type
+            and node.domain == ""
             and self._opset == opset
             and self._outputs == len(node.outputs)
             and len(self._attributes) == len(attributes)

@@ -76,6 +76,18 @@ def test_shapes_follow_a_changed_attribute(attribute: dict[str, list[int]]) -> N
     assert [str(dim) for dim in Shapes(model, before).dims(turned.outputs[0]) or ()] == expected
 
 
+@pytest.mark.parametrize(("domain", "op_type", "expected"), [("", "Relu", ["N", "3"]), ("other", "Transpose", None)])
+def test_shapes_follow_a_changed_operator(domain: str, op_type: str, expected: list[str] | None) -> None:
+    model = ir.from_onnx_text(MODEL)
+    (turned, _) = model.graph
+    before = Shapes(model)
+    turned.attributes.clear()
+    before = Shapes(model, before)
+    turned.domain, turned.op_type = domain, op_type
+    found = Shapes(model, before).dims(turned.outputs[0])
+    assert (None if found is None else [str(dim) for dim in found]) == expected
+
+
 def test_shapes_follow_a_changed_input() -> None:
     model = ir.from_onnx_text(MODEL)
     before = Shapes(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
 
 import onnx_ir as ir
@@ -240,3 +241,32 @@ def test_near_misses_of_the_last_run_name_their_pass() -> None:
         ("hesitate", "Neg(y)", "it is not wanted"),
     ]
     assert found[0].origins == ("Neg(a)",)
+
+
+def test_only_nodes_of_the_operators_asked_for_are_visited() -> None:
+    seen: list[str] = []
+    rewrite_nodes(model(), lambda editor, scope, node: seen.append(node.op_type), ("Abs", "Neg", "Exp"))
+    assert seen == ["Abs", "Neg"]
+    rewrite_nodes(model(), lambda editor, scope, node: seen.append(node.op_type), ("Exp",))
+    assert seen == ["Abs", "Neg"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AskTheCollector(Pass):
+    """Fails unless the garbage collector rests."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        assert not gc.isenabled()
+        raise TypeError("to see what an error leaves behind")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_rests_and_is_then_as_it_was(enabled: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(PassError, match="to see what an error leaves behind"):
+            PassManager([AskTheCollector()]).run(model())
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
