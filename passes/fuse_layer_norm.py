@@ -46,7 +46,7 @@ class FuseLayerNorm(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse wherever it can be done."""
-        return rewrite_nodes(model, _fuse)
+        return rewrite_nodes(model, _fuse, ("Add", "Cast", "Div", "Mul"))
 
 
 def _fuse(editor: Editor, scope: Scope, node: ir.Node) -> None:

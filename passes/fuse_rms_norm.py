@@ -39,7 +39,7 @@ class FuseRmsNorm(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse wherever it can be done."""
-        return rewrite_nodes(model, _fuse)
+        return rewrite_nodes(model, _fuse, ("Cast", "Div", "Mul"))
 
 
 def _fuse(editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -43,7 +43,7 @@ class HoistBias(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Move every bias that can be moved."""
-        return rewrite_nodes(model, _hoist)
+        return rewrite_nodes(model, _hoist, ("Add",))
 
 
 @dataclasses.dataclass(frozen=True)

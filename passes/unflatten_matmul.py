@@ -32,7 +32,7 @@ class UnflattenMatmul(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite wherever it can be done."""
-        return rewrite_nodes(model, _unflatten)
+        return rewrite_nodes(model, _unflatten, ("Reshape",))
 
 
 def _unflatten(editor: Editor, scope: Scope, node: ir.Node) -> None:

@@ -143,6 +143,7 @@ OPERATORS = {
     "gemm": {"Gemm"},
     "identity": {"Dropout", "Identity", "Pad", "Slice"},
     "if": {"If"},
+    "layer": {"LayerNormalization", "MatMul"},
     "loop": {"Loop"},
     "matmul": {"MatMul"},
     "neutral": {"Add", "Div", "Mul", "Sub"},
