@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from optimizer.pass_manager import Fixpoint, Pass
 from passes.cancel_transposes import CancelTransposes
+from passes.decompose_einsum import DecomposeEinsum
 from passes.deduplicate_initializers import DeduplicateInitializers
 from passes.eliminate_broadcasts import EliminateBroadcasts
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
@@ -111,6 +112,8 @@ def cleanup() -> Fixpoint:
             LiftConstants(),
             # Before everything that matches patterns: a no-op in the middle hides them.
             EliminateIdentities(),
+            # Before merge-transposes and the fusions: it leaves transposes and products, as others write them.
+            DecomposeEinsum(),
             # Before eliminate-broadcasts: it leaves an Expand where many equal elements were gathered.
             SimplifyGathers(),
             EliminateBroadcasts(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optimizer.pass_manager import Pass
 from passes.cancel_transposes import CancelTransposes
+from passes.decompose_einsum import DecomposeEinsum
 from passes.deduplicate_initializers import DeduplicateInitializers
 from passes.eliminate_broadcasts import EliminateBroadcasts
 from passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
@@ -44,6 +45,7 @@ __all__ = ["PASSES"]
 
 PASSES: dict[str, type[Pass]] = {
     "cancel-transposes": CancelTransposes,
+    "decompose-einsum": DecomposeEinsum,
     "deduplicate-initializers": DeduplicateInitializers,
     "eliminate-broadcasts": EliminateBroadcasts,
     "eliminate-common-subexpressions": EliminateCommonSubexpressions,

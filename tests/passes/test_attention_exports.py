@@ -58,6 +58,24 @@ def test_multi_head_attention_of_pytorch(tmp_path: Path) -> None:
     assert found == Counter({"MatMul": 2, "Add": 2, "Split": 1, "Attention": 1})
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_by_hand_with_einsum(dynamic: bool, tmp_path: Path) -> None:
+    class SelfAttention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.projections = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(4))
+
+        def forward(self, x: Any) -> Any:
+            *inputs, out = self.projections
+            query, key, value = (layer(x).unflatten(-1, (4, 8)) for layer in inputs)
+            weights = torch.softmax(torch.einsum("bqhd,bkhd->bhqk", query, key) * 8**-0.5, -1)
+            return out(torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2))
+
+    sizes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},) if dynamic else None
+    path = exported(SelfAttention().eval(), tensors((2, 6, 32)), tmp_path / "einsum.onnx", 20, sizes)
+    assert check(path, 1) == Counter({"MatMul": 2, "Add": 2, "Split": 1, "Attention": 1})
+
+
 def test_rotary_embeddings_and_grouped_heads(tmp_path: Path) -> None:
     from transformers import LlamaConfig
 
