@@ -34,6 +34,19 @@ def gemm(b: Builder, x: Tensor) -> None:
     b.result(b.apply(b.choose(["Add", "Mul", "Sub"]), [y, b.weights(width)]), [x.shape[0], width])
 
 
+def einsum(b: Builder, x: Tensor) -> None:
+    """A product with a weight that is turned, or of a batch of matrices with themselves."""
+    if x.rank < 2 or not isinstance(x.shape[-1], int) or not x.is_single:
+        return
+    rows, inner = "abcdefgh"[: x.rank - 1], "k"
+    if b.flip():
+        y = b.apply("Einsum", [x.value, b.weights(2, x.shape[-1])], {"equation": f"{rows}{inner},n{inner}->{rows}n"})
+        b.result(y, [*x.shape[:-1], 2])
+    else:
+        equation = f"{rows}{inner},{rows[:-1]}n{inner}->{rows}n"
+        b.result(b.apply("Einsum", [x.value, x.value], {"equation": equation}), [*x.shape[:-1], x.shape[-2]])
+
+
 def conv(b: Builder, x: Tensor) -> None:
     """A convolution, and what often follows."""
     if not _is_image(x) or not isinstance(x.shape[1], int):

@@ -29,6 +29,7 @@ FAMILIES: Mapping[str, Family] = {
     "concat-split": families.concat_split,
     "constants": families.constants,
     "conv": blocks.conv,
+    "einsum": blocks.einsum,
     "expand": families.expand,
     "function": blocks.function,
     "gather": families.gather,

@@ -136,6 +136,7 @@ OPERATORS = {
     "concat-split": {"Concat", "Split"},
     "constants": {"Mul"},
     "conv": {"BatchNormalization", "Conv"},
+    "einsum": {"Einsum"},
     "expand": {"Expand"},
     "function": {"Twice"},
     "gather": {"Gather"},

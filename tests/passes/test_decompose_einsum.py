@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import itertools
 
+import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
 
 from optimizer.pass_manager import PassManager
-from optimizer.testing import check_pass
+from optimizer.testing import check_pass, models
 from passes.decompose_einsum import DecomposeEinsum
 from passes.pipelines import default_pipeline
 from tests.passes.bodies import assert_becomes_everywhere
@@ -116,3 +118,9 @@ def test_attention_by_einsum_is_one_node() -> None:
     kinds = [node.op_type for node in model.graph]
     assert kinds.count("Attention") == 1
     assert not {"Einsum", "MatMul", "Softmax"} & set(kinds)
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(models(families=("einsum", "einsum", "transpose", "unsqueeze", "unary")))
+def test_property(model: ir.Model) -> None:
+    check_pass(DecomposeEinsum(), model)
