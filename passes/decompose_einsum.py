@@ -11,7 +11,7 @@ does with all of them: fuse-attention above all. It is done when
    last kind there is exactly one, and its sizes are known to be equal: `Einsum` would stretch a size of 1;
 3. what is only in the first operand, and what is only in the second, is one letter each; where no letter is in all
    three, the first may have any number that the output begins with, in their order, and so may a second operand of
-   known sizes have any number that the output ends with;
+   known sizes, none of them 0, have any number that the output ends with;
 4. `MatMul` has the type.
 """
 
@@ -92,7 +92,7 @@ def _product(first: str, second: str, output: str) -> _Product | None:
     left = "".join(letter for letter in output if letter in first and letter not in second)
     right = "".join(letter for letter in output if letter in second and letter not in first)
     several = len(left) > 1 or len(right) > 1
-    if not left or not right or (several and (batch or output != left + right)):
+    if not left or not right or (several and output != left + right):
         return None
     return _Product(batch, left, right, inner)
 
@@ -108,7 +108,8 @@ def _fits(editor: Editor, node: ir.Node, terms: Sequence[str], product: _Product
         sizes.append(dims[term.index(product.inner)])
     if sizes[0] != sizes[1]:
         return False
-    return len(product.right) == 1 or editor.shapes.static(node.inputs[1]) is not None
+    second = editor.shapes.static(node.inputs[1])
+    return len(product.right) == 1 or (second is not None and 0 not in second)
 
 
 def _replace(editor: Editor, scope: Scope, node: ir.Node, terms: Sequence[str], output: str, product: _Product) -> None:
@@ -146,8 +147,7 @@ def _joined(editor: Editor, scope: Scope, node: ir.Node, value: ir.Value, term: 
     rows = _sizes(editor, node, term, product.inner)
     columns = int(np.prod(_sizes(editor, node, term, product.right)))
     shape = editor.constant(scope, node, "einsum_shape", np.array([*rows, columns], np.int64))
-    reshape = ir.node("Reshape", [value, shape], {"allowzero": 1} if scope.opset >= 14 else None)
-    return _put(editor, node, reshape)
+    return _put(editor, node, ir.node("Reshape", [value, shape]))
 
 
 def _sizes(editor: Editor, node: ir.Node, term: str, letters: str) -> list[int]:

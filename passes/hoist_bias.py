@@ -8,7 +8,8 @@ and `Add(h, Gemm(f(y), v, b))` becomes `Gemm(f(y), v, h)`: the place of the bias
 
 Whatever else reads `h` is a product with a bias of its own, which takes the shift back. It is done when
 
-1. the normalization is along the last axis; its scale and bias, `b`, `w` and `d` are constant, in float32 or double;
+1. the scale and the bias of the normalization are vectors along the last axis; they, `b`, `w` and `d` are constant, in
+   float32 or double;
 2. everything that reads `h` but for the sum is such a product, and nothing else reads that product;
 3. the sum is read as a whole: nothing needs a part of it;
 4. the norm of `b` is at most that of `g`, so that the shift is no larger than what it is added to and the products lose
@@ -127,9 +128,7 @@ def _vector(value: ir.Value | None) -> npt.NDArray[Any] | None:
 def _takes(editor: Editor, norm: ir.Node, shift: npt.NDArray[Any]) -> bool:
     """Whether the normalization has a bias that can take the shift."""
     scale, bias, dims = array(input_at(norm, 1)), array(input_at(norm, 2)), editor.shapes.dims(norm.outputs[0])
-    if scale is None or bias is None or dims is None or int_attribute(norm, "axis", -1) % len(dims) != len(dims) - 1:
-        return False
-    if any(output.uses() or output.is_graph_output() for output in norm.outputs[1:]):
+    if scale is None or bias is None or dims is None:
         return False
     if (
         (scale.shape, bias.shape) != (dims[-1:], dims[-1:])
@@ -146,10 +145,10 @@ def _readers(root: ir.Node, found: _Sum) -> list[_Reader] | None:
     readers = []
     if found.skip.is_graph_output():
         return None
-    for user, index in found.skip.uses():
+    for user, _ in found.skip.uses():
         if user is root or user is found.inner:
             continue
-        reader = _reader(user, root) if index == 0 else None
+        reader = _reader(user, root)
         if reader is None:
             return None
         readers.append(reader)
@@ -169,7 +168,7 @@ def _reader(product: ir.Node, root: ir.Node) -> _Reader | None:
         return None
     index = 1 if after.inputs[0] is product.outputs[0] else 0
     bias = _vector(after.inputs[index])
-    return _Reader(product, after, index) if bias is not None and bias.size in (1, weight.shape[1]) else None
+    return None if bias is None else _Reader(product, after, index)
 
 
 def _move(editor: Editor, scope: Scope, norm: ir.Node, shift: npt.NDArray[Any], readers: list[_Reader]) -> bool:

@@ -57,8 +57,6 @@ def row_operands(editor: Editor, opset: int, node: ir.Node) -> tuple[int, ...] |
         return None
     if node.op_type in RESHAPES:
         return (0,) if first[-1] == out[-1] and _keeps_order(node, first) else None
-    if first[:-1] != out[:-1]:
-        return None
     if node.op_type == "Gemm":
         return _gemm(editor, node, out)
     return (0,) if _works_along_rows(node, opset, len(first)) else None

@@ -94,6 +94,9 @@ def test_a_size_of_one_is_stretched_along_the_batch_alone() -> None:
         graph("bhqd,bkd->bhqk"),  # two letters of the first, and a batch
         graph("bsd,dk->bks"),  # two letters of the first, and a column between them
         graph("qd,dbh->qbh"),  # the sizes of two columns are unknown
+        graph("qd,dhk->qhk", sizes=SIZES | {"k": "0"}),
+        graph("qhd,dk->qk"),  # a letter is summed that is in the first alone, besides
+        graph("qd,dk->qk").replace('"qd,dk->qk"', '"qqd,dk->qk"').replace("float[3,5]", "float[3,3,5]"),
         graph("qd,dk,kh->qh"),
         graph("qd->q"),
         graph("qd,dk->qk").replace("float[5,4]", "float[1,4]"),  # stretched along what is summed

@@ -98,6 +98,9 @@ def test_a_result_in_the_middle_is_brought_back() -> None:
         graph(TWO_LAYERS.replace("Relu(a)", "Softmax<axis = 1>(a)")),
         graph(TWO_LAYERS.replace("Relu(a)", "LayerNormalization<axis = 1>(a, k)"), more=", float[3,4] k = "
               "{1,2,3,4,1,2,3,4,1,2,3,4}"),
+        graph(TWO_LAYERS.replace("Relu(a)", "LayerNormalization<axis = 1>(a, b)")),
+        graph(TWO_LAYERS.replace("Relu(a)", "MatMul(a, t)"), "float[2,3,4] x", "float[2,3,4] y", ", float[2,4,4] t = {"
+              + ",".join("12345678" * 4) + "}"),
         graph(TWO_LAYERS.replace("Relu(a)", "Transpose<perm = [0,2,1]>(t)").replace("r =", "t = Reshape(a, s2) r ="),
               more=", int64[3] s2 = {-1,4,3}"),
         graph(TWO_LAYERS, f"float[B,3,4] x, float[4,4] w{'2'}").replace("MatMul(r, w)", "MatMul(r, w2)"),

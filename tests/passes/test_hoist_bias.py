@@ -73,6 +73,13 @@ def test_matrices() -> None:
     assert second.inputs[2].name == "h"
 
 
+def test_the_axes_of_the_normalization_do_not_matter() -> None:
+    nodes = "h = LayerNormalization<axis = 1>(x, g, c) s = Add(h, x) y = Add(s, b)"
+    assert_becomes(
+        HoistBias(), graph(nodes), moved(graph(nodes.replace("s = Add(h, x) y = Add(s, b)", "y = Add(h, x)")))
+    )
+
+
 HALF = "float16[2] g = {2,3}, float16[2] c = {1,5}, float16[2] b = {1,-2}"
 
 
