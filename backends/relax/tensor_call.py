@@ -13,6 +13,10 @@ import tvm_ffi
 from tvm import ir, relax, s_tir, te, tirx
 
 
+_OPAQUE = 8
+"""TVM's `OpPatternKind` of a kernel that is fused with nothing."""
+
+
 def tensor_call(
     builder: relax.BlockBuilder,
     function: Callable[..., te.Tensor | Sequence[te.Tensor]],
@@ -53,6 +57,9 @@ def tensor_call(
     inspect(outputs)
     sizes = _untold(params, outputs)
     kernel = s_tir.renew_defs(te.create_prim_func([*params, *sizes, *outputs], "int64"))
+    if sizes:
+        # TVM's FuseTIR takes a size that is passed for defined twice, and fails.
+        kernel = kernel.with_attr("op_pattern", _OPAQUE)
     var = builder.add_func(kernel.without_attr("global_symbol"), name)
     types = [relax.TensorType(list(out.shape), str(out.dtype)) for out in outputs]
     return relax.call_tir(var, [*given, *sizes], types[0] if isinstance(result, te.Tensor) else types)

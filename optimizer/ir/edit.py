@@ -56,6 +56,7 @@ class Editor:
         self._modified = False
         self.near_misses: dict[NearMiss, None] = {}
         self._numbers: dict[str, int] = {}
+        self._released: dict[ir.Value, None] = {}
 
     @functools.cached_property
     def shapes(self) -> Shapes:
@@ -186,8 +187,13 @@ class Editor:
         assert node.graph is not None, "a node is removed once"
         node.graph.remove(node)
         self.modified = True
-        for value in given:
+        self._released.update(dict.fromkeys(given))
+
+    def drop_weights(self) -> None:
+        """Free the weights that lost a user and have none left; only when what takes their place has been made."""
+        for value in self._released:
             _drop_weight(value)
+        self._released.clear()
 
     def miss(self, node: ir.Node, reason: str) -> None:
         """Note that a fusion did not fire at `node`, though it looks like what the fusion is for, and why."""
@@ -281,6 +287,7 @@ def _visit_graph(editor: Editor, scope: Scope, visit: Callable[[Editor, Scope], 
         for graph in subgraphs(node):
             _visit_graph(editor, Scope(graph, scope.opset, parent=scope), visit)
     visit(editor, scope)
+    editor.drop_weights()
 
 
 def _op_types(model: ir.Model, outdated: frozenset[str] | None) -> frozenset[str]:
@@ -300,6 +307,7 @@ def _visit(
                 _visit(editor, Scope(graph, scope.opset, parent=scope), visit, op_types)
         if op_types is None or node.op_type in op_types:
             visit(editor, scope, node)
+            editor.drop_weights()
 
 
 def _top_scopes(model: ir.Model) -> Iterator[Scope]:

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from optimizer.ir import edit
 from optimizer.ir.fingerprint import fingerprint
 from optimizer.pass_manager import Pass
 
@@ -19,7 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def watch_passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hold `modified` against the fingerprint, and check the model, before and after every pass."""
+    """Hold `modified` against the fingerprint, and check the model, before and after every pass.
+
+    The weights are small here: each that loses its last user is freed, as large ones are.
+    """
+    monkeypatch.setattr(edit, "_WEIGHT_BYTES", 0)
     if request.node.get_closest_marker("unwatched"):
         yield
         return
