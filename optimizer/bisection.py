@@ -131,7 +131,7 @@ def compare_pair(before: ir.Model, after: ir.Model, oracle: Oracle) -> PairResul
     shared = [value.name for node in after.graph for value in node.outputs if value.name in makers]
     difference = None
     if not comparison.passed:
-        difference = first_difference(before, after, oracle.inputs, oracle.tolerance.error)
+        difference = first_difference(before, after, oracle.inputs, oracle.tolerance)
     node_before = label(makers[difference.value]) if difference is not None else ""
     return PairResult(len(shared), comparison, difference, node_before)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from optimizer.comparison import compare
+from optimizer.comparison import Tolerance
 from optimizer.errors import ExecutionError, UnsupportedError
 from optimizer.ir.extract import with_outputs
 from optimizer.ir.provenance import label, origins
@@ -56,14 +56,16 @@ def values_of(model: ir.Model, inputs: Sequence[Any], names: Sequence[str]) -> d
     return given
 
 
-def first_difference(before: ir.Model, after: ir.Model, inputs: Sequence[Any], tolerance: float) -> Difference | None:
+def first_difference(
+    before: ir.Model, after: ir.Model, inputs: Sequence[Any], tolerance: Tolerance
+) -> Difference | None:
     """The first value, in the order of `after`, that both models name and that is not the same in both.
 
     Args:
         before: The model that is right.
         after: What became of it.
         inputs: For both.
-        tolerance: The relative error that is allowed to floats.
+        tolerance: What is allowed to the results of `before`.
     """
     named = {value.name for node in before.graph for value in node.outputs if value.name}
     shared = [(value, node) for node in after.graph for value in node.outputs if value.name in named]
@@ -73,7 +75,7 @@ def first_difference(before: ir.Model, after: ir.Model, inputs: Sequence[Any], t
     except (ExecutionError, UnsupportedError):
         return None
     for (_, node), name in zip(shared, names, strict=True):
-        result = compare([found[name]], [right[name]], [name], tolerance)
+        result = tolerance.compare([found[name]], [right[name]], [name])
         if not result.passed:
             error = result.error if math.isfinite(result.error) else math.inf
             return Difference(name, label(node), origins(node), result.reason, error)

@@ -92,7 +92,7 @@ def find_fault(pass_: Pass, before: ir.Model, after: ir.Model, breach: Breach, o
     case = oracle.cases[breach.case]
     difference = None
     if breach.kind == "values":
-        difference = first_difference(before, after, case.inputs, oracle.tolerance.error)
+        difference = first_difference(before, after, case.inputs, oracle.tolerance)
     changed = _changed_values(before, after)
     suspects = [difference.value] if difference is not None else changed or _all_values(before)
     suspects += [value.name or "" for value in before.graph.outputs]

@@ -40,6 +40,16 @@ def test_transposed_convolution_of_symbolic_size_in_one_dimension() -> None:
     check(model, [normal(2, 2, 6)])
 
 
+def test_transposed_convolution_of_symbolic_size_before_an_activation() -> None:
+    """As in every U-Net: the sizes before the product's rows were put in one axis are passed to the kernel."""
+    model = parse(
+        "g (float[n,2,h,w] x) => (float[n,3,u,v] y)"
+        " { a = ConvTranspose<strides=[2,2]>(x, k, b) r = Relu(a) c = ConvTranspose<strides=[2,2]>(r, m) y = Sigmoid(c) }",
+        {"k": normal(2, 3, 2, 2), "b": normal(3), "m": normal(3, 3, 2, 2)},
+    )
+    check(model, [normal(2, 2, 6, 5)])
+
+
 def test_deformed_convolution_in_groups() -> None:
     text = (
         "g (float[2,4,5,5] x, float[2,36,3,3] o, float[2,18,3,3] m) => (float[2,6,3,3] y)"

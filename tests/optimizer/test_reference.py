@@ -117,6 +117,18 @@ def chain(length: int, dtype: int = onnx.TensorProto.FLOAT) -> ir.Model:
     return load_model(model(nodes, [value("x0", [4], dtype)], [value(f"x{length}", [4], dtype)]))
 
 
+def test_a_sigmoid_is_as_accurate_as_its_range_is_large() -> None:
+    nodes = [node("Sigmoid", ["x"], ["s"]), node("Reshape", ["s", "shape"], ["y"]), node("Relu", ["x"], ["z"])]
+    given = model(nodes, [value("x", [4]), value("shape", [2], INT64)], [value("y", [2, 2]), value("z", [4])])
+    tolerance = Tolerance.of(load_model(given))
+    tiny = np.full((2, 2), 1e-8, np.float32)
+    assert tolerance.compare([tiny + np.float32(2e-7)], [tiny], ["y"]).passed
+    assert not tolerance.compare([tiny + np.float32(3e-7)], [tiny], ["y"]).passed
+    assert not tolerance.compare([tiny + np.float32(2e-7)], [tiny], ["z"]).passed
+    large = np.full((2, 2), 0.5, np.float32)
+    assert not tolerance.compare([large + np.float32(1e-4)], [large], ["y"]).passed
+
+
 def test_the_tolerance_grows_with_the_root_of_the_longest_chain() -> None:
     assert Tolerance.of(chain(100)).error == pytest.approx(1e-4)
     assert Tolerance.of(chain(1)).error == EPSILON_PER_OP[ir.DataType.FLOAT]
