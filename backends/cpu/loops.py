@@ -117,6 +117,15 @@ def allocate(buffers: Sequence[Var], body: Stmt) -> Stmt:
     return sequence([*(AllocBuffer(b) for b in buffers), body])
 
 
+def prefetch(load: BufferLoad) -> Stmt:
+    """Ask for the cache line of an element that is read soon; nothing happens where the address is none of ours."""
+    arguments = [
+        tirx.address_of(load),
+        *(tirx.const(v, "int32") for v in (0, 2, 1)),
+    ]  # to read, into the second-level cache, data
+    return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", *arguments))
+
+
 def unflatten(index: Expr, extents: Sequence[Index]) -> list[Expr]:
     """The coordinates of a row-major position."""
     result: list[Expr] = []
@@ -179,6 +188,7 @@ __all__ = [
     "loop",
     "over_vectors",
     "parallel",
+    "prefetch",
     "product",
     "sequence",
     "simplify",

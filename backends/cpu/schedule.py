@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tvm
 from tvm import s_tir, tirx
 
-from backends.cpu import attention, conv2d, depthwise, generic, matmul
+from backends.cpu import attention, conv2d, depthwise, generic, matmul, winograd
 from backends.cpu.half import computed_in_float32
 from backends.cpu.kernel import Kernel, decode, inline
 from backends.cpu.loops import Stmt
@@ -16,7 +16,14 @@ from optimizer.target import Cpu
 Rule = Callable[[Kernel, Cpu], Stmt | None]
 """The loop nests of a kernel, or `None`: not mine."""
 
-RULES: tuple[Rule, ...] = (matmul.lower, attention.lower, conv2d.lower, depthwise.lower, generic.lower)
+RULES: tuple[Rule, ...] = (
+    matmul.lower,
+    attention.lower,
+    conv2d.lower,
+    winograd.lower,
+    depthwise.lower,
+    generic.lower,
+)
 
 
 def llvm_target(cpu: Cpu) -> tvm.target.Target:

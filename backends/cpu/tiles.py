@@ -23,6 +23,15 @@ _MAX_VECTORS = 6
 _ROWS_WHEN_SYMBOLIC = 128
 _L2_SHARE = 0.7
 _SPILL_PENALTY = 1.25
+_POINTS = 36
+_PATCH_OUTPUTS = 4
+"""Of Winograd's F(4, 3): products a patch, and outputs of it along an axis."""
+_STREAM_BYTES = 8
+"""Bytes of weights that come from memory in a cycle, prefetched."""
+_TRANSFORM_CYCLES = 110
+"""Cycles to transform a vector of patches or of results: 36 loads, some 130 operations, up to 36 stores."""
+_WINOGRAD_GAIN = 0.8
+"""What Winograd's method has to save to be worth its memory and its rounding."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +86,47 @@ class Tiles:
 
         options = [v for v in range(1, _MAX_VECTORS + 1) if self.fits(1, v)]
         return lanes * min(options, key=lambda v: (cost(v), -v))
+
+    def winograd_width(self, images: int, height: int, width: int, depth: int, columns: int) -> int | None:
+        """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method, F(4, 3).
+
+        Args:
+            images, height, width: of the result.
+            depth: input channels.
+            columns: output channels.
+
+        Returns:
+            `None` where it would not be faster: channels that do not fill vectors, images that hardly fill the patches,
+            or filters (four times as large as the taps) that take longer to read than the products take.
+        """
+        lanes = self.lanes()
+        patches = images * -(-height // _PATCH_OUTPUTS) * -(-width // _PATCH_OUTPUTS)
+        if depth % lanes or columns % lanes:
+            return None
+        panel = min(2 * lanes, columns)
+        blocks, size = self.winograd_blocks(patches, depth, panel)
+        vectors = panel // lanes
+        sweep = self.sweep_cycles(size, self.tile_rows(size, vectors), vectors)
+        products = _POINTS * depth * -(-columns // panel) * blocks * sweep
+        stream = _POINTS * depth * columns * 4 / _STREAM_BYTES
+        transforms = patches * (depth + columns) / lanes * _TRANSFORM_CYCLES
+        direct_panel = self.panel_width(width, columns, depth * 9) // lanes
+        row = self.sweep_cycles(width, self.tile_rows(width, direct_panel), direct_panel)
+        direct = images * height * row * -(-columns // (direct_panel * lanes)) * depth * 9
+        return panel if max(products, stream) + transforms < _WINOGRAD_GAIN * direct else None
+
+    def winograd_blocks(self, patches: int, depth: int, panel: int) -> tuple[int, int]:
+        """Into how many blocks the patches are cut, and the patches in a block.
+
+        The transformed patches of a block, and their products with a panel, share the second-level cache.
+        """
+        most = max(1, int(_L2_SHARE * self.cpu.l2_bytes) // (_POINTS * 4 * (depth + panel)))
+        vectors = panel // self.lanes()
+        fewest = -(-patches // most)
+
+        def cost(blocks: int) -> float:
+            size = -(-patches // blocks)
+            return blocks * self.sweep_cycles(size, self.tile_rows(size, vectors), vectors)
+
+        blocks = min(range(fewest, min(patches, 2 * fewest + 2) + 1), key=lambda b: (cost(b), b))
+        return blocks, -(-patches // blocks)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from backends.relax.winograd import FILTER_MATRIX
+
 Array = npt.NDArray[Any]
 
 ALIGNMENT = 64
@@ -81,6 +83,12 @@ def conv_panels(array: Array, *, groups: int, width: int) -> Array:
     return panels(columns.reshape(groups, kh, kw * c, per_group), width=width).swapaxes(1, 2)
 
 
+def winograd_panels(array: Array, *, width: int) -> Array:
+    """[O, C, 3, 3] -> [P, 6, 6, C, width]: G g G^T of each filter (see `winograd`), padded with zeros."""
+    filters = np.einsum("ia,ocab,jb->ijco", FILTER_MATRIX, array.astype(np.float64), FILTER_MATRIX, optimize=True)
+    return np.moveaxis(panels(filters.astype(array.dtype), width=width), 2, 0)
+
+
 def conv_matrix(array: Array, *, width: int) -> Array:
     """[O, C, 1...] -> [P, C, width], padded with zeros."""
     return panels(array.reshape(array.shape[:2]), width=width, transposed=True)
@@ -92,7 +100,7 @@ def depthwise(array: Array) -> Array:
 
 
 TRANSFORMS: dict[str, Callable[..., Array]] = {
-    f.__name__: f for f in (identity, transpose, reshape, panels, conv_panels, conv_matrix, depthwise)
+    f.__name__: f for f in (identity, transpose, reshape, panels, conv_panels, winograd_panels, conv_matrix, depthwise)
 }
 
 

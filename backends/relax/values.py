@@ -102,3 +102,7 @@ class PanelChoice(Protocol):
     def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
         """Columns in a panel of a packed matrix [depth, columns] that `rows` rows are multiplied with."""
         ...
+
+    def winograd_width(self, images: int, height: int, width: int, depth: int, columns: int) -> int | None:
+        """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method; `None` if it is no faster."""
+        ...

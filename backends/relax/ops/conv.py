@@ -7,6 +7,7 @@ one over two with H = KH = 1. A 1x1 convolution of every pixel is a matrix produ
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
@@ -17,6 +18,7 @@ from backends.relax.emitter import Emitter
 from backends.relax.registry import emits
 from backends.relax.values import ChannelsLast, Refused, Result, prim, static_int
 from backends.relax.window import Window, pad_channels_last
+from backends.relax.winograd import OUT, OUTPUT_MATRIX, PATCH, PATCH_MATRIX, TAPS, Matrix
 
 
 @emits("Conv")
@@ -41,6 +43,8 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
         result = _depthwise(ctx, data, w, window)
     elif groups == 1 and _is_pointwise(window):
         result = _pointwise(ctx, data, w, weights)
+    elif (width := _winograd_width(ctx, data, w, groups, window)) is not None:
+        result = _winograd(ctx, data, w, width, window)
     else:
         result = _direct(ctx, data, w, weights, groups, window)
     if spatial == 1:
@@ -125,6 +129,57 @@ def _direct(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int], grou
         return te.compute((n, oh, ow, groups * out), element, name="conv2d", attrs=attrs)
 
     return ctx.te(build, data, weight, primfunc_name_hint="conv2d")
+
+
+def _winograd_width(ctx: Emitter, data: relax.Var, w: ir.Value, groups: int, window: Window) -> int | None:
+    """The panel width if the convolution is one that Winograd's method does, and faster; else `None`."""
+    sizes = [static_int(v) for v in (*window.before, *window.outputs, *window.sizes)]
+    plain = window.kernel == (TAPS, TAPS) and window.strides == window.dilations == (1, 1)
+    if not plain or groups != 1 or str(data.ty.dtype) != "float32" or any(size is None for size in sizes):
+        return None
+    height, width = (static_int(size) or 0 for size in window.outputs)
+    images = static_int(data.ty.shape.values[0])
+    out, c = ctx.static_shape(w)[:2]
+    return ctx.tiles.winograd_width(1 if images is None else images, height, width, c, out)
+
+
+def _winograd(ctx: Emitter, data: relax.Var, w: ir.Value, width: int, window: Window) -> relax.Var:
+    """3 x 3 taps by Winograd's method (see `backends.relax.winograd`).
+
+    Letters: i, j a point of the transformed patch; p, q a place in the patch itself.
+    """
+    out, c = ctx.static_shape(w)[:2]
+    weight = ctx.weight(w, "winograd_panels", [-(-out // width), PATCH, PATCH, c, width], width=width)
+    ph, pw = (static_int(before) or 0 for before in window.before)
+
+    def build(x: te.Tensor, f: te.Tensor) -> te.Tensor:
+        n, h, width_in, _ = x.shape
+        i, j, p, q = (te.reduce_axis((prim(0), prim(PATCH)), name) for name in "ijpq")
+        rc = te.reduce_axis((0, c), "rc")
+
+        def element(image: tirx.Expr, y: tirx.Expr, col: tirx.Expr, o: tirx.Expr) -> tirx.Expr:
+            iy = tirx.floordiv(y, OUT) * OUT + p - ph
+            ix = tirx.floordiv(col, OUT) * OUT + q - pw
+            inside = tirx.all(iy >= 0, iy < h, ix >= 0, ix < width_in)
+            value = tirx.if_then_else(inside, x[image, iy, ix, rc], tirx.const(0, "float32"))
+            before = _entry(PATCH_MATRIX, i, p) * _entry(PATCH_MATRIX, j, q)
+            after = _entry(OUTPUT_MATRIX, tirx.floormod(y, OUT), i) * _entry(OUTPUT_MATRIX, tirx.floormod(col, OUT), j)
+            factor = f[tirx.floordiv(o, width), i, j, rc, tirx.floormod(o, width)]
+            return te.sum(before * after * value * factor, axis=[i, j, p, q, rc])
+
+        attrs = {"tersor.kernel": "winograd", "tersor.pads": [ph, pw]}
+        return te.compute((n, *window.outputs, out), element, name="winograd", attrs=attrs)
+
+    return ctx.te(build, data, weight, primfunc_name_hint="winograd")
+
+
+def _entry(matrix: Matrix, row: tirx.Expr, column: tirx.Expr) -> tirx.Expr:
+    """An entry of a constant matrix."""
+    value = tirx.const(0, "float32")
+    for r, c in np.argwhere(matrix):
+        here = tirx.all(tirx.EQ(row, prim(int(r))), tirx.EQ(column, prim(int(c))))
+        value = tirx.Select(here, tirx.const(float(matrix[r, c]), "float32"), value)
+    return value
 
 
 def _never_outside(window: Window, ph: int, pw: int) -> bool:

@@ -1,0 +1,302 @@
+"""The rule for 3 x 3 convolutions by Winograd's method: see `backends.relax.winograd` for the matrices.
+
+Letters as there; the data is [N, H, W, C], the filters [P, 6, 6, C, width] in P panels. One task takes a block of
+patches and some of the panels. It transforms the patches, [36, patches, C]; then, panel by panel, it multiplies them
+with the filters, 36 matrix products, and transforms the results, [36, patches, width], back to pixels. Both buffers
+stay in the second-level cache. The last block begins where it ends with the last patch, so that all blocks are of one
+size. The filters of a large convolution come from memory: while the tiles of one product are computed, the next
+product's are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import tirx
+
+from backends.cpu import generic
+from backends.cpu.epilogue import Epilogue
+from backends.cpu.kernel import Kernel, Stage
+from backends.cpu.loops import (
+    BufferLoad,
+    BufferStore,
+    Expr,
+    Stmt,
+    Var,
+    allocate,
+    i64,
+    known,
+    loads_of,
+    local,
+    loop,
+    parallel,
+    prefetch,
+    sequence,
+    simplify,
+    vectorized,
+)
+from backends.cpu.register_tile import RegisterTile, span, wide
+from backends.cpu.tiles import Tiles
+from backends.relax.winograd import OUT, OUTPUT_MATRIX, PATCH, PATCH_MATRIX, Matrix
+from optimizer.target import Cpu
+
+_POINTS = PATCH * PATCH
+_LINE = 16
+"""Elements of a line of the cache."""
+_PAIRS = ((1, 2), (3, 4))
+"""Points that differ in their sign alone: what they have in common is computed once."""
+
+
+def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
+    """See `backends.cpu.schedule.Rule`."""
+    stage = kernel.stages[0]
+    if stage.kind != "winograd":
+        return None
+    epilogue = Epilogue.of(kernel)
+    nest = _Nest(stage, epilogue, Tiles(cpu)).build()
+    if not epilogue.rest:
+        return nest
+    return allocate([stage.buffer], sequence([nest, generic.lower(Kernel(kernel.function, epilogue.rest), cpu)]))
+
+
+class _Nest:
+    """Builds the loop nest of one convolution."""
+
+    def __init__(self, stage: Stage, epilogue: Epilogue, tiles: Tiles) -> None:
+        self.epilogue = epilogue
+        self.tiles = tiles
+        self.lanes = tiles.lanes()
+        loads = [ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer)]
+        self.data: Var = next(ld.source for ld in loads if len(ld.indices) == 4)
+        self.filters: Var = next(ld.source for ld in loads if len(ld.indices) == 5)
+        self.pads = [int(v) for v in stage.annotations["tersor.pads"]]  # type: ignore[attr-defined]
+        self.images, height, width, out = (a.extent for a in stage.spatial)
+        self.height, self.width, self.out = int(height), int(width), int(out)
+        self.panels, _, _, self.depth, self.panel = (int(s) for s in self.filters.shape)
+        self.down, self.across = -(-self.height // OUT), -(-self.width // OUT)
+        images = known(self.images)
+        self.patches = (1 if images is None else images) * self.down * self.across
+        """Patches that are cut into blocks: those of all images, or of one if their number is symbolic."""
+        self.blocks, self.size = tiles.winograd_blocks(self.patches, self.depth, self.panel)
+        # A line more than the rows need keeps the 36 planes from falling into the same sets of the cache.
+        self.plane = self.size * self.depth + self.lanes
+        self.result_plane = self.size * self.panel + self.lanes
+        self.transformed = local([_POINTS * self.plane], "float32", "transformed")
+        self.products = local([_POINTS * self.result_plane], "float32", "products")
+        self.staged = local([OUT * OUT * self.lanes], "float32", "staged")
+
+    def build(self) -> Stmt:
+        """The statement."""
+        shares = self._shares()
+        images: Expr | int = 1 if known(self.images) is not None else self.images
+
+        def task(index: Expr) -> Stmt:
+            share = tirx.floormod(index, shares)
+            rest = tirx.floordiv(index, shares)
+            block = tirx.floormod(rest, self.blocks)
+            image = tirx.floordiv(rest, self.blocks)
+            first = simplify(tirx.Min(block * self.size, i64(self.patches - self.size)))
+            begin = tirx.floordiv(share * self.panels, shares)
+            end = tirx.floordiv((share + 1) * self.panels, shares)
+            body = sequence(
+                [
+                    loop(self.size, lambda t: self._transform(image, first, t), name="patch"),
+                    loop(
+                        simplify(end - begin),
+                        lambda p: self._panel(image, first, simplify(begin + p)),
+                        name="panel",
+                    ),
+                ]
+            )
+            return allocate([self.transformed, self.products, self.staged], body)
+
+        return sequence([parallel(simplify(i64(images) * (self.blocks * shares)), task)])
+
+    def _shares(self) -> int:
+        """Into how many shares the panels are cut, so that every thread has work; each transforms the patches."""
+        cores = self.tiles.cpu.cores
+        if known(self.images) is None or self.blocks % cores == 0 or self.blocks >= 4 * cores:
+            return 1
+        return min(cores, self.panels)
+
+    def _place(self, image: Expr, patch: Expr) -> tuple[Expr, Expr, Expr]:
+        """Image, row and column of a patch."""
+        own = tirx.floordiv(patch, self.down * self.across) if known(self.images) is not None else image
+        rest = tirx.floormod(patch, self.down * self.across)
+        return own, tirx.floordiv(rest, self.across), tirx.floormod(rest, self.across)
+
+    def _transform(self, image: Expr, first: Expr, t: Expr) -> Stmt:
+        """B^T d B of one patch, all channels."""
+        image, row, column = self._place(image, first + t)
+        top, left = row * OUT - self.pads[0], column * OUT - self.pads[1]
+        height, width = self.data.shape[1], self.data.shape[2]
+        lanes = self.lanes
+
+        def vector(v: Expr) -> Stmt:
+            channel = v * lanes
+            given = RegisterTile(1, PATCH, lanes, "float32").buffers[0]
+            half = RegisterTile(PATCH, PATCH, lanes, "float32")
+            statements: list[Stmt] = []
+            for q in range(PATCH):
+                for p in range(PATCH):
+                    inside = tirx.all(top + p >= 0, top + p < height, left + q >= 0, left + q < width)
+                    load = BufferLoad(self.data, [image, top + p, left + q, span(channel, lanes)])
+                    zero = wide(tirx.const(0, "float32"), lanes)
+                    statements.append(
+                        BufferStore(given, tirx.if_then_else(inside, load, zero), [span(p * lanes, lanes)])
+                    )
+                taken = [BufferLoad(given, [span(p * lanes, lanes)]) for p in range(PATCH)]
+                for i, value in enumerate(_by_rows(PATCH_MATRIX, taken, lanes)):
+                    statements.append(BufferStore(half.buffers[i], value, [span(q * lanes, lanes)]))
+            for i in range(PATCH):
+                taken = [BufferLoad(half.buffers[i], [span(q * lanes, lanes)]) for q in range(PATCH)]
+                for j, value in enumerate(_by_rows(PATCH_MATRIX, taken, lanes)):
+                    place = (i * PATCH + j) * self.plane + t * self.depth + channel
+                    statements.append(BufferStore(self.transformed, value, [span(place, lanes)]))
+            return allocate([given, *half.buffers], sequence(statements))
+
+        return sequence([loop(self.depth // lanes, vector, name="vector")])
+
+    def _panel(self, image: Expr, first: Expr, panel: Expr) -> Stmt:
+        """The products with one panel, and the way back."""
+        vectors = self.panel // self.lanes
+        valid = simplify(tirx.Min(i64(vectors), tirx.floordiv(i64(self.out) - panel * self.panel, self.lanes)))
+        if self.out % self.panel == 0:
+            valid = i64(vectors)
+
+        def back(t: Expr) -> Stmt:
+            return sequence(
+                [loop(valid, lambda v: self._back(image, first, t, panel * self.panel, v * self.lanes), name="vector")]
+            )
+
+        return sequence(
+            [
+                loop(_POINTS, lambda point: self._multiply(point, panel, vectors), name="point"),
+                loop(self.size, back, name="patch"),
+            ]
+        )
+
+    def _multiply(self, point: Expr, panel: Expr, vectors: int) -> Stmt:
+        """One of the 36 products: [patches, C] x [C, width]."""
+        rows = self.tiles.tile_rows(self.size, vectors)
+        whole, rest = divmod(self.size, rows)
+        lines = -(-self.panel // _LINE)
+
+        def ahead(tile: Expr) -> list[Expr]:
+            """The lines in a row of the next filters that a tile asks for: all tiles together ask for each once."""
+            share = -(-lines // whole)
+            return [tirx.Min(tile * share + line, i64(lines - 1)) for line in range(share)]
+
+        return sequence(
+            [
+                loop(whole, lambda r: self._tile(point, panel, r * rows, rows, vectors, ahead(r)), name="tile"),
+                self._tile(point, panel, i64(whole * rows), rest, vectors, []) if rest else None,
+            ]
+        )
+
+    def _tile(self, point: Expr, panel: Expr, start: Expr, rows: int, vectors: int, lines: list[Expr]) -> Stmt:
+        lanes = self.lanes
+        tile = RegisterTile(rows, vectors, lanes, "float32")
+        at = (tirx.floordiv(point, PATCH), tirx.floormod(point, PATCH))
+        following = (tirx.floordiv(point + 1, PATCH), tirx.floormod(point + 1, PATCH))
+
+        def step(k: Expr) -> Stmt:
+            factors = [BufferLoad(self.filters, [panel, *at, k, span(v * lanes, lanes)]) for v in range(vectors)]
+            statements = []
+            for r in range(rows):
+                element = BufferLoad(self.transformed, [point * self.plane + (start + r) * self.depth + k])
+                statements += [tile.add(r, v, wide(element, lanes) * factors[v]) for v in range(vectors)]
+            return sequence([*(ahead(k, line) for line in lines), *statements])
+
+        def ahead(k: Expr, line: Expr) -> Stmt:
+            return prefetch(BufferLoad(self.filters, [panel, *following, k, line * _LINE]))
+
+        stores = [
+            BufferStore(
+                self.products,
+                BufferLoad(buffer, [span(v * lanes, lanes)]),
+                [span(point * self.result_plane + (start + r) * self.panel + v * lanes, lanes)],
+            )
+            for r, buffer in enumerate(tile.buffers)
+            for v in range(vectors)
+        ]
+        return allocate(tile.buffers, sequence([*tile.zero(), loop(self.depth, step, name="k"), *stores]))
+
+    def _back(self, image: Expr, first: Expr, t: Expr, channel: Expr, lane: Expr) -> Stmt:
+        """A^T m A of one patch for one vector of channels, and what follows the convolution."""
+        lanes = self.lanes
+        image, row, column = self._place(image, first + t)
+        half = RegisterTile(OUT, PATCH, lanes, "float32")
+        statements: list[Stmt | None] = []
+        for j in range(PATCH):
+            taken = [
+                BufferLoad(
+                    self.products,
+                    [span((i * PATCH + j) * self.result_plane + t * self.panel + lane, lanes)],
+                )
+                for i in range(PATCH)
+            ]
+            for y, value in enumerate(_by_columns(OUTPUT_MATRIX, taken, lanes)):
+                statements.append(BufferStore(half.buffers[y], value, [span(j * lanes, lanes)]))
+        for y in range(OUT):
+            taken = [BufferLoad(half.buffers[y], [span(j * lanes, lanes)]) for j in range(PATCH)]
+            for x, value in enumerate(_by_columns(OUTPUT_MATRIX, taken, lanes)):
+                statements.append(BufferStore(self.staged, value, [span((y * OUT + x) * lanes, lanes)]))
+
+        def pixel(y: Expr, x: Expr) -> Stmt:
+            def one(n: Expr) -> Stmt:
+                value = BufferLoad(self.staged, [(y * OUT + x) * lanes + n])
+                return self.epilogue.store([image, row * OUT + y, column * OUT + x, channel + lane + n], value)
+
+            return sequence([vectorized(lanes, one)])
+
+        down = _left(self.height, row)
+        across = _left(self.width, column)
+        pixels = loop(down, lambda y: sequence([loop(across, lambda x: pixel(y, x), name="x")]), name="y")
+        return allocate(half.buffers, sequence([*statements, pixels]))
+
+
+def _left(size: int, patch: Expr) -> Expr:
+    """How many of a patch's outputs lie inside the image."""
+    return i64(OUT) if size % OUT == 0 else tirx.Min(i64(OUT), i64(size) - patch * OUT)
+
+
+def _by_rows(matrix: Matrix, values: Sequence[Expr], lanes: int) -> list[Expr]:
+    """Matrix times vector, for a matrix in which rows of a pair share even columns and have opposite odd ones."""
+    result = {}
+    for plus, minus in _PAIRS:
+        even = _combination((matrix[plus] + matrix[minus]) / 2, values, lanes)
+        odd = _combination((matrix[plus] - matrix[minus]) / 2, values, lanes)
+        result[plus], result[minus] = even + odd, even - odd
+    for row in set(range(len(matrix))) - set(result):
+        result[row] = _combination(matrix[row], values, lanes)
+    return [result[row] for row in range(len(matrix))]
+
+
+def _by_columns(matrix: Matrix, values: Sequence[Expr], lanes: int) -> list[Expr]:
+    """Matrix times vector, for a matrix in which columns of a pair are equal in even rows and opposite in odd ones."""
+    sums = list(values)
+    differences = list(values)
+    for plus, minus in _PAIRS:
+        sums[plus] = values[plus] + values[minus]
+        differences[plus] = values[plus] - values[minus]
+    result = []
+    for index, row in enumerate(matrix):
+        reduced = row.copy()
+        reduced[[minus for _, minus in _PAIRS]] = 0
+        result.append(_combination(reduced, differences if index % 2 else sums, lanes))
+    return result
+
+
+def _combination(factors: Matrix, values: Sequence[Expr], lanes: int) -> Expr:
+    """The sum of factor * value; what has a factor of one comes first, the rest are multiply-adds."""
+    ones = [v for f, v in zip(factors, values, strict=True) if f == 1]
+    rest = [(f, v) for f, v in zip(factors, values, strict=True) if f not in (0, 1)]
+    total = ones[0] if ones else None
+    for value in ones[1:]:
+        total = total + value
+    for factor, value in rest:
+        term = value * wide(tirx.const(float(factor), "float32"), lanes)
+        total = term if total is None else total + term
+    assert total is not None, "a row of zeros"
+    return total
