@@ -91,7 +91,9 @@ class Tiles:
         """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method, F(4, 3).
 
         Args:
-            images, height, width: of the result.
+            images: in the batch.
+            height: of the result.
+            width: of the result.
             depth: input channels.
             columns: output channels.
 

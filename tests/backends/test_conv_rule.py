@@ -1,12 +1,13 @@
 """Convolutions: windows, strides, dilations, groups, edges, odd channel numbers, symbolic sizes."""
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.cpu.conv2d import Taps, edges
-from tests.backends.running import check, parse
+from tests.backends.running import check, compiled, distance, oracle, parse
 
 RNG = np.random.default_rng(3)
 
@@ -90,6 +91,64 @@ def test_a_residual_is_added_on_the_tile() -> None:
     names = [row.name for row in executable.profile([normal(1, 20, 14, 14)], 1, 1)]
     assert sum("conv" in name for name in names) == 2
     assert not [name for name in names if "add" in name and "conv" not in name]
+
+
+PADDED = """g (float[2,8,13,14] x) => (float[n,c,oh,ow] y) {{
+    p = Pad{mode}(x, pads, value) y = Conv<pads=[1,0,0,1], strides=[2,2], group={group}>(p, w, b) }}"""
+
+
+def padded(
+    pads: list[int], value: float = 0.0, mode: str = "", group: int = 1
+) -> tuple[onnx.ModelProto, list[np.ndarray]]:
+    weights = {"w": normal(8, 8 // group, 3, 3), "b": normal(8), "pads": np.array(pads), "value": np.float32(value)}
+    model = parse(PADDED.format(mode=mode, group=group), {k: np.asarray(v) for k, v in weights.items()})
+    return model, [normal(2, 8, 13, 14)]
+
+
+def stores_padding(model: onnx.ModelProto, inputs: list[np.ndarray]) -> bool:
+    return any("pad" in row.name for row in check(model, inputs).profile(inputs, 1, 1))
+
+
+@pytest.mark.parametrize("group", [1, 2, 8])
+@pytest.mark.parametrize("pads", [[0, 0, 1, 1, 0, 0, 1, 1], [0, 0, 0, 2, 0, 0, 3, 1]])
+def test_a_pad_in_front_is_done_by_the_window(pads: list[int], group: int) -> None:
+    assert not stores_padding(*padded(pads, group=group))
+
+
+def test_a_pad_with_axes_is_done_by_the_window() -> None:
+    weights = {"w": normal(8, 8, 3, 3), "pads": np.array([2, 1, 0, 1]), "axes": np.array([-1, 2])}
+    text = "g (float[2,8,13,14] x) => (float[n,c,oh,ow] y) { p = Pad(x, pads, , axes) y = Conv(p, w) }"
+    assert not stores_padding(parse(text, weights), [normal(2, 8, 13, 14)])
+
+
+@pytest.mark.parametrize(
+    ("pads", "value", "mode"),
+    [
+        ([0, 0, 1, 1, 0, 0, 1, 1], 1.5, ""),
+        ([0, 0, 1, 1, 0, 0, 1, 1], 0.0, '<mode="edge">'),
+        ([0, 0, -1, 1, 0, 0, 1, 1], 0.0, ""),
+        ([1, 0, 1, 1, 0, 0, 1, 1], 0.0, ""),
+    ],
+)
+def test_a_pad_of_another_kind_stays(pads: list[int], value: float, mode: str) -> None:
+    model, inputs = padded(pads, value, mode)
+    executable = check(model, inputs)
+    assert len([row for row in executable.profile(inputs, 1, 1) if "pad" in row.name]) == 1
+
+
+def test_padding_of_channels_stays() -> None:
+    weights = {"w": normal(8, 10, 3, 3), "pads": np.array([0, 1, 0, 0, 0, 1, 0, 0])}
+    text = "g (float[2,8,13,14] x) => (float[n,c,oh,ow] y) { p = Pad(x, pads) y = Conv(p, w) }"
+    assert stores_padding(parse(text, weights), [normal(2, 8, 13, 14)])
+
+
+def test_amounts_computed_at_run_time_stay() -> None:
+    weights = {"w": normal(8, 8, 3, 3)}
+    text = "g (float[2,8,13,14] x, int64[8] pads) => (float[n,c,oh,ow] y) { p = Pad(x, pads) y = Conv(p, w) }"
+    executable = compiled(parse(text, weights), fallback="onnxruntime")
+    inputs = [normal(2, 8, 13, 14), np.array([0, 0, 1, 1, 0, 0, 1, 1])]
+    (ours,), (theirs,) = executable.run(inputs, 1), oracle(parse(text, weights), inputs)
+    assert distance(ours, theirs) <= 1e-5
 
 
 def test_layout_changes_stay_at_the_ends() -> None:

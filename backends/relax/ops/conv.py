@@ -7,11 +7,13 @@ one over two with H = KH = 1. A 1x1 convolution of every pixel is a matrix produ
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from backends.relax.attributes import get_int
+from backends.relax.attributes import get_int, get_str
 from backends.relax.checks import require, require_at_least
 from backends.relax.contraction import FLOATS, product
 from backends.relax.emitter import Emitter
@@ -33,6 +35,15 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
     window = Window.of(node, ctx.shape(x)[2:], weights[2:], ctx.derived)
     require(ctx, ctx.shape(x)[1], weights[1] * groups, "channels of the input and of the weight")
     require_at_least(ctx, 0, window.outputs, "the number of windows")
+    absorbed = _absorbed_padding(ctx, x)
+    if absorbed is not None:
+        x, before, after = absorbed
+        window = replace(
+            window,
+            sizes=tuple(ctx.shape(x)[2:]),
+            before=tuple(own + more for own, more in zip(window.before, before, strict=True)),
+            after=tuple(own + more for own, more in zip(window.after, after, strict=True)),
+        )
     data = ctx.channels_last(x)
     if spatial == 1:
         data = ctx.emit(relax.op.expand_dims(data, [1]))
@@ -51,6 +62,39 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
         result = ctx.emit(relax.op.squeeze(result, [1]))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     return ChannelsLast(result if bias is None else relax.op.add(result, ctx.x(bias)))
+
+
+def _absorbed_padding(ctx: Emitter, x: ir.Value | None) -> tuple[ir.Value, list[int], list[int]] | None:
+    """What a Pad with zeros before the convolution pads, and how much an axis: the convolution's own padding is free.
+
+    `None` if there is none, or none that a convolution can do.
+    """
+    pad = None if x is None else x.producer()
+    if pad is None or pad.op_type != "Pad" or pad.domain not in ("", "ai.onnx"):
+        return None
+    source, pads, value, axes = (*pad.inputs, None, None)[:4]
+    if source is None or not _is_known(ctx, source) or get_str(pad, "mode", "constant") != "constant":
+        return None
+    amounts, constant = ctx.constant(pads), ctx.constant(value)
+    if amounts is None or (value is not None and (constant is None or constant.any())):
+        return None
+    rank = ctx.rank(source)
+    chosen = list(range(rank)) if axes is None else ctx.static_ints(axes, "axes") or []
+    before, after = [0] * rank, [0] * rank
+    for axis, low, high in zip(chosen, amounts[: len(chosen)], amounts[len(chosen) :], strict=True):
+        before[ctx.axis(axis, rank)], after[ctx.axis(axis, rank)] = int(low), int(high)
+    if any(before[:2] + after[:2]) or min(before + after) < 0:
+        return None
+    return source, before[2:], after[2:]
+
+
+def _is_known(ctx: Emitter, value: ir.Value) -> bool:
+    """Whether the value can be asked for here; what only another segment has cannot."""
+    try:
+        ctx.slot(value)
+    except Refused:
+        return False
+    return True
 
 
 def _with_height_one(window: Window) -> Window:
