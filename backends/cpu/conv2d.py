@@ -34,12 +34,13 @@ from backends.cpu.loops import (
     loop,
     over_vectors,
     parallel,
+    prefetch,
     product,
     sequence,
     simplify,
     vectorized,
 )
-from backends.cpu.register_tile import RegisterTile, span, wide
+from backends.cpu.register_tile import RegisterTile, lines_ahead, span, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
@@ -128,6 +129,7 @@ class _Nest:
         self.width = int(self.weights.shape[4])
         self.depth = int(self.weights.shape[3]) // self.taps.kw
         self.out = int(stage.spatial[3].extent) // self.groups
+        self.streamed = tiles.streamed(self.groups * self.out * self.depth * self.taps.kh * self.taps.kw)
 
     def build(self) -> Stmt:
         n, rows = self.stage.spatial[0].extent, self.stage.spatial[1].extent
@@ -200,11 +202,15 @@ class _Nest:
         lanes = self.lanes
         tile = RegisterTile(pixels, vectors, lanes, self.dtype)
         taps, c = self.taps, self.depth
+        leads = (isinstance(start, int) and start == 0) or (interior and taps.pw == 0)  # one of a row's tiles asks
+        rows = known(self.stage.spatial[1].extent)
+        lines = lines_ahead(y, rows, self.width) if self.streamed and leads else []
 
         def multiply(row: Expr, ry: Expr, column: int, channel: Expr, depth: Expr, live: list[int]) -> Stmt:
             """One step along KW*C: `column` is the tap's, relative to the pixel's first."""
+            ahead = [BufferLoad(self.weights, [group, panel + 1, ry, depth, line]) for line in lines]
             w = [BufferLoad(self.weights, [group, panel, ry, depth, span(v * lanes, lanes)]) for v in range(vectors)]
-            statements = []
+            statements = [prefetch(load) for load in ahead]
             for p in live:
                 x = (i64(start) + p) * taps.sw + column - taps.pw
                 element = BufferLoad(self.data, [image, row, x + self._tap(channel), self._channel(group, channel)])

@@ -31,6 +31,7 @@ from backends.cpu.loops import (
     loop,
     over_vectors,
     parallel,
+    prefetch,
     product,
     sequence,
     simplify,
@@ -39,12 +40,15 @@ from backends.cpu.loops import (
     uses,
     vectorized,
 )
-from backends.cpu.register_tile import RegisterTile, span, wide
+from backends.cpu.register_tile import RegisterTile, lines_ahead, span, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
 _PARALLEL_FLOPS = 400_000
 """Below this, waking the other threads costs more than they save (a parallel region takes 1-2 microseconds)."""
+
+_FEW_ROWS = 4
+"""With fewer rows, nothing is computed meanwhile: the processor's own prefetching keeps the memory busy."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class _Nest:
         self.total_rows = product(self.row_extents)
         self.columns = known(parts.column.extent)
         self.width = parts.width or self._plain_width()
+        depth = known(parts.depth.extent) or 0
+        self.streamed = parts.width is not None and tiles.streamed((self.columns or 0) * depth)
 
     def build(self) -> Stmt:
         batch_extents = [a.extent for a in self.parts.batch]
@@ -214,13 +220,19 @@ class _Nest:
         lanes = self.lanes if lanes is None else lanes
         rows = self.tiles.tile_rows(known(self.total_rows), vectors)
 
-        def tile(start: Expr, count: int) -> Stmt:
-            return self._tile(point, panel, first, start, count, vectors, lanes, valid)
+        tiles = known(simplify(tirx.floordiv(self.total_rows, rows)))
+
+        def tile(start: Expr, count: int, lines: list[Expr] | None = None) -> Stmt:
+            return self._tile(point, panel, first, start, count, vectors, lanes, valid, lines or [])
+
+        def full(index: Expr) -> Stmt:
+            lines = lines_ahead(index, tiles, self.width) if self.streamed and rows >= _FEW_ROWS else []
+            return tile(index * rows, rows, lines)
 
         whole = simplify(tirx.floordiv(self.total_rows, rows))
         begin = simplify(tirx.floordiv(chunk * whole, chunks)) if chunks > 1 else i64(0)
         end = simplify(tirx.floordiv((chunk + 1) * whole, chunks)) if chunks > 1 else whole
-        main = loop(simplify(end - begin), lambda t: tile((begin + t) * rows, rows), name="tile")
+        main = loop(simplify(end - begin), lambda t: full(begin + t), name="tile")
         rest = self._rest(simplify(self.total_rows - whole * rows), whole * rows, rows, tile)
         if rest is not None and chunks > 1:
             rest = IfThenElse(tirx.EQ(chunk, i64(chunks - 1)), rest, None)
@@ -250,6 +262,7 @@ class _Nest:
         vectors: int,
         lanes: int,
         valid: Expr,
+        lines: list[Expr],
     ) -> Stmt:
         tile = RegisterTile(rows, vectors, lanes, self.dtype)
 
@@ -258,7 +271,7 @@ class _Nest:
             return {**point, **{a.var: c for a, c in zip(self.parts.rows, coordinates, strict=True)}}
 
         def step(k: Expr) -> Stmt:
-            statements = []
+            statements = [prefetch(self._packed(point, panel + 1, k, line)) for line in lines]
             columns = [self._right(point, panel, first, k, v, lanes) for v in range(vectors)]
             for r in range(rows):
                 a = wide(substitute(self.parts.left, {**at_row(r), self.parts.depth.var: k}), lanes)
@@ -290,7 +303,12 @@ class _Nest:
     def _right(self, point: dict[Var, Expr], panel: Expr, first: Expr, k: Expr, vector: int, lanes: int) -> Expr:
         load = self.parts.right
         if self.parts.width is not None:
-            batch = [substitute(i, point) for i in load.indices[:-3]]
-            return BufferLoad(load.source, [*batch, panel, k, span(vector * lanes, lanes)])
+            return self._packed(point, panel, k, span(vector * lanes, lanes))
         lead = [substitute(i, {**point, self.parts.depth.var: k}) for i in load.indices[:-1]]
         return BufferLoad(load.source, [*lead, span(first + vector * lanes, lanes)])
+
+    def _packed(self, point: dict[Var, Expr], panel: Expr, k: Expr, column: Expr) -> BufferLoad:
+        """Part of a row of a packed panel."""
+        load = self.parts.right
+        batch = [substitute(i, point) for i in load.indices[:-3]]
+        return BufferLoad(load.source, [*batch, panel, k, column])

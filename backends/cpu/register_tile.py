@@ -8,6 +8,9 @@ from tvm import tirx
 
 from backends.cpu.loops import BufferLoad, BufferStore, Expr, Stmt, Var, i64, local, loop
 
+LINE_ELEMENTS = 16
+"""Elements of four bytes in a cache line."""
+
 
 def span(start: Expr | int, lanes: int) -> Expr:
     """The indices of `lanes` neighbours."""
@@ -17,6 +20,22 @@ def span(start: Expr | int, lanes: int) -> Expr:
 def wide(value: Expr, lanes: int) -> Expr:
     """The value in every lane."""
     return tirx.Broadcast(value, lanes) if lanes > 1 else value
+
+
+def lines_ahead(tile: Expr, tiles: int | None, elements: int) -> list[Expr]:
+    """Where in a row of the next panel a tile asks for cache lines, so that all tiles together ask for each line once.
+
+    Weights that do not fit in the second-level cache come from memory faster than the processor asks for them by
+    itself only if they are asked for while it computes.
+
+    Args:
+        tile: which of the tiles.
+        tiles: how many sweep the panel before the next one is needed; `None` if that is symbolic.
+        elements: in a row of the panel.
+    """
+    lines = -(-elements // LINE_ELEMENTS)
+    share = 1 if tiles is None else -(-lines // tiles)
+    return [tirx.Min(tile * share + i, i64(lines - 1)) * LINE_ELEMENTS for i in range(share)]
 
 
 class RegisterTile:

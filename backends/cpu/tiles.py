@@ -44,6 +44,10 @@ class Tiles:
         """Elements in a vector register."""
         return max(1, self.cpu.vector_bytes // (8 if dtype == "float64" else 4))
 
+    def streamed(self, elements: int) -> bool:
+        """Whether so many weights have to come from beyond the second-level cache each time."""
+        return elements * 4 > self.cpu.l2_bytes
+
     def fits(self, rows: int, vectors: int) -> bool:
         """Whether the accumulators, the vectors of B and one broadcast fit in the registers."""
         return rows * vectors + vectors + 1 <= self.cpu.vector_registers

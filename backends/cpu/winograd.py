@@ -35,14 +35,12 @@ from backends.cpu.loops import (
     simplify,
     vectorized,
 )
-from backends.cpu.register_tile import RegisterTile, span, wide
+from backends.cpu.register_tile import RegisterTile, lines_ahead, span, wide
 from backends.cpu.tiles import Tiles
 from backends.relax.winograd import OUT, OUTPUT_MATRIX, PATCH, PATCH_MATRIX, Matrix
 from optimizer.target import Cpu
 
 _POINTS = PATCH * PATCH
-_LINE = 16
-"""Elements of a line of the cache."""
 _PAIRS = ((1, 2), (3, 4))
 """Points that differ in their sign alone: what they have in common is computed once."""
 
@@ -180,12 +178,9 @@ class _Nest:
         """One of the 36 products: [patches, C] x [C, width]."""
         rows = self.tiles.tile_rows(self.size, vectors)
         whole, rest = divmod(self.size, rows)
-        lines = -(-self.panel // _LINE)
 
         def ahead(tile: Expr) -> list[Expr]:
-            """The lines in a row of the next filters that a tile asks for: all tiles together ask for each once."""
-            share = -(-lines // whole)
-            return [tirx.Min(tile * share + line, i64(lines - 1)) for line in range(share)]
+            return lines_ahead(tile, whole, self.panel)
 
         return sequence(
             [
@@ -209,7 +204,7 @@ class _Nest:
             return sequence([*(ahead(k, line) for line in lines), *statements])
 
         def ahead(k: Expr, line: Expr) -> Stmt:
-            return prefetch(BufferLoad(self.filters, [panel, *following, k, line * _LINE]))
+            return prefetch(BufferLoad(self.filters, [panel, *following, k, line]))
 
         stores = [
             BufferStore(
