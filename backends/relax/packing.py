@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from backends.relax.winograd import FILTER_MATRIX
+from backends.relax.winograd import FILTER_MATRIX, PATCH, TAPS
 
 Array = npt.NDArray[Any]
 
@@ -85,8 +85,10 @@ def conv_panels(array: Array, *, groups: int, width: int) -> Array:
 
 def winograd_panels(array: Array, *, width: int) -> Array:
     """[O, C, 3, 3] -> [P, 6, 6, C, width]: G g G^T of each filter (see `winograd`), padded with zeros."""
-    filters = np.einsum("ia,ocab,jb->ijco", FILTER_MATRIX, array.astype(np.float64), FILTER_MATRIX, optimize=True)
-    return np.moveaxis(panels(filters.astype(array.dtype), width=width), 2, 0)
+    out, c = array.shape[:2]
+    taps = array.transpose(2, 3, 1, 0).reshape(TAPS * TAPS, c * out).astype(np.float64)
+    filters = (np.kron(FILTER_MATRIX, FILTER_MATRIX) @ taps).astype(array.dtype)
+    return np.moveaxis(panels(filters.reshape(PATCH, PATCH, c, out), width=width), 2, 0)
 
 
 def conv_matrix(array: Array, *, width: int) -> Array:

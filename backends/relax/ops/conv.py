@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
@@ -20,7 +19,7 @@ from backends.relax.emitter import Emitter
 from backends.relax.registry import emits
 from backends.relax.values import ChannelsLast, Refused, Result, prim, static_int
 from backends.relax.window import Window, pad_channels_last
-from backends.relax.winograd import OUT, OUTPUT_MATRIX, PATCH, PATCH_MATRIX, TAPS, Matrix
+from backends.relax.winograd import OUT, PATCH, TAPS
 
 
 @emits("Conv")
@@ -190,7 +189,9 @@ def _winograd_width(ctx: Emitter, data: relax.Var, w: ir.Value, groups: int, win
 def _winograd(ctx: Emitter, data: relax.Var, w: ir.Value, width: int, window: Window) -> relax.Var:
     """3 x 3 taps by Winograd's method (see `backends.relax.winograd`).
 
-    Letters: i, j a point of the transformed patch; p, q a place in the patch itself.
+    Letters: i, j a point of the transformed patch; p, q a place in the patch itself. The formula says what is read and
+    summed over. The entries of the two matrices are left to the rule, which no target may lack that asks for this form:
+    written out, they are a hundred conditions in every pass over the kernel.
     """
     out, c = ctx.static_shape(w)[:2]
     weight = ctx.weight(w, "winograd_panels", [-(-out // width), PATCH, PATCH, c, width], width=width)
@@ -206,24 +207,13 @@ def _winograd(ctx: Emitter, data: relax.Var, w: ir.Value, width: int, window: Wi
             ix = tirx.floordiv(col, OUT) * OUT + q - pw
             inside = tirx.all(iy >= 0, iy < h, ix >= 0, ix < width_in)
             value = tirx.if_then_else(inside, x[image, iy, ix, rc], tirx.const(0, "float32"))
-            before = _entry(PATCH_MATRIX, i, p) * _entry(PATCH_MATRIX, j, q)
-            after = _entry(OUTPUT_MATRIX, tirx.floormod(y, OUT), i) * _entry(OUTPUT_MATRIX, tirx.floormod(col, OUT), j)
             factor = f[tirx.floordiv(o, width), i, j, rc, tirx.floormod(o, width)]
-            return te.sum(before * after * value * factor, axis=[i, j, p, q, rc])
+            return te.sum(value * factor, axis=[i, j, p, q, rc])
 
         attrs = {"tersor.kernel": "winograd", "tersor.pads": [ph, pw]}
         return te.compute((n, *window.outputs, out), element, name="winograd", attrs=attrs)
 
     return ctx.te(build, data, weight, primfunc_name_hint="winograd")
-
-
-def _entry(matrix: Matrix, row: tirx.Expr, column: tirx.Expr) -> tirx.Expr:
-    """An entry of a constant matrix."""
-    value = tirx.const(0, "float32")
-    for r, c in np.argwhere(matrix):
-        here = tirx.all(tirx.EQ(row, prim(int(r))), tirx.EQ(column, prim(int(c))))
-        value = tirx.Select(here, tirx.const(float(matrix[r, c]), "float32"), value)
-    return value
 
 
 def _never_outside(window: Window, ph: int, pw: int) -> bool:

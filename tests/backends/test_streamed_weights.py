@@ -1,0 +1,50 @@
+"""Weights that do not fit in the second-level cache: what is asked for ahead of time, and that results stay right."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.cpu.loops import i64, known, simplify
+from backends.cpu.register_tile import LINE_ELEMENTS, lines_ahead
+from backends.cpu.tiles import Tiles
+from optimizer.target import CPUS
+from tests.backends.running import check, parse
+
+RNG = np.random.default_rng(11)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return (RNG.standard_normal(shape) * 0.1).astype(np.float32)
+
+
+@given(tiles=st.integers(1, 40), elements=st.integers(1, 96))
+def test_all_tiles_together_ask_for_every_line(tiles: int, elements: int) -> None:
+    asked = {known(simplify(e)) for t in range(tiles) for e in lines_ahead(i64(t), tiles, elements)}
+    assert asked == set(range(0, elements, LINE_ELEMENTS))
+
+
+def test_a_tile_of_symbolically_many_asks_for_one_line() -> None:
+    assert [known(simplify(e)) for e in lines_ahead(i64(1), None, 48)] == [LINE_ELEMENTS]
+    assert [known(simplify(e)) for e in lines_ahead(i64(9), None, 48)] == [2 * LINE_ELEMENTS]
+
+
+def test_what_fits_in_the_second_level_cache_is_not_streamed() -> None:
+    tiles = Tiles(CPUS["x86-64-v4"])
+    assert not tiles.streamed(tiles.cpu.l2_bytes // 4)
+    assert tiles.streamed(tiles.cpu.l2_bytes // 4 + 1)
+
+
+@pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3"])
+@pytest.mark.parametrize(("size", "stride", "group"), [(7, 1, 1), (9, 2, 1), (30, 2, 1), (7, 1, 2)])
+def test_large_filters(size: int, stride: int, group: int, target: str) -> None:
+    text = f"""g (float[1,320,{size},{size}] x) => (float[1,320,h,w] y) {{
+        y = Conv<pads=[1,1,1,1], strides=[{stride},{stride}], group={group}>(x, w) }}"""
+    check(parse(text, {"w": normal(320, 320 // group, 3, 3)}), [normal(1, 320, size, size)], target)
+
+
+@pytest.mark.parametrize("declared", ["", "n"])
+@pytest.mark.parametrize("rows", [1, 5, 49, 130])
+def test_large_matrices(rows: int, declared: str) -> None:
+    text = f"g (float[{declared or rows},700] a) => (float[{declared or rows},800] y) {{ y = MatMul(a, b) }}"
+    check(parse(text, {"b": normal(700, 800)}), [normal(rows, 700)])
