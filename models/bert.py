@@ -40,3 +40,8 @@ def build(config: BertConfig, name: str, batch: int = 1, length: int = 128, seed
 def base() -> ModelCase:
     """BERT-base: 12 layers of 768, 109 million parameters, 128 tokens."""
     return build(BertConfig(), "bert-base")
+
+
+def base_512() -> ModelCase:
+    """BERT-base at 512 tokens, the most that it takes."""
+    return build(BertConfig(), "bert-base-512", length=512)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -22,14 +24,14 @@ class ModelCase:
 
     Attributes:
         name: The name in the registry.
-        model: A module in evaluation mode, or the path of an ONNX file.
-        example_inputs: A module's positional inputs, or an ONNX file's inputs by name.
+        model: A module in evaluation mode, the path of an ONNX file, or an ONNX model.
+        example_inputs: A module's positional inputs, or an ONNX model's inputs by name.
         dynamic_shapes: What `torch.export` accepts under this name; None means that every dimension is fixed.
         pretrained: Whether the weights are real; False means seeded random ones.
     """
 
     name: str
-    model: torch.nn.Module | Path
+    model: torch.nn.Module | Path | onnx.ModelProto
     example_inputs: tuple[torch.Tensor, ...] | dict[str, np.ndarray]
     dynamic_shapes: dict[str, Any] | None = None
     pretrained: bool = False
@@ -39,6 +41,8 @@ class ModelCase:
         """The size of the weights in bytes; of the whole file for an ONNX model."""
         if isinstance(self.model, Path):
             return self.model.stat().st_size
+        if isinstance(self.model, onnx.ModelProto):
+            return int(self.model.ByteSize())
         tensors = (*self.model.parameters(), *self.model.buffers())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

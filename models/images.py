@@ -39,9 +39,11 @@ def with_classes(config: Config, classes: int = 1000) -> Config:
     return config
 
 
-def convolutional(network: Callable[[Config], nn.Module], config: Config, name: str, size: int, seed: int) -> ModelCase:
-    """A classifier with batch normalizations, random weights, and one image `[1, 3, size, size] float32`."""
+def convolutional(
+    network: Callable[[Config], nn.Module], config: Config, name: str, size: int, seed: int, batch: int = 1
+) -> ModelCase:
+    """A classifier with batch normalizations, random weights, and images `[batch, 3, size, size] float32`."""
     with seeded(seed):
         module = Classifier(network(config))
         settle_batch_norms(module, image(4, size, seed))
-    return ModelCase(name, module, (image(size=size),))
+    return ModelCase(name, module, (image(batch, size),))

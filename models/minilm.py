@@ -57,5 +57,14 @@ def tokenize(sentences: Sequence[str], length: int = LENGTH) -> tuple[torch.Tens
 
 def case() -> ModelCase:
     """The encoder at one sentence of 128 tokens."""
+    return _case("minilm", batch=1)
+
+
+def batch_32() -> ModelCase:
+    """The encoder at 32 sentences of 128 tokens."""
+    return _case("minilm-32", batch=32)
+
+
+def _case(name: str, batch: int) -> ModelCase:
     module = encoder()
-    return ModelCase("minilm", module, tokens(1, LENGTH, module.bert.config.vocab_size), pretrained=True)
+    return ModelCase(name, module, tokens(batch, LENGTH, module.bert.config.vocab_size), pretrained=True)

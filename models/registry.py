@@ -8,15 +8,21 @@ from models.case import ModelCase
 
 _BUILDERS = {
     "bert-base": ("bert", "base"),
+    "bert-base-512": ("bert", "base_512"),
+    "densenet-121": ("light", "densenet121"),
     "efficientnet-lite0": ("efficientnet_lite", "lite0"),
     "gpt2": ("gpt2", "small"),
+    "inception-v2": ("light", "inception_v2"),
     "minilm": ("minilm", "case"),
+    "minilm-32": ("minilm", "batch_32"),
     "mobilenet-v2": ("mobilenet", "v2"),
     "ppocr-cls": ("ppocr", "classification"),
     "ppocr-det": ("ppocr", "detection"),
     "ppocr-rec": ("ppocr", "recognition"),
     "resnet-50": ("resnet", "resnet50"),
+    "resnet-50-b8": ("resnet", "resnet50_batch_8"),
     "vit-b16": ("vit", "base16"),
+    "whisper-base-encoder": ("whisper", "base_encoder"),
     "whisper-tiny-encoder": ("whisper", "tiny_encoder"),
 }
 """Name -> the file of its family, and the function in it."""

@@ -61,3 +61,11 @@ def tiny_encoder() -> ModelCase:
         WhisperConfig(encoder_layers=4, d_model=384, encoder_attention_heads=6, encoder_ffn_dim=1536),
         "whisper-tiny-encoder",
     )
+
+
+def base_encoder() -> ModelCase:
+    """The encoder of Whisper base: 6 layers of 512, 30 seconds of sound."""
+    return build(
+        WhisperConfig(encoder_layers=6, d_model=512, encoder_attention_heads=8, encoder_ffn_dim=2048),
+        "whisper-base-encoder",
+    )

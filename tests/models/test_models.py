@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -22,7 +25,21 @@ from transformers import (
 )
 
 import models
-from models import bert, case, efficientnet_lite, gpt2, llama, minilm, mobilenet, ppocr, registry, resnet, vit, whisper
+from models import (
+    bert,
+    case,
+    efficientnet_lite,
+    gpt2,
+    light,
+    llama,
+    minilm,
+    mobilenet,
+    ppocr,
+    registry,
+    resnet,
+    vit,
+    whisper,
+)
 from models.images import image
 
 
@@ -131,12 +148,61 @@ def test_ppocr_files_take_the_example_inputs(build: object) -> None:
     assert loaded.bytes == loaded.model.stat().st_size
 
 
+HOLLOW = """<ir_version: 3, opset_import: ["" : 9]> g (float[2,3,4,4] x, int64[4] ws, float[5] s, float[5] b,
+    float[5] m, float[5] v, int64[1] bs) => (float[2,5,4,4] y) <int64[4] ws = {5,3,1,1}, float[5] s = {1,1,1,1,1},
+    float[5] b = {9,9,9,9,9}, float[5] m = {0,0,0,0,0}, float[5] v = {1,1,1,1,1}, int64[1] bs = {5}> {
+    w = ConstantOfShape<value = float[1] {1.0}>(ws) c = Conv(x, w) n = BatchNormalization(c, s, b, m, v)
+    f = ConstantOfShape<value = float[1] {1.0}>(bs) u = Unsqueeze<axes = [1, 2]>(f) y = USE(n, u) }"""
+
+
+@pytest.mark.parametrize(("use", "low", "high"), [("Mul", 0.8, 1.2), ("Add", -0.5, 0.5)])
+def test_left_out_weights_are_drawn_by_what_they_are_used_for(use: str, low: float, high: float) -> None:
+    filled = light.fill("tiny", onnx.parser.parse_model(HOLLOW.replace("USE", use))).model
+    assert isinstance(filled, onnx.ModelProto)
+    onnx.checker.check_model(filled)
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in filled.graph.initializer}
+    assert sorted(weights) == ["b", "f", "m", "s", "v", "w"]
+    assert [value.name for value in filled.graph.input] == ["x"]
+    assert weights["w"].shape == (5, 3, 1, 1)
+    for factor in (weights["s"], weights["v"]):
+        assert 0.8 <= factor.min() < factor.max() <= 1.2
+    assert np.abs(weights["b"]).max() < 1  # what the file has kept is drawn as well
+    assert low <= weights["f"].min() < weights["f"].max() <= high
+
+
+def test_a_left_out_weight_of_unknown_use_is_refused() -> None:
+    with pytest.raises(ValueError, match="a weight is input 1 of Div, for which there is no distribution yet"):
+        light.fill("tiny", onnx.parser.parse_model(HOLLOW.replace("USE", "Div")))
+
+
+@pytest.mark.parametrize("build", [light.densenet121, light.inception_v2])
+def test_filled_networks_are_the_same_each_time_and_tell_images_apart(build: Callable[[], models.ModelCase]) -> None:
+    loaded = build()
+    assert isinstance(loaded.model, onnx.ModelProto)
+    assert isinstance(loaded.example_inputs, dict)
+    assert loaded.model == build().model
+    assert 30e6 < loaded.bytes < 50e6
+    assert not [node for node in loaded.model.graph.node if node.op_type == "ConstantOfShape"]
+    session = onnxruntime.InferenceSession(loaded.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    noise = session.run(None, loaded.example_inputs)[0]
+    black = session.run(None, {name: np.zeros_like(array) for name, array in loaded.example_inputs.items()})[0]
+    assert np.isfinite(noise).all()
+    assert np.linalg.norm(noise - black) > 0.1 * np.linalg.norm(noise)
+
+
+def test_a_batch_is_a_batch_of_different_images() -> None:
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1])
+    logits = run(resnet.build(config, "resnet", size=32, batch=3))
+    assert logits.shape[0] == 3
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", models.names())
 def test_every_model_of_the_registry_runs(name: str) -> None:
     loaded = models.load(name)
     assert loaded.name == name
-    if not isinstance(loaded.model, Path):
+    if isinstance(loaded.model, nn.Module):
         assert torch.isfinite(run(loaded)).all()
 
 
