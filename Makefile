@@ -30,7 +30,7 @@ fuzz: $(VENV)/dev.stamp ## 5,000 mutated model files through optimize(), with th
 generated: $(VENV)/dev.stamp ## 20,000 generated graphs through the default pipeline and the CPU backend
 	$(BIN)/python -m tests.generated --count 20000 --jobs $(JOBS)
 
-bench: $(VENV)/demo.stamp ## Latency, optimize() time and peak memory beside ONNX Runtime, into benchmarks/RESULTS.md
+bench: $(VENV)/peers.stamp ## Speed beside ONNX Runtime, OpenVINO and torch.compile, and what optimize() takes, into benchmarks/
 	$(BIN)/python -m benchmarks.suite --write
 
 lint: $(VENV)/dev.stamp ## ruff check and ruff format --check
@@ -45,6 +45,11 @@ layers: $(VENV)/dev.stamp ## The import layers of .importlinter
 
 clean: ## Remove .venv and the caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(VENV)/peers.stamp: requirements/peers.txt $(VENV)/demo.stamp
+	@echo "Installing the peers of the benchmarks"
+	@$(PIP) install -r requirements/peers.txt
+	@touch $@
 
 $(VENV)/bin/python:
 	@echo "Setting up $(VENV) with $(PYTHON)"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from optimizer.atomic_file import atomic_write
@@ -45,7 +46,7 @@ class Section:
         for column in self.columns:
             result.add_column(column, justify="left" if column in self.texts else "right")
         for row in rows:
-            result.add_row(*row)
+            result.add_row(*map(escape, row))
         return result
 
     def markdown(self, heading: str, rows: Iterable[Sequence[str]]) -> str:

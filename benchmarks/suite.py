@@ -1,180 +1,92 @@
-"""Seven models beside ONNX Runtime: latency, `optimize()` time and its peak memory.
+"""Fifteen models beside ONNX Runtime, OpenVINO and torch.compile, and what `optimize()` takes for each.
 
     python -m benchmarks.suite                     # all, printed
     python -m benchmarks.suite --models minilm     # one
-    python -m benchmarks.suite --write             # all, into benchmarks/RESULTS.md
+    python -m benchmarks.suite --write             # all, into benchmarks/RESULTS.md and the two drawings
 
-Latency is measured by `optimizer.timing`: both contestants in processes of their own, in turn. `optimize()` runs in
+Latency is measured by `optimizer.timing`: all contestants in processes of their own, in turn. `optimize()` runs in
 a fresh process, with the model already loaded. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import importlib.metadata
 import os
 import platform
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
+from rich.console import Console
 
-from benchmarks.contestants import onnx_runtime, tersor
-from benchmarks.memory import PeakMemory
-from benchmarks.results import RESULTS, Section, console, versions
-from optimizer.timing import ContestantFailed, Measurement, Ratio, compete, ratio, relative_error
+from benchmarks import charts, contestants, machine
+from benchmarks.contestants import OPENVINO, ORT, TERSOR, TORCH
+from benchmarks.machine import Machine
+from benchmarks.preparation import Compilation, compile_model, export_model
+from benchmarks.results import RESULTS, console, versions
+from benchmarks.rows import COMPILING, SPEED, Row, means, slower
+from optimizer.atomic_file import atomic_write
+from optimizer.timing import Build, ContestantFailed, Measurement, relative_error
 
-MODELS = ("bert-base", "minilm", "vit-b16", "resnet-50", "mobilenet-v2", "ppocr-rec", "efficientnet-lite0")
-COLUMNS = (
-    "model",
-    "ONNX Runtime ms",
-    "tersor ms",
-    "ratio (quartiles)",
-    "relative error",
-    "optimize() s",
-    "peak MB",
-    "limit MB",
-    "fallback",
-)
-SECTION = Section(
-    "Latency beside ONNX Runtime's",
-    COLUMNS,
-    texts=frozenset({"model"}),
-    begin="<!-- begin: written by make bench -->",
-    end="<!-- end -->",
-)
-
-Answer = TypeVar("Answer")
-Job = tuple[Answer, Callable[[], object]]
-"""What a process is measured for, and what it does afterwards, when its memory is no longer watched."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What the preparing process says of a model."""
-
-    inputs: list[np.ndarray]
-    onnx: Path
-    seconds: float
-    model_bytes: int
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model's results; times in seconds, sizes in bytes."""
-
-    model: str
-    theirs: Measurement
-    ours: Measurement
-    prepared: Prepared
-    peak: int
-
-    @property
-    def ratio(self) -> Ratio:
-        """How many times ONNX Runtime's latency."""
-        return ratio(self.ours, self.theirs)
-
-    @property
-    def limit(self) -> int:
-        """Twice the model's bytes and 1 GB."""
-        return 2 * self.prepared.model_bytes + 10**9
-
-    def cells(self) -> tuple[str, ...]:
-        """One text for each column."""
-        return (
-            self.model,
-            f"{self.theirs.seconds * 1e3:.2f}",
-            f"{self.ours.seconds * 1e3:.2f}",
-            str(self.ratio),
-            f"{relative_error(self.ours.outputs, self.theirs.outputs):.1e}",
-            f"{self.prepared.seconds:.1f}",
-            f"{self.peak / 1e6:.0f}",
-            f"{self.limit / 1e6:.0f}",
-            str(len(self.prepared.notes)),
-        )
+MODELS = (
+    "bert-base", "bert-base-512", "minilm", "minilm-32", "vit-b16", "resnet-50", "resnet-50-b8", "mobilenet-v2",
+    "efficientnet-lite0", "gpt2", "whisper-base-encoder", "ppocr-det", "ppocr-rec", "densenet-121", "inception-v2",
+)  # fmt: skip
+ROUNDS, THREADS = 15, 2
+LARGEST_ERROR = 1e-2
+"""Beyond this relative error another result was computed, whose time says nothing."""
+SPEED_CHART, ROOFLINE = "speed.svg", "roofline.svg"
+"""The drawings, beside RESULTS.md."""
 
 
 def measure(name: str, threads: int, rounds: int) -> Row:
-    """Everything about one model."""
+    """Everything about one model.
+
+    Raises:
+        ContestantFailed: The model cannot even be exported.
+    """
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / f"{name}.tersor"
-        prepared, peak = prepare(name, artifact)
-        measured = compete(
-            {
-                "ONNX Runtime": partial(onnx_runtime, prepared.onnx, prepared.inputs, threads),
-                "tersor": partial(tersor, artifact, prepared.inputs, threads),
-            },
-            rounds,
-        )
-    return Row(name, measured["ONNX Runtime"], measured["tersor"], prepared, peak)
+        workload = export_model(name, artifact.parent)
+        builds: dict[str, Build] = {
+            ORT: partial(contestants.onnx_runtime, workload.onnx, workload.inputs, threads),
+            OPENVINO: partial(contestants.openvino, workload.onnx, workload.inputs, threads),
+            TORCH: partial(contestants.torch_compile, name, threads),
+            TERSOR: partial(contestants.tersor, artifact, workload.inputs, threads),
+        }
+        absent = {each: why for each in builds if (why := contestants.why_absent(each, workload.is_module)) is not None}
+        compilation: Compilation | None = None
+        try:
+            compilation = compile_model(name, artifact)
+        except ContestantFailed:
+            absent[TERSOR] = "optimize() failed"
+        present = {each: build for each, build in builds.items() if each not in absent}
+        measured, failed = contestants.compete_without_failures(present, rounds)
+    wrong = differing(measured)
+    right = {each: measurement for each, measurement in measured.items() if each not in wrong}
+    return Row(name, workload, compilation, right, {**absent, **failed, **wrong})
 
 
-def prepare(name: str, artifact: Path) -> tuple[Prepared, int]:
-    """Optimize a model in a process of its own, whose peak is returned too, and export it for the peer in another."""
-    (seconds, notes), peak = _in_a_process(_optimize, name, artifact)
-    (inputs, onnx, model_bytes), _ = _in_a_process(_export, name, artifact.parent)
-    return Prepared(inputs, onnx, seconds, model_bytes, notes), peak
-
-
-def _in_a_process(work: Callable[[str, Path], Job[Answer]], name: str, path: Path) -> tuple[Answer, int]:
-    """What `work` answers, and the peak memory of the process until then, in bytes."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_answer, args=(there, work, name, path))
-    process.start()
-    there.close()
-    peak = PeakMemory(process.pid or 0)
-    try:
-        answer: Answer = here.recv()
-    except EOFError:
-        raise ContestantFailed(f"{name}: the process died; its traceback is above") from None
-    finally:
-        bytes_ = peak.stop()
-    here.send("measured")
-    process.join()
-    return answer, bytes_
-
-
-def _answer(pipe: Connection, work: Callable[[str, Path], Job[Answer]], name: str, path: Path) -> None:
-    answer, afterwards = work(name, path)
-    pipe.send(answer)
-    pipe.recv()  # what comes now is not measured
-    pipe.close()
-    afterwards()
-
-
-def _optimize(name: str, artifact: Path) -> Job[tuple[float, list[str]]]:
-    import models
-    from optimizer import optimize
-
-    case = models.load(name)
-    start = time.perf_counter()
-    compiled = optimize(case.model, target="cpu", example_inputs=case.example_inputs)
-    seconds = time.perf_counter() - start
-    return (seconds, list(compiled.report.notes)), partial(compiled.save, artifact)
-
-
-def _export(name: str, folder: Path) -> Job[tuple[list[np.ndarray], Path, int]]:
-    import models
-    from benchmarks.export import arrays, export
-
-    case = models.load(name)
-    return (arrays(case), export(case, folder), case.bytes), lambda: None
+def differing(measured: Mapping[str, Measurement]) -> dict[str, str]:
+    """By name the contestants that computed something else than ONNX Runtime, and by how much."""
+    if ORT not in measured:
+        return {}
+    errors = {name: relative_error(each.outputs, measured[ORT].outputs) for name, each in measured.items()}
+    return {name: f"differs by {error:.0e}" for name, error in errors.items() if not error <= LARGEST_ERROR}
 
 
 def heading(command: str, threads: int, rounds: int) -> str:
     """How it was measured, for RESULTS.md."""
-    machine = f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    system = f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    named = ["apache-tvm", "onnxruntime", "torch"]
+    installed = {distribution.name for distribution in importlib.metadata.distributions(name="openvino")}
     return (
         f"`{command}`, {time.strftime('%Y-%m-%d')}: {threads} threads, {rounds} rounds;\n"
-        f"{machine}, {versions('apache-tvm', 'onnxruntime', 'torch')}."
+        f"{system}, {versions(*named, *sorted(installed))}."
     )
 
 
@@ -185,24 +97,65 @@ def _processor() -> str:
     return platform.machine()
 
 
+def write(how: str, rows: Sequence[Row], roofs: Machine, path: Path = RESULTS) -> None:
+    """Both tables into RESULTS.md, and the two drawings beside it."""
+    for name, drawing in ((SPEED_CHART, charts.speed(rows)), (ROOFLINE, charts.roofline(rows, roofs))):
+        with atomic_write(path.with_name(name)) as file:
+            file.write(drawing.encode())
+    behind = slower(rows) or ["No model is slower than a peer."]
+    below = "\n".join(
+        (
+            means(rows),
+            "",
+            f"![Speed over each peer]({SPEED_CHART})",
+            "",
+            f"![Roofline]({ROOFLINE})",
+            "",
+            roofs.sentence(),
+            "",
+            "Where a peer is faster:",
+            "",
+            *(f"* {sentence}" for sentence in behind),
+        )
+    )
+    SPEED.write(f"{SPEED.markdown(how, [row.speed_cells() for row in rows])}\n\n{below}", path)
+    COMPILING.write(COMPILING.markdown(how, [row.compiling_cells() for row in rows]), path)
+
+
+def measure_all(names: Sequence[str], threads: int, rounds: int, screen: Console) -> list[Row]:
+    """The rows of the models, each shown as it is there."""
+    rows = []
+    for name in names:
+        with screen.status(name):
+            rows.append(measure(name, threads, rounds))
+        screen.print("  ".join(rows[-1].speed_cells()), markup=False)
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.suite", description="Latency beside ONNX Runtime's.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.suite", description="Latency beside that of peers.")
     known = ", ".join(MODELS)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME", help=known)
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant (default 15)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each contestant (default 2)")
-    parser.add_argument("--write", action="store_true", help=f"write the table into {RESULTS.name}")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each contestant (default {ROUNDS})")
+    parser.add_argument("--threads", type=int, default=THREADS, help=f"of each contestant (default {THREADS})")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} and the drawings")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(given)
     screen = console()
-    rows = []
-    for name in options.models:
-        with screen.status(name):
-            rows.append(measure(name, options.threads, options.rounds).cells())
-        screen.print("  ".join(rows[-1]))
-    screen.print(SECTION.table(rows))
+    rows = measure_all(options.models, options.threads, options.rounds, screen)
+    with screen.status("the machine's roofs"):
+        roofs = machine.measure(options.threads)
+    for section, cells in (
+        (SPEED, [row.speed_cells() for row in rows]),
+        (COMPILING, [row.compiling_cells() for row in rows]),
+    ):
+        screen.print(section.table(cells))
+    for line in (means(rows), *slower(rows), roofs.sentence()):
+        screen.print(line, markup=False)
     if options.write:
-        SECTION.write(SECTION.markdown(heading("make bench", options.threads, options.rounds), rows))
+        command = "make bench" if given == ["--write"] else f"python -m benchmarks.suite {' '.join(given)}"
+        write(heading(command, options.threads, options.rounds), rows, roofs)
         screen.print(f"written to {RESULTS.name}")
 
 

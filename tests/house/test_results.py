@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import nodes, suite
+from benchmarks import nodes, rows
 from benchmarks.results import RESULTS, Section, versions
 from optimizer.errors import InputError
 
@@ -25,6 +25,12 @@ def test_the_table_has_every_cell_below_its_title() -> None:
     assert [cell.strip() for cell in small] == list(ROWS[0])
     assert small[1] == "  1.5 "  # numbers to the right
     assert large[0] == " large "
+
+
+def test_brackets_in_a_cell_are_shown_as_they_are() -> None:
+    output = io.StringIO()
+    Console(file=output, width=60).print(SECTION.table([("[red]x", "1", "[/]")]))
+    assert "[red]x" in output.getvalue()
 
 
 def test_markdown_aligns_numbers_to_the_right() -> None:
@@ -64,7 +70,7 @@ def test_without_its_markers_a_file_stays_as_it_is(tmp_path: Path, text: str) ->
     assert path.read_text() == text
 
 
-@pytest.mark.parametrize("section", [nodes.SECTION, suite.SECTION], ids=["nodes", "suite"])
+@pytest.mark.parametrize("section", [nodes.SECTION, rows.SPEED, rows.COMPILING], ids=["nodes", "speed", "compiling"])
 def test_the_results_file_takes_the_section_of_every_benchmark(section: Section, tmp_path: Path) -> None:
     path = tmp_path / "RESULTS.md"
     before = RESULTS.read_text(encoding="utf-8")
