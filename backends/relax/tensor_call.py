@@ -12,7 +12,6 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, relax, s_tir, te, tirx
 
-
 _OPAQUE = 8
 """TVM's `OpPatternKind` of a kernel that is fused with nothing."""
 

@@ -44,7 +44,8 @@ def test_transposed_convolution_of_symbolic_size_before_an_activation() -> None:
     """As in every U-Net: the sizes before the product's rows were put in one axis are passed to the kernel."""
     model = parse(
         "g (float[n,2,h,w] x) => (float[n,3,u,v] y)"
-        " { a = ConvTranspose<strides=[2,2]>(x, k, b) r = Relu(a) c = ConvTranspose<strides=[2,2]>(r, m) y = Sigmoid(c) }",
+        " { a = ConvTranspose<strides=[2,2]>(x, k, b) r = Relu(a)"
+        " c = ConvTranspose<strides=[2,2]>(r, m) y = Sigmoid(c) }",
         {"k": normal(2, 3, 2, 2), "b": normal(3), "m": normal(3, 3, 2, 2)},
     )
     check(model, [normal(2, 2, 6, 5)])
