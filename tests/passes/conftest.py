@@ -24,10 +24,10 @@ def watch_passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
     The weights are small here: each that loses its last user is freed, as large ones are.
     """
-    monkeypatch.setattr(edit, "_WEIGHT_BYTES", 0)
     if request.node.get_closest_marker("unwatched"):
         yield
         return
+    monkeypatch.setattr(edit, "_WEIGHT_BYTES", 0)
     run = ir.passes.PassBase.__call__
 
     def watched(pass_: Any, model: Any) -> ir.passes.PassResult:
