@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from backends.cpu import generic
 from backends.cpu.conv2d import Taps, edges
 from backends.cpu.epilogue import Epilogue
+from backends.cpu.heavy import with_epilogue
 from backends.cpu.kernel import Kernel, Stage
 from backends.cpu.loops import (
     BufferLoad,
@@ -40,11 +40,7 @@ def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
     stage = kernel.stages[0]
     if stage.kind != "depthwise":
         return None
-    epilogue = Epilogue.of(kernel)
-    nest = _Nest(stage, epilogue, Tiles(cpu)).build()
-    if not epilogue.rest:
-        return nest
-    return allocate([stage.buffer], sequence([nest, generic.lower(Kernel(kernel.function, epilogue.rest), cpu)]))
+    return with_epilogue(kernel, cpu, lambda epilogue: _Nest(stage, epilogue, Tiles(cpu)).build())
 
 
 class _Nest:

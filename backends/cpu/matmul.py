@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from backends.cpu import generic
 from backends.cpu.epilogue import Epilogue
+from backends.cpu.heavy import with_epilogue
 from backends.cpu.kernel import Axis, Kernel, Stage
 from backends.cpu.loops import (
     BufferLoad,
@@ -81,12 +81,7 @@ def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
     parts = _take_apart(kernel.stages[0])
     if parts is None:
         return None
-    epilogue = Epilogue.of(kernel)
-    nest = _Nest(parts, epilogue, Tiles(cpu)).build()
-    if not epilogue.rest:
-        return nest
-    following = generic.lower(Kernel(kernel.function, epilogue.rest), cpu)
-    return allocate([epilogue.heavy.buffer], sequence([nest, following]))
+    return with_epilogue(kernel, cpu, lambda epilogue: _Nest(parts, epilogue, Tiles(cpu)).build())
 
 
 def _take_apart(stage: Stage) -> Product | None:

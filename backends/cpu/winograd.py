@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from tvm import tirx
 
-from backends.cpu import generic
 from backends.cpu.epilogue import Epilogue
+from backends.cpu.heavy import with_epilogue
 from backends.cpu.kernel import Kernel, Stage
 from backends.cpu.loops import (
     BufferLoad,
@@ -50,11 +50,7 @@ def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
     stage = kernel.stages[0]
     if stage.kind != "winograd":
         return None
-    epilogue = Epilogue.of(kernel)
-    nest = _Nest(stage, epilogue, Tiles(cpu)).build()
-    if not epilogue.rest:
-        return nest
-    return allocate([stage.buffer], sequence([nest, generic.lower(Kernel(kernel.function, epilogue.rest), cpu)]))
+    return with_epilogue(kernel, cpu, lambda epilogue: _Nest(stage, epilogue, Tiles(cpu)).build())
 
 
 class _Nest:
