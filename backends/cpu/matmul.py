@@ -1,10 +1,10 @@
 """The rule for matrix products: register tiles of rows x vectors over panels of columns.
 
 Letters: R rows that share one B, N columns, K the reduced axis, P panels of W columns. One task computes some rows of
-one panel: the
-panel (K x W) stays in the second-level cache while the rows pass by. Rows and columns that do not fill a tile get
-tiles of their own size,
-so that nothing is computed twice and no inner loop tests a bound.
+one panel. Where the rows of A fit in the second-level cache, or where a panel (K x W) is the larger part, the panel
+stays there while all rows pass by; otherwise a block of rows stays there while all panels pass by, so that A comes from
+memory once. Rows and columns that do not fill a tile get tiles of their own size, so that nothing is computed twice and
+no inner loop tests a bound.
 """
 
 from __future__ import annotations
@@ -119,13 +119,14 @@ class _Nest:
         batch_extents = [a.extent for a in self.parts.batch]
         batches = product(batch_extents)
         panels = simplify(tirx.floordiv(self.parts.column.extent + (self.width - 1), self.width))
-        chunks = self._chunks(batches, panels)
+        blocks = self.tiles.row_blocks(self.total_rows, known(self.parts.depth.extent), self.width)
+        chunks = self._chunks(batches, panels) if blocks is None else blocks
 
         def task(index: Expr) -> Stmt:
-            chunk = tirx.floormod(index, chunks) if chunks > 1 else i64(0)
-            rest = tirx.floordiv(index, chunks) if chunks > 1 else index
-            panel = tirx.floormod(rest, panels)
-            batch = unflatten(tirx.floordiv(rest, panels), batch_extents)
+            inner = [chunks, panels] if blocks is not None else [panels, chunks]
+            first, second, third = unflatten(index, [batches, *inner])
+            panel, chunk = (third, second) if blocks is not None else (second, third)
+            batch = unflatten(first, batch_extents)
             point = {a.var: b for a, b in zip(self.parts.batch, batch, strict=True)}
             return allocate([self.staged], self._panel(point, panel, chunk, chunks))
 
@@ -147,17 +148,17 @@ class _Nest:
             flops *= size
         return flops >= _PARALLEL_FLOPS
 
-    def _chunks(self, batches: Expr, panels: Expr) -> int:
+    def _chunks(self, batches: Expr, panels: Expr) -> Expr:
         """Into how many parts the rows are cut, so that the threads get equal shares."""
         cores = self.tiles.cpu.cores
         tasks = known(simplify(batches * panels))
         rows = known(self.total_rows)
         if tasks is not None and (tasks % cores == 0 or tasks >= 8 * cores):
-            return 1
+            return i64(1)
         most = 4 * cores if rows is None else max(1, rows // 8)
-        return min(2 * cores, most)
+        return i64(min(2 * cores, most))
 
-    def _panel(self, point: dict[Var, Expr], panel: Expr, chunk: Expr, chunks: int) -> Stmt:
+    def _panel(self, point: dict[Var, Expr], panel: Expr, chunk: Expr, chunks: Expr) -> Stmt:
         """Some rows of one panel."""
         first = panel * self.width
         if self.columns is None:
@@ -177,7 +178,7 @@ class _Nest:
         return last if whole is None else IfThenElse(panel < full_panels, whole, last)
 
     def _last_panel(
-        self, point: dict[Var, Expr], panel: Expr, first: Expr, columns: int, chunk: Expr, chunks: int
+        self, point: dict[Var, Expr], panel: Expr, first: Expr, columns: int, chunk: Expr, chunks: Expr
     ) -> Stmt:
         if self.parts.width is not None:  # padded with zeros: whole vectors can be read
             return self._sweep(point, panel, first, -(-columns // self.lanes), i64(columns), chunk, chunks)
@@ -187,7 +188,7 @@ class _Nest:
         return sequence([whole, self._narrow_columns(point, panel, start, i64(rest), chunk, chunks) if rest else None])
 
     def _narrow_columns(
-        self, point: dict[Var, Expr], panel: Expr, first: Expr, count: Expr, chunk: Expr, chunks: int
+        self, point: dict[Var, Expr], panel: Expr, first: Expr, count: Expr, chunk: Expr, chunks: Expr
     ) -> Stmt:
         """Columns of a B that is not packed and that do not fill a vector, one by one."""
         return sequence(
@@ -208,7 +209,7 @@ class _Nest:
         vectors: int,
         valid: Expr,
         chunk: Expr,
-        chunks: int,
+        chunks: Expr,
         lanes: int | None = None,
     ) -> Stmt:
         """All rows of a chunk against `vectors` vectors of columns, of which `valid` columns exist."""
@@ -225,12 +226,13 @@ class _Nest:
             return tile(index * rows, rows, lines)
 
         whole = simplify(tirx.floordiv(self.total_rows, rows))
-        begin = simplify(tirx.floordiv(chunk * whole, chunks)) if chunks > 1 else i64(0)
-        end = simplify(tirx.floordiv((chunk + 1) * whole, chunks)) if chunks > 1 else whole
+        divided = known(chunks) != 1
+        begin = simplify(tirx.floordiv(chunk * whole, chunks)) if divided else i64(0)
+        end = simplify(tirx.floordiv((chunk + 1) * whole, chunks)) if divided else whole
         main = loop(simplify(end - begin), lambda t: full(begin + t), name="tile")
         rest = self._rest(simplify(self.total_rows - whole * rows), whole * rows, rows, tile)
-        if rest is not None and chunks > 1:
-            rest = IfThenElse(tirx.EQ(chunk, i64(chunks - 1)), rest, None)
+        if rest is not None and divided:
+            rest = IfThenElse(tirx.EQ(chunk, chunks - 1), rest, None)
         return sequence([main, rest])
 
     def _rest(self, count: Expr, start: Expr, rows: int, tile: Callable[[Expr, int], Stmt]) -> Stmt | None:

@@ -1,9 +1,9 @@
 """Transcendental functions as arithmetic that vectorises, where the C library would be called element by element.
 
-Float32. The polynomials are least-squares fits at Chebyshev nodes; the errors against the exact functions are held by
-a test. NaN goes in
-and comes out; infinities and overflow give what IEEE says. The reductions are the textbook ones (Muller, Elementary
-Functions, ch. 11).
+Float32. The polynomials and quotients of polynomials are least-squares fits at Chebyshev nodes, their weights chosen so
+that the largest relative error is smallest (Lawson 1961); the errors against the exact functions are held by a test.
+NaN goes in and comes out; infinities and overflow give what IEEE says. The reductions are the textbook ones (Muller,
+Elementary Functions, ch. 11).
 """
 
 from __future__ import annotations
@@ -18,27 +18,40 @@ from tvm.ir import Call
 from backends.cpu.loops import Expr, Var
 
 _EXP = (0.5000000014285071, 0.1666657335807829, 0.041666456797556435, 0.008363776466951302, 0.0013934543238092092)
-_TANH = (-0.3333332909966133, 0.1333278226550375, -0.053852497607562284, 0.0210036416953351, -0.00610494855121874)
-_ERF_SMALL = (
-    1.128379165881503,
-    -0.37612626903579927,
-    0.11283597463484105,
-    -0.026854328795959843,
-    0.005189311942574149,
-    -0.0008018854992507726,
-    7.882497111290484e-05,
+_TANH_ABOVE = (
+    0.99999998342338,
+    0.13394023382373743,
+    0.003511057234905205,
+    2.0865452615146386e-05,
+    1.3714757930026886e-08,
 )
-_ERF_LARGE = (
-    -1.1287417488272387,
-    -0.6348134914027824,
-    -0.10670375849749106,
-    0.024046108607956904,
-    -0.003679906814259555,
-    0.00027912648741590954,
-    1.2376478267974915e-05,
-    -4.470856974835725e-06,
-    2.7690778491983624e-07,
+_TANH_BELOW = (
+    1.0,
+    0.46727342193925975,
+    0.025935744227525835,
+    0.0003311003298754576,
+    7.922823494865602e-07,
 )
+_TANH_BOUND = 8.8
+"""From here on it is 1 in float32."""
+_ERF_ABOVE = (
+    1.1283791509929668,
+    0.18790028617903473,
+    0.052480038054354625,
+    0.0036740375855766625,
+    0.00028567655448990777,
+    2.1082527326419305e-06,
+)
+_ERF_BELOW = (
+    1.0,
+    0.49985516713505923,
+    0.11313001987319989,
+    0.01478510886153842,
+    0.0011455255854188392,
+    3.873172614539915e-05,
+)
+_ERF_BOUND = 3.85
+"""From here on it is 1 to within half a unit in the last place."""
 _LOG = (0.6666666655547848, 0.4000012218744525, 0.28550762084030795, 0.23332223857250878)
 _SIN = (-0.16666666663744298, 0.008333331831472548, -0.00019840063401587325, 2.724690732182578e-06)
 _COS = (0.041666666664228226, -0.0013888887635829408, 2.4800580858852648e-05, -2.72984352073577e-07)
@@ -114,35 +127,30 @@ def sigmoid(x: Expr) -> Expr:
     return let(x, of)
 
 
-def tanh(x: Expr) -> Expr:
-    """Hyperbolic tangent: an odd polynomial near zero, from the exponential elsewhere."""
+def _odd_quotient(x: Expr, bound: float, above: Sequence[float], below: Sequence[float]) -> Expr:
+    """An odd function as x * P(x**2) / Q(x**2) up to the bound, its value there beyond; between -1 and 1.
+
+    One form for all arguments: a vector of them needs both sides of a choice computed.
+    """
 
     def of(x: Expr) -> Expr:
-        square = x * x
-        near = let(square, lambda s: x + x * s * _horner(s, _TANH))
-        bounded = tirx.Max(tirx.Min(x, _f(10.0)), _f(-10.0))
-        far = _f(1.0) - _f(2.0) / (let(bounded + bounded, _exp_in_range) + _f(1.0))
-        return tirx.Select(tirx.isnan(x), x, tirx.Select(tirx.And(x < _f(0.625), x > _f(-0.625)), near, far))
+        def quotient(b: Expr) -> Expr:
+            return let(b * b, lambda s: b * _horner(s, above) / _horner(s, below))
+
+        value = let(tirx.Max(tirx.Min(x, _f(bound)), _f(-bound)), quotient)
+        return tirx.Select(tirx.isnan(x), x, tirx.Max(tirx.Min(value, _f(1.0)), _f(-1.0)))
 
     return let(x, of)
+
+
+def tanh(x: Expr) -> Expr:
+    """Hyperbolic tangent, within 5 units in the last place."""
+    return _odd_quotient(x, _TANH_BOUND, _TANH_ABOVE, _TANH_BELOW)
 
 
 def erf(x: Expr) -> Expr:
-    """The error function: an odd polynomial up to 1, 1 - exp(polynomial) from there."""
-
-    def of(x: Expr) -> Expr:
-        near = let(x * x, lambda s: x * _horner(s, _ERF_SMALL))
-        magnitude = tirx.Select(x < _f(0.0), _f(0.0) - x, x)
-
-        def far(a: Expr) -> Expr:
-            tail = _f(1.0) - let(a * _horner(a, _ERF_LARGE), _exp_in_range)
-            return let(tail, lambda t: tirx.Select(x < _f(0.0), _f(0.0) - t, t))
-
-        beyond = let(tirx.Min(magnitude, _f(4.0)), far)
-        inside = tirx.And(x < _f(1.0), x > _f(-1.0))
-        return tirx.Select(tirx.isnan(x), x, tirx.Select(inside, near, beyond))
-
-    return let(x, of)
+    """The error function, within 5 units in the last place."""
+    return _odd_quotient(x, _ERF_BOUND, _ERF_ABOVE, _ERF_BELOW)
 
 
 def log(x: Expr) -> Expr:

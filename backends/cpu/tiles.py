@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvm import tirx
+
+from backends.cpu.loops import Expr, known, simplify
 from optimizer.target import Cpu
 
 _FMA_PIPES = 2
@@ -22,6 +25,8 @@ _FMA_LATENCY = 4
 _MAX_VECTORS = 6
 _ROWS_WHEN_SYMBOLIC = 128
 _L2_SHARE = 0.7
+_BLOCK_SHARE = 0.55
+"""Of the second-level cache: for a panel of B and what is reused while the other passes by; for a block of A."""
 _SPILL_PENALTY = 1.25
 _POINTS = 36
 _PATCH_OUTPUTS = 4
@@ -90,6 +95,28 @@ class Tiles:
 
         options = [v for v in range(1, _MAX_VECTORS + 1) if self.fits(1, v)]
         return lanes * min(options, key=lambda v: (cost(v), -v))
+
+    def row_blocks(self, rows: Expr, depth: int | None, width: int) -> Expr | None:
+        """Into how many blocks the rows of A are cut, so that a block stays in the second-level cache.
+
+        With blocks, A is read from memory once and B (K x N) once a block; without, B once and A once a panel, unless
+        all of it stays in the cache. What moves is `K * N * R / block` against `K * R * N / width`.
+
+        Args:
+            rows: R, how many rows are multiplied with B.
+            depth: K; `None` if that is symbolic.
+            width: columns in a panel of B.
+
+        Returns:
+            `None` where blocks move no less.
+        """
+        size = known(rows)
+        if depth is None:
+            return None
+        block = int(_BLOCK_SHARE * self.cpu.l2_bytes) // (4 * max(depth, 1))
+        if block <= width or (size is not None and size <= block):
+            return None
+        return simplify(tirx.floordiv(rows + (block - 1), block))
 
     def winograd_width(self, images: int, height: int, width: int, depth: int, columns: int) -> int | None:
         """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method, F(4, 3).

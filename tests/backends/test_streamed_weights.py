@@ -1,4 +1,4 @@
-"""Weights that do not fit in the second-level cache: what is asked for ahead of time, and that results stay right."""
+"""Operands that do not fit in the second-level cache: what stays there, what is asked for ahead, and right results."""
 
 import numpy as np
 import pytest
@@ -43,8 +43,27 @@ def test_large_filters(size: int, stride: int, group: int, target: str) -> None:
     check(parse(text, {"w": normal(320, 320 // group, 3, 3)}), [normal(1, 320, size, size)], target)
 
 
+@pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3"])
 @pytest.mark.parametrize("declared", ["", "n"])
-@pytest.mark.parametrize("rows", [1, 5, 49, 130])
-def test_large_matrices(rows: int, declared: str) -> None:
+@pytest.mark.parametrize("rows", [1, 5, 49, 130, 401])
+def test_large_matrices(rows: int, declared: str, target: str) -> None:
     text = f"g (float[{declared or rows},700] a) => (float[{declared or rows},800] y) {{ y = MatMul(a, b) }}"
-    check(parse(text, {"b": normal(700, 800)}), [normal(rows, 700)])
+    check(parse(text, {"b": normal(700, 800)}), [normal(rows, 700)], target)
+
+
+@given(rows=st.integers(1, 10_000), depth=st.integers(1, 10_000), width=st.sampled_from([16, 48, 64]))
+def test_blocks_of_rows_stay_in_the_second_level_cache(rows: int, depth: int, width: int) -> None:
+    tiles = Tiles(CPUS["x86-64-v4"])
+    blocks = tiles.row_blocks(i64(rows), depth, width)
+    if blocks is None:
+        assert rows * depth * 4 < tiles.cpu.l2_bytes or width * depth * 8 > tiles.cpu.l2_bytes
+    else:
+        assert -(-rows // (known(blocks) or 0)) * depth * 4 < tiles.cpu.l2_bytes
+
+
+def test_rows_are_cut_into_blocks_only_where_less_moves() -> None:
+    tiles = Tiles(CPUS["x86-64-v4"])
+    assert known(tiles.row_blocks(i64(4096), 384, 48) or 0) == 11
+    assert tiles.row_blocks(i64(300), 384, 48) is None  # all rows stay
+    assert tiles.row_blocks(i64(4096), 8192, 48) is None  # a panel is more than the rows that would fit
+    assert tiles.row_blocks(i64(4096), None, 48) is None
