@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
+from backends.relax.attributes import get_ints
 from backends.relax.checks import require, retyped
 from backends.relax.emitter import Emitter
 from backends.relax.known import same
@@ -39,6 +40,7 @@ def times(
     ctx: Emitter, left: relax.Var, b: ir.Value | None, *, transposed: bool = False, alpha: float = 1.0
 ) -> relax.Var:
     """Alpha * left x B, where B's last two axes may be transposed."""
+    b, transposed = _before_transpose(ctx, b, transposed)
     packed = b is not None and ctx.is_weight(b) and ctx.rank(b) >= 2 and ctx.dtype(b) in FLOATS
     if packed and b is not None:
         return _packed(ctx, left, b, transposed, alpha)
@@ -48,6 +50,23 @@ def times(
         right = ctx.emit(relax.op.permute_dims(right, [*range(rank - 2), rank - 1, rank - 2]))
     result = _plain(ctx, left, right)
     return result if alpha == 1.0 else ctx.emit(relax.op.multiply(result, relax.const(alpha, str(result.ty.dtype))))
+
+
+def _before_transpose(ctx: Emitter, b: ir.Value | None, transposed: bool) -> tuple[ir.Value | None, bool]:
+    """The weight whose two last axes a Transpose swaps to give B: packing does that once for all runs.
+
+    Such a node is left where the weight has other users, as a table of embeddings that also gives the logits.
+    """
+    node = None if b is None else b.producer()
+    if node is None or node.op_type != "Transpose" or node.domain not in ("", "ai.onnx"):
+        return b, transposed
+    source = node.inputs[0]
+    if source is None or not ctx.is_weight(source):
+        return b, transposed
+    rank = ctx.rank(source)
+    order = get_ints(node, "perm", list(range(rank))[::-1])
+    swapped = [*range(rank - 2), rank - 1, rank - 2]
+    return (source, not transposed) if rank >= 2 and order == swapped else (b, transposed)
 
 
 def _packed(ctx: Emitter, left: relax.Var, b: ir.Value, transposed: bool, alpha: float) -> relax.Var:

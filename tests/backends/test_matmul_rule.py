@@ -116,3 +116,14 @@ def test_sizes_that_do_not_match_are_an_error_of_the_run() -> None:
     for wrong in (normal(3, 5), normal(5, 5)):
         with pytest.raises(ExecutionError, match="columns of the left and rows of the right factor"):
             executable.run([a, wrong], 1)
+
+
+@pytest.mark.parametrize(("perm", "kept"), [("[1,0]", False), ("[0,1]", True)])
+def test_a_weight_with_other_users_is_transposed_when_it_is_packed(perm: str, kept: bool) -> None:
+    text = f"""g (int64[3] i, float[3,40] a) => (float[3,40] row, float[3,40] y)
+        {{ row = Gather(w, i) t = Transpose<perm={perm}>(w) y = MatMul(a, t) }}"""
+    inputs = [np.array([0, 7, 39]), normal(3, 40)]
+    executable = check(parse(text, {"w": normal(40, 40)}), inputs)
+    weights = executable.manifest()["weights"]  # type: ignore[attr-defined]
+    packed = [dict(weight["options"]).get("transposed") for weight in weights if weight["transform"] == "panels"]
+    assert packed == ([] if kept else [True])
