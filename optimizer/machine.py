@@ -23,7 +23,7 @@ def machine_needed(target: str) -> dict[str, Any]:
         "architecture": platform.machine(),
         "system": platform.system(),
         "vector_bytes": cpu.vector_bytes,
-        "extensions": [] if cpu.name in CPUS else _extensions(),
+        "extensions": _extensions() if cpu.name not in CPUS else ["avx512_bf16"] if cpu.bfloat16 else [],
     }
 
 

@@ -26,6 +26,7 @@ class Cpu:
         vector_registers: number of architectural vector registers.
         l1_bytes, l2_bytes, l3_bytes: data caches: per core, per core, shared.
         cores: cores that a run may use.
+        bfloat16: whether it multiplies pairs of bfloat16 in 512-bit vectors (x86's AVX512_BF16).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Cpu:
     l2_bytes: int
     l3_bytes: int
     cores: int = 1
+    bfloat16: bool = False
 
     @property
     def lanes(self) -> int:
@@ -50,10 +52,10 @@ CPUS: dict[str, Cpu] = {
     "haswell": Cpu("haswell", 32, 16, 32 * _KIB, 256 * _KIB, 8 * _MIB),
     "skylake-avx512": Cpu("skylake-avx512", 64, 32, 32 * _KIB, 1 * _MIB, 16 * _MIB),
     "icelake-server": Cpu("icelake-server", 64, 32, 48 * _KIB, 1280 * _KIB, 32 * _MIB),
-    "sapphirerapids": Cpu("sapphirerapids", 64, 32, 48 * _KIB, 2 * _MIB, 64 * _MIB),
+    "sapphirerapids": Cpu("sapphirerapids", 64, 32, 48 * _KIB, 2 * _MIB, 64 * _MIB, bfloat16=True),
     "znver3": Cpu("znver3", 32, 16, 32 * _KIB, 512 * _KIB, 32 * _MIB),
-    "znver4": Cpu("znver4", 64, 32, 32 * _KIB, 1 * _MIB, 32 * _MIB),
-    "znver5": Cpu("znver5", 64, 32, 48 * _KIB, 1 * _MIB, 32 * _MIB),
+    "znver4": Cpu("znver4", 64, 32, 32 * _KIB, 1 * _MIB, 32 * _MIB, bfloat16=True),
+    "znver5": Cpu("znver5", 64, 32, 48 * _KIB, 1 * _MIB, 32 * _MIB, bfloat16=True),
 }
 """CPUs that can be named as `"cpu:NAME"`; sizes as in the vendors' manuals (the smallest model of a series)."""
 
@@ -122,6 +124,7 @@ def detect_cpu() -> Cpu:
         _cache_bytes(2) or base.l2_bytes,
         _cache_bytes(3) or base.l3_bytes,
         _cores(),
+        bfloat16=base.vector_bytes == CPUS["x86-64-v4"].vector_bytes and "avx512_bf16" in flags,
     )
 
 

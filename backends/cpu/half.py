@@ -1,8 +1,8 @@
 """float16 and bfloat16: loaded and stored as they are, computed in float32.
 
-A kernel's own buffers are float32 too, so that a sum is rounded once. bfloat16 is converted by integer arithmetic: what
-TVM makes of such a cast inside a `Let` is wrong (the bits are read as a number), and around a `Let` it makes two of it,
-which the vectoriser refuses.
+A kernel's own buffers are float32 too, so that a sum is rounded once. bfloat16 is converted by integer arithmetic, or
+rounded by the processor's own instruction: what TVM makes of such a cast inside a `Let` is wrong (the bits are read as
+a number), and around a `Let` it makes two of it, which the vectoriser refuses.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call
 
+from backends.cpu.bfloat16 import add_products, is_pair_product, rounded
 from backends.cpu.loops import BufferLoad, BufferStore, Expr, Stmt, TensorLoad, Var
 
 _WIDE = "float32"
@@ -21,70 +22,96 @@ _ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
 _COMPARISONS = (tirx.EQ, tirx.NE, tirx.LT, tirx.LE, tirx.GT, tirx.GE)
 
 
-def computed_in_float32(body: Stmt) -> Stmt:
-    """The statement without computation in half precision."""
-    own: dict[Var, Var] = {}
-    tvm_ffi.structural_walk(body, (tirx.AllocBuffer, lambda node: _declare(node.buffer, own)))
+def computed_in_float32(body: Stmt, *, native: bool = False) -> Stmt:
+    """The statement without computation in half precision.
 
-    def load(node: TensorLoad) -> Expr:
-        buffer = own.get(node.source)
+    Args:
+        body: a kernel's loop nests.
+        native: whether the processor has AVX512_BF16.
+    """
+    return _Widening(native).of(body)
+
+
+class _Widening:
+    """One walk over the nests of a kernel; `own` gives the float32 buffer for each of its buffers of half precision."""
+
+    def __init__(self, native: bool) -> None:
+        self.native = native
+        self.own: dict[Var, Var] = {}
+
+    def of(self, body: Stmt) -> Stmt:
+        """The rewritten body."""
+        tvm_ffi.structural_walk(body, (tirx.AllocBuffer, lambda node: self._declare(node.buffer)))
+        handlers = [
+            (TensorLoad, self._load),
+            (tirx.Cast, self._cast),
+            (BufferStore, self._store),
+            (tirx.AllocBuffer, self._allocate),
+            *((kind, self._compare) for kind in _COMPARISONS),
+        ]
+        return tvm_ffi.structural_map(body, handlers)
+
+    def _declare(self, buffer: Var) -> None:
+        if str(buffer.dtype) in _HALF:
+            self.own[buffer] = tirx.decl_buffer(list(buffer.shape), _WIDE, buffer.name, scope=buffer.scope())
+
+    def _load(self, node: TensorLoad) -> Expr:
+        buffer = self.own.get(node.source)
         return node if buffer is None else tirx.Cast(_type(node), BufferLoad(buffer, list(node.indices)))
 
-    def cast(node: tirx.Cast) -> Expr:
+    def _cast(self, node: tirx.Cast) -> Expr:
         source, target = _element(node.value), _element(node)
         if source == target or not (source in _HALF or target in _HALF):
             return node
-        value = _promoted(node.value) if source in _HALF else node.value
-        return _rounded(_as(value, _WIDE), target) if target in _HALF else _as(value, target)
+        value = self._promoted(node.value) if source in _HALF else node.value
+        return self._rounded(_as(value, _WIDE), target) if target in _HALF else _as(value, target)
 
-    def compare(node: Expr) -> Expr:
-        return type(node)(_promoted(node.a), _promoted(node.b)) if _element(node.a) in _HALF else node
+    def _compare(self, node: Expr) -> Expr:
+        if _element(node.a) not in _HALF:
+            return node
+        return type(node)(self._promoted(node.a), self._promoted(node.b))
 
-    def store(node: BufferStore) -> Stmt:
+    def _store(self, node: BufferStore) -> Stmt:
         if _element(node.value) not in _HALF:
             return node
-        buffer = own.get(node.buffer)
+        buffer = self.own.get(node.buffer)
         if buffer is not None:
-            return BufferStore(buffer, _promoted(node.value), list(node.indices))
+            return BufferStore(buffer, self._promoted(node.value), list(node.indices))
         moved = isinstance(node.value, TensorLoad) or _is_call(node.value, "reinterpret")
-        value = node.value if moved else _rounded(_promoted(node.value), _element(node.value))
+        value = node.value if moved else self._rounded(self._promoted(node.value), _element(node.value))
         return BufferStore(node.buffer, value, list(node.indices))
 
-    def allocate(node: tirx.AllocBuffer) -> Stmt:
-        return tirx.AllocBuffer(own[node.buffer]) if node.buffer in own else node
+    def _allocate(self, node: tirx.AllocBuffer) -> Stmt:
+        return tirx.AllocBuffer(self.own[node.buffer]) if node.buffer in self.own else node
 
-    handlers = [(TensorLoad, load), (tirx.Cast, cast), (BufferStore, store), (tirx.AllocBuffer, allocate)]
-    return tvm_ffi.structural_map(body, [*handlers, *((kind, compare) for kind in _COMPARISONS)])
+    def _promoted(self, value: Expr) -> Expr:
+        """An expression of half precision as a float32 one; intermediate results are not rounded."""
+        if isinstance(value, tirx.Cast) and _element(value.value) == _WIDE:
+            return value.value
+        if isinstance(value, _ARITHMETIC):
+            return type(value)(self._promoted(value.a), self._promoted(value.b))
+        if isinstance(value, tirx.Select):
+            branches = (self._promoted(branch) for branch in (value.true_value, value.false_value))
+            return tirx.Select(value.condition, *branches)
+        if isinstance(value, tirx.Let):
+            return tirx.Let(value.var, value.value, self._promoted(value.body))
+        if isinstance(value, tirx.Broadcast):
+            return tirx.Broadcast(self._promoted(value.value), value.lanes)
+        if isinstance(value, tirx.FloatImm):
+            return tirx.const(float(value.value), _WIDE)
+        if is_pair_product(value):
+            total, a, b = value.args
+            return add_products(self._promoted(total), a, b, native=self.native)
+        if _is_call(value, "if_then_else"):
+            return tirx.if_then_else(value.args[0], *(self._promoted(branch) for branch in value.args[1:]))
+        if _element(value) == _BFLOAT and (isinstance(value, TensorLoad) or _is_call(value, "reinterpret")):
+            return _widened(value)
+        return _as(value, _WIDE)
 
-
-def _declare(buffer: Var, own: dict[Var, Var]) -> None:
-    if str(buffer.dtype) in _HALF:
-        own[buffer] = tirx.decl_buffer(list(buffer.shape), _WIDE, buffer.name, scope=buffer.scope())
-
-
-def _promoted(value: Expr) -> Expr:
-    """An expression of half precision as a float32 one; intermediate results are not rounded."""
-    if isinstance(value, tirx.Cast) and _element(value.value) == _WIDE:
-        return value.value
-    if isinstance(value, _ARITHMETIC):
-        return type(value)(_promoted(value.a), _promoted(value.b))
-    if isinstance(value, tirx.Select):
-        return tirx.Select(value.condition, _promoted(value.true_value), _promoted(value.false_value))
-    if isinstance(value, tirx.Let):
-        return tirx.Let(value.var, value.value, _promoted(value.body))
-    if isinstance(value, tirx.Broadcast):
-        return tirx.Broadcast(_promoted(value.value), value.lanes)
-    if isinstance(value, tirx.FloatImm):
-        return tirx.const(float(value.value), _WIDE)
-    if _is_call(value, "if_then_else"):
-        return tirx.if_then_else(value.args[0], *(_promoted(branch) for branch in value.args[1:]))
-    if _element(value) == _BFLOAT and (isinstance(value, TensorLoad) or _is_call(value, "reinterpret")):
-        return _widened(value)
-    return _as(value, _WIDE)
-
-
-def _rounded(value: Expr, dtype: str) -> Expr:
-    return _narrowed(value) if dtype == _BFLOAT else _as(value, dtype)
+    def _rounded(self, value: Expr, dtype: str) -> Expr:
+        if dtype != _BFLOAT:
+            return _as(value, dtype)
+        return _bits_as(rounded(value), _BFLOAT) if self.native else _narrowed(value)
 
 
 def _is_call(value: Expr, name: str) -> bool:

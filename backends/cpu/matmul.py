@@ -4,7 +4,7 @@ Letters: R rows that share one B, N columns, K the reduced axis, P panels of W c
 one panel. Where the rows of A fit in the second-level cache, or where a panel (K x W) is the larger part, the panel
 stays there while all rows pass by; otherwise a block of rows stays there while all panels pass by, so that A comes from
 memory once. Rows and columns that do not fill a tile get tiles of their own size, so that nothing is computed twice and
-no inner loop tests a bound.
+no inner loop tests a bound. bfloat16 is multiplied in pairs of neighbours along K (`backends.cpu.bfloat16`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
+from backends.cpu.bfloat16 import neighbours, pair
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.heavy import with_epilogue
 from backends.cpu.kernel import Axis, Kernel, Stage
@@ -111,9 +112,10 @@ class _Nest:
         self.row_extents = [a.extent for a in parts.rows]
         self.total_rows = product(self.row_extents)
         self.columns = known(parts.column.extent)
+        self.paired = tiles.paired(self.dtype)
+        self.steps = simplify(tirx.floordiv(parts.depth.extent, 2)) if self.paired else parts.depth.extent
         self.width = parts.width or self._plain_width()
-        depth = known(parts.depth.extent) or 0
-        self.streamed = parts.width is not None and tiles.streamed((self.columns or 0) * depth)
+        self.streamed = parts.width is not None and tiles.streamed((self.columns or 0) * (known(self.steps) or 0))
 
     def build(self) -> Stmt:
         batch_extents = [a.extent for a in self.parts.batch]
@@ -135,9 +137,7 @@ class _Nest:
     def _plain_width(self) -> int:
         if self.columns is None:
             return 2 * self.lanes
-        return self.tiles.panel_width(
-            known(self.total_rows), self.columns, known(self.parts.depth.extent) or 512, self.dtype
-        )
+        return self.tiles.panel_width(known(self.total_rows), self.columns, known(self.steps) or 512, self.dtype)
 
     def _worthwhile(self, batches: Expr) -> bool:
         sizes = [known(batches), known(self.total_rows), self.columns, known(self.parts.depth.extent)]
@@ -267,19 +267,23 @@ class _Nest:
             coordinates = unflatten(simplify(start + r), self.row_extents)
             return {**point, **{a.var: c for a, c in zip(self.parts.rows, coordinates, strict=True)}}
 
-        def step(k: Expr) -> Stmt:
-            statements = [prefetch(self._packed(point, panel + 1, k, line)) for line in lines]
-            columns = [self._right(point, panel, first, k, v, lanes) for v in range(vectors)]
+        def step(k: Expr, single: bool = False) -> Stmt:
+            ahead = [line * 2 if self.paired else line for line in lines]
+            statements = [prefetch(self._packed(point, panel + 1, k, line)) for line in ahead]
+            columns = [self._right(point, panel, first, k, v, lanes, single) for v in range(vectors)]
             for r in range(rows):
-                a = wide(substitute(self.parts.left, {**at_row(r), self.parts.depth.var: k}), lanes)
-                statements += [tile.add(r, v, a * columns[v]) for v in range(vectors)]
+                a = wide(self._left(at_row(r), k, single), lanes)
+                statements += [tile.multiply(r, v, a, columns[v]) for v in range(vectors)]
             return sequence(statements)
 
         def finish(r: Expr, offset: Expr) -> Stmt:
             return self._finish_row(point, simplify(start + r), first, offset, valid, lanes)
 
-        body = loop(self.parts.depth.extent, step, name="k")
-        return allocate(tile.buffers, sequence([*tile.zero(), body, *tile.finish(self.staged, finish)]))
+        body = [loop(self.steps, step, name="k")]
+        if self.paired:
+            odd = simplify(tirx.floormod(self.parts.depth.extent, 2))
+            body.append(loop(odd, lambda _: step(self.steps, single=True), name="odd"))
+        return allocate(tile.buffers, sequence([*tile.zero(), *body, *tile.finish(self.staged, finish)]))
 
     def _finish_row(
         self, point: dict[Var, Expr], row: Expr, first: Expr, offset: Expr, valid: Expr, lanes: int
@@ -297,12 +301,31 @@ class _Nest:
 
         return over_vectors(valid, lanes, vector)
 
-    def _right(self, point: dict[Var, Expr], panel: Expr, first: Expr, k: Expr, vector: int, lanes: int) -> Expr:
+    def _left(self, at: dict[Var, Expr], k: Expr, single: bool) -> Expr:
+        """An element of A, or a pair of them; `single`: without its second element."""
+        depth = self.parts.depth.var
+        if not self.paired:
+            return substitute(self.parts.left, {**at, depth: k})
+        even = substitute(self.parts.left, {**at, depth: k * 2})
+        if not single and isinstance(self.parts.left, TensorLoad) and self.parts.left.indices[-1].same_as(depth):
+            return neighbours(even, k * 2)
+        return pair(even, None if single else substitute(self.parts.left, {**at, depth: k * 2 + 1}))
+
+    def _right(
+        self, point: dict[Var, Expr], panel: Expr, first: Expr, k: Expr, vector: int, lanes: int, single: bool
+    ) -> Expr:
+        """A vector of B, or of pairs of its rows; `single`: without the second row."""
         load = self.parts.right
         if self.parts.width is not None:
+            if self.paired:
+                return neighbours(self._packed(point, panel, k, i64(0)), i64(vector * lanes * 2), lanes)
             return self._packed(point, panel, k, span(vector * lanes, lanes))
-        lead = [substitute(i, {**point, self.parts.depth.var: k}) for i in load.indices[:-1]]
-        return BufferLoad(load.source, [*lead, span(first + vector * lanes, lanes)])
+
+        def row(k: Expr) -> Expr:
+            lead = [substitute(i, {**point, self.parts.depth.var: k}) for i in load.indices[:-1]]
+            return BufferLoad(load.source, [*lead, span(first + vector * lanes, lanes)])
+
+        return pair(row(k * 2), None if single else row(k * 2 + 1)) if self.paired else row(k)
 
     def _packed(self, point: dict[Var, Expr], panel: Expr, k: Expr, column: Expr) -> BufferLoad:
         """Part of a row of a packed panel."""

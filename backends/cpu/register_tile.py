@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
+from backends.cpu.bfloat16 import pair_product
 from backends.cpu.loops import BufferLoad, BufferStore, Expr, Stmt, Var, i64, local, loop
 
 LINE_ELEMENTS = 16
@@ -65,6 +66,13 @@ class RegisterTile:
         """Add to one accumulator."""
         here = [span(vector * self.lanes, self.lanes)]
         return BufferStore(self.buffers[row], BufferLoad(self.buffers[row], here) + value, here)
+
+    def multiply(self, row: int, vector: int, a: Expr, b: Expr) -> Stmt:
+        """Add a product to one accumulator: of pairs of elements (`bfloat16.pair_product`) if they are bfloat16."""
+        here = [span(vector * self.lanes, self.lanes)]
+        total = BufferLoad(self.buffers[row], here)
+        value = pair_product(total, a, b) if self.dtype == "bfloat16" else total + a * b
+        return BufferStore(self.buffers[row], value, here)
 
     def finish(self, staged: Var, body: Callable[[Expr, Expr], Stmt]) -> list[Stmt | None]:
         """Copy the accumulators to `staged`, then run `body(row, offset)` on each row.

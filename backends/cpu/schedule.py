@@ -8,6 +8,7 @@ import tvm
 from tvm import s_tir, tirx
 
 from backends.cpu import attention, conv2d, depthwise, generic, matmul, winograd
+from backends.cpu.bfloat16 import imported
 from backends.cpu.half import computed_in_float32
 from backends.cpu.kernel import Kernel, decode, inline
 from backends.cpu.loops import Stmt
@@ -54,7 +55,7 @@ def schedule_function(function: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
     for rule in RULES:
         body = rule(kernel, cpu)
         if body is not None:
-            body = computed_in_float32(body)
+            body = imported(computed_in_float32(body, native=cpu.bfloat16))
             return _finished(tirx.PrimFunc(function.params, body, function.ret_type), function)
     raise RuntimeError(f"no rule takes the kernel {function}")
 

@@ -49,6 +49,10 @@ class Tiles:
         """Elements in a vector register."""
         return max(1, self.cpu.vector_bytes // (8 if dtype == "float64" else 4))
 
+    def paired(self, dtype: str) -> bool:
+        """Whether two elements of the reduced axis share a lane; then a depth below is counted in pairs."""
+        return dtype == "bfloat16"
+
     def streamed(self, elements: int) -> bool:
         """Whether so many weights have to come from beyond the second-level cache each time."""
         return elements * 4 > self.cpu.l2_bytes

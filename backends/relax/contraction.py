@@ -3,9 +3,13 @@
 The rules need the columns of B to lie next to each other. A constant B is packed in panels [..., P, K, W] when the
 model is compiled (W
 columns a panel, chosen by the target); any other B is used as it lies, [..., K, N], transposed first if need be.
+Where the target multiplies bfloat16 in pairs, the panels are [..., P, ceil(K/2), W * 2] (`packing.panels`).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 from tvm import relax, te, tirx
@@ -18,6 +22,49 @@ from backends.relax.values import Refused, prim, static_int
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 MATMUL = "matmul"
+_HALF = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Panels:
+    """How a constant matrix [K, N] is packed.
+
+    Attributes:
+        width: columns in a panel.
+        columns: N.
+        depth: K.
+        paired: whether its rows lie two by two.
+    """
+
+    width: int
+    columns: int
+    depth: int
+    paired: bool
+
+    @classmethod
+    def of(cls, ctx: Emitter, dtype: str, rows: int | None, columns: int, depth: int) -> Panels:
+        """As the target wants them for so many rows of the other factor (`None` if that is symbolic)."""
+        paired = ctx.tiles.paired(dtype)
+        width = ctx.tiles.panel_width(rows, columns, -(-depth // 2) if paired else depth)
+        return cls(width, columns, depth, paired)
+
+    @property
+    def shape(self) -> list[int]:
+        """The last three axes of the packed weight."""
+        count = -(-self.columns // self.width)
+        return [count, -(-self.depth // 2), self.width * 2] if self.paired else [count, self.depth, self.width]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the functions of `packing`."""
+        return {"width": self.width, **({"paired": True} if self.paired else {})}
+
+    def at(self, k: tirx.Expr, column: tirx.Expr) -> list[tirx.Expr]:
+        """Where an element of the matrix lies."""
+        panel, place = tirx.floordiv(column, self.width), tirx.floormod(column, self.width)
+        if self.paired:
+            return [panel, tirx.floordiv(k, 2), place * 2 + tirx.floormod(k, 2)]
+        return [panel, k, place]
 
 
 def contract(
@@ -43,12 +90,17 @@ def times(
     b, transposed = _before_transpose(ctx, b, transposed)
     packed = b is not None and ctx.is_weight(b) and ctx.rank(b) >= 2 and ctx.dtype(b) in FLOATS
     if packed and b is not None:
-        return _packed(ctx, left, b, transposed, alpha)
+        if ctx.dtype(b) not in _HALF:
+            return _packed(ctx, left, b, transposed, alpha)
+        return _scaled(ctx, _packed(ctx, left, b, transposed, 1.0), alpha)  # a weight is not rounded again
     right = ctx.x(b)
     if transposed:
         rank = right.ty.ndim
         right = ctx.emit(relax.op.permute_dims(right, [*range(rank - 2), rank - 1, rank - 2]))
-    result = _plain(ctx, left, right)
+    return _scaled(ctx, _plain(ctx, left, right), alpha)
+
+
+def _scaled(ctx: Emitter, result: relax.Var, alpha: float) -> relax.Var:
     return result if alpha == 1.0 else ctx.emit(relax.op.multiply(result, relax.const(alpha, str(result.ty.dtype))))
 
 
@@ -73,10 +125,9 @@ def _packed(ctx: Emitter, left: relax.Var, b: ir.Value, transposed: bool, alpha:
     shape = ctx.static_shape(b)
     *batch, k, n = [*shape[:-2], shape[-1], shape[-2]] if transposed else shape
     rows = _rows(left, bool(batch) and any(d != 1 for d in batch))
-    width = ctx.tiles.panel_width(rows, n, k)
-    shape = [*batch, -(-n // width), k, width]
-    weight = ctx.weight(b, "panels", shape, width=width, transposed=transposed, alpha=alpha)
-    return product(ctx, left, weight, n, width)
+    panels = Panels.of(ctx, ctx.dtype(b), rows, n, k)
+    weight = ctx.weight(b, "panels", [*batch, *panels.shape], **panels.options, transposed=transposed, alpha=alpha)
+    return product(ctx, left, weight, n, panels)
 
 
 def _rows(left: relax.Var, batched: bool) -> int | None:
@@ -101,14 +152,16 @@ def _plain(ctx: Emitter, left: relax.Var, right: relax.Var) -> relax.Var:
     return product(ctx, left, right, right.ty.shape.values[-1], None)
 
 
-def product(ctx: Emitter, left: relax.Var, right: relax.Var, columns: int | tirx.Expr, width: int | None) -> relax.Var:
-    """The tensor expression; `width` is the panel width of a packed B."""
+def product(
+    ctx: Emitter, left: relax.Var, right: relax.Var, columns: int | tirx.Expr, panels: Panels | None
+) -> relax.Var:
+    """The tensor expression; `panels` says how a packed B lies."""
     if left.ty.ndim == 1:
         row = ctx.emit(relax.op.expand_dims(left, [0]))
-        return ctx.emit(relax.op.squeeze(product(ctx, row, right, columns, width), [-2]))
-    tail = 3 if width else 2
+        return ctx.emit(relax.op.squeeze(product(ctx, row, right, columns, panels), [-2]))
+    tail = 3 if panels else 2
     dtype = str(left.ty.dtype)
-    left, right = _matching(ctx, left, right, tail)
+    left, right = _matching(ctx, left, right, tail, panels)
 
     def build(x: te.Tensor, w: te.Tensor) -> te.Tensor:
         k = te.reduce_axis((0, x.shape[-1]), "k")
@@ -118,10 +171,10 @@ def product(ctx: Emitter, left: relax.Var, right: relax.Var, columns: int | tirx
             *batch, i, j = index
             own = [_at(p, d) for p, d in zip(batch[len(batch) - (len(x.shape) - 2) :], x.shape[:-2], strict=True)]
             other = [_at(p, d) for p, d in zip(batch[len(batch) - (len(w.shape) - tail) :], w.shape, strict=False)]
-            factor = w[(*other, tirx.floordiv(j, width), k, tirx.floormod(j, width))] if width else w[(*other, k, j)]
+            factor = w[(*other, *(panels.at(k, j) if panels else (k, j)))]
             return te.sum(x[(*own, i, k)] * factor, axis=k)
 
-        attrs = {"tersor.kernel": MATMUL, "tersor.width": width or 0}
+        attrs = {"tersor.kernel": MATMUL, "tersor.width": panels.width if panels else 0}
         return te.compute((*lead, x.shape[-2], prim(columns)), element, name="matmul", attrs=attrs)
 
     if dtype != str(right.ty.dtype):
@@ -129,7 +182,9 @@ def product(ctx: Emitter, left: relax.Var, right: relax.Var, columns: int | tirx
     return ctx.te(build, left, right, primfunc_name_hint="matmul")
 
 
-def _matching(ctx: Emitter, left: relax.Var, right: relax.Var, tail: int) -> tuple[relax.Var, relax.Var]:
+def _matching(
+    ctx: Emitter, left: relax.Var, right: relax.Var, tail: int, panels: Panels | None
+) -> tuple[relax.Var, relax.Var]:
     """The operands with one expression for the axis that they share; what cannot be proved, the run checks.
 
     Raises:
@@ -140,9 +195,10 @@ def _matching(ctx: Emitter, left: relax.Var, right: relax.Var, tail: int) -> tup
         if not (static_int(a) == 1 or static_int(b) == 1 or same(ctx, a, b)):
             raise Refused(f"a matrix product over batch axes of {a} and {b}")
     what = "columns of the left and rows of the right factor"
-    if static_int(own[-1]) is None and static_int(other[-2]) is not None:
-        return retyped(ctx, left, [*own[:-1], other[-2]], what), right
-    require(ctx, own[-1], other[-2], what)
+    depth = prim(panels.depth) if panels else other[-2]
+    if static_int(own[-1]) is None and static_int(depth) is not None:
+        return retyped(ctx, left, [*own[:-1], depth], what), right
+    require(ctx, own[-1], depth, what)
     return left, right
 
 

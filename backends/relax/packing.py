@@ -56,8 +56,12 @@ def reshape(array: Array, *, shape: tuple[int, ...]) -> Array:
     return array.reshape(shape)
 
 
-def panels(array: Array, *, width: int, transposed: bool = False, alpha: float = 1.0) -> Array:
-    """[..., K, N] (or [..., N, K] if `transposed`) -> [..., P, K, width], padded with zeros, times `alpha`."""
+def panels(array: Array, *, width: int, transposed: bool = False, alpha: float = 1.0, paired: bool = False) -> Array:
+    """[..., K, N] (or [..., N, K] if `transposed`) -> [..., P, K, width], padded with zeros, times `alpha`.
+
+    If `paired`, two rows share one: [..., P, ceil(K/2), width * 2], where [..., 2 * w] is of the even row and
+    [..., 2 * w + 1] of the odd one.
+    """
     if transposed:
         array = array.swapaxes(-1, -2)
     *batch, k, n = array.shape
@@ -70,7 +74,16 @@ def panels(array: Array, *, width: int, transposed: bool = False, alpha: float =
         packed[..., :full, :, :] = array[..., : full * width].reshape(*batch, k, full, width).transpose(order)
     if full < count:
         packed[..., full, :, : n - full * width] = array[..., full * width :]
-    return packed if alpha == 1.0 else packed * np.asarray(alpha, array.dtype)
+    scaled = packed if alpha == 1.0 else packed * np.asarray(alpha, array.dtype)
+    return _in_pairs(scaled) if paired else scaled
+
+
+def _in_pairs(rows: Array) -> Array:
+    """[..., K, W] -> [..., ceil(K/2), W * 2]: the rows two by two, zeros beside the last of an odd number."""
+    *lead, k, width = rows.shape
+    if k % 2:
+        rows = np.concatenate([rows, np.zeros((*lead, 1, width), rows.dtype)], -2)
+    return rows.reshape(*lead, -1, 2, width).swapaxes(-1, -2).reshape(*lead, -1, width * 2)
 
 
 def conv_panels(array: Array, *, groups: int, width: int) -> Array:
@@ -91,9 +104,9 @@ def winograd_panels(array: Array, *, width: int) -> Array:
     return np.moveaxis(panels(filters.reshape(PATCH, PATCH, c, out), width=width), 2, 0)
 
 
-def conv_matrix(array: Array, *, width: int) -> Array:
-    """[O, C, 1...] -> [P, C, width], padded with zeros."""
-    return panels(array.reshape(array.shape[:2]), width=width, transposed=True)
+def conv_matrix(array: Array, *, width: int, paired: bool = False) -> Array:
+    """[O, C, 1...] -> [P, C, width], padded with zeros; `paired` as in `panels`."""
+    return panels(array.reshape(array.shape[:2]), width=width, transposed=True, paired=paired)
 
 
 def depthwise(array: Array) -> Array:

@@ -103,6 +103,10 @@ class PanelChoice(Protocol):
         """Columns in a panel of a packed matrix [depth, columns] that `rows` rows are multiplied with."""
         ...
 
+    def paired(self, dtype: str) -> bool:
+        """Whether a packed matrix has its rows two by two, each pair of elements in 32 bits."""
+        ...
+
     def winograd_width(self, images: int, height: int, width: int, depth: int, columns: int) -> int | None:
         """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method; `None` if it is no faster."""
         ...

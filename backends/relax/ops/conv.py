@@ -14,7 +14,7 @@ from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int, get_str
 from backends.relax.checks import require, require_at_least
-from backends.relax.contraction import FLOATS, product
+from backends.relax.contraction import FLOATS, Panels, product
 from backends.relax.emitter import Emitter
 from backends.relax.registry import emits
 from backends.relax.values import ChannelsLast, Refused, Result, prim, static_int
@@ -120,9 +120,9 @@ def _pointwise(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int]) -
     for size in sizes:
         rows = 0 if size is None else rows * size
     out, depth = weights[:2]
-    width = ctx.tiles.panel_width(rows or None, out, depth)
-    weight = ctx.weight(w, "conv_matrix", [-(-out // width), depth, width], width=width)
-    return product(ctx, data, weight, out, width)
+    panels = Panels.of(ctx, str(data.ty.dtype), rows or None, out, depth)
+    weight = ctx.weight(w, "conv_matrix", panels.shape, **panels.options)
+    return product(ctx, data, weight, out, panels)
 
 
 def _padded(ctx: Emitter, data: relax.Var, window: Window) -> tuple[relax.Var, tuple[int, int]]:
