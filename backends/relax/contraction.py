@@ -42,10 +42,19 @@ class Panels:
     paired: bool
 
     @classmethod
-    def of(cls, ctx: Emitter, dtype: str, rows: int | None, columns: int, depth: int) -> Panels:
-        """As the target wants them for so many rows of the other factor (`None` if that is symbolic)."""
+    def of(cls, ctx: Emitter, dtype: str, rows: int | None, columns: int, depth: int, taps: int = 1) -> Panels:
+        """As the target wants them for so many rows of the other factor (`None` if that is symbolic).
+
+        Args:
+            ctx: the emitter.
+            dtype: of the elements.
+            rows: of the other factor.
+            columns: N.
+            depth: K.
+            taps: how many matrices are summed over.
+        """
         paired = ctx.tiles.paired(dtype)
-        width = ctx.tiles.panel_width(rows, columns, -(-depth // 2) if paired else depth)
+        width = ctx.tiles.panel_width(rows, columns, taps * (-(-depth // 2) if paired else depth))
         return cls(width, columns, depth, paired)
 
     @property

@@ -86,14 +86,18 @@ def _in_pairs(rows: Array) -> Array:
     return rows.reshape(*lead, -1, 2, width).swapaxes(-1, -2).reshape(*lead, -1, width * 2)
 
 
-def conv_panels(array: Array, *, groups: int, width: int) -> Array:
-    """[G*O, C, KH, KW] (or [G*O, C, KW]) -> [G, P, KH, KW * C, width], padded with zeros."""
+def conv_panels(array: Array, *, groups: int, width: int, paired: bool = False) -> Array:
+    """[G*O, C, KH, KW] (or [G*O, C, KW]) -> [G, P, KH, KW * C, width], padded with zeros.
+
+    If `paired`, the channels of a tap share rows as in `panels`: [G, P, KH, KW * ceil(C/2), width * 2].
+    """
     if array.ndim == 3:
         array = array[:, :, None]
     out, c, kh, kw = array.shape
     per_group = out // groups
     columns = array.reshape(groups, per_group, c, kh, kw).transpose(0, 3, 4, 2, 1)
-    return panels(columns.reshape(groups, kh, kw * c, per_group), width=width).swapaxes(1, 2)
+    taps = np.moveaxis(panels(columns, width=width, paired=paired), 3, 1)
+    return taps.reshape(*taps.shape[:3], -1, taps.shape[-1])
 
 
 def winograd_panels(array: Array, *, width: int) -> Array:

@@ -146,9 +146,9 @@ def _direct(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int], grou
     out, c = weights[0] // groups, weights[1]
     kh, kw = window.kernel
     oh, ow = window.outputs
-    width = ctx.tiles.panel_width(static_int(ow), out, kh * kw * c)
-    panels = -(-out // width)
-    weight = ctx.weight(w, "conv_panels", [groups, panels, kh, kw * c, width], groups=groups, width=width)
+    panels = Panels.of(ctx, str(data.ty.dtype), static_int(ow), out, c, taps=kh * kw)
+    count, steps, length = panels.shape
+    weight = ctx.weight(w, "conv_panels", [groups, count, kh, kw * steps, length], groups=groups, **panels.options)
     sh, sw = window.strides
     dh, dw = window.dilations
     inside_always = _never_outside(window, ph, pw)
@@ -166,7 +166,9 @@ def _direct(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int], grou
             value = x[i, iy, ix, g * c + tirx.floormod(rx, c)]
             if not inside_always:
                 value = tirx.if_then_else(inside, value, tirx.const(0, str(x.dtype)))
-            return te.sum(value * f[g, tirx.floordiv(own, width), ry, rx, tirx.floormod(own, width)], axis=[ry, rx])
+            panel, step, place = panels.at(tirx.floormod(rx, c), own)
+            factor = f[g, panel, ry, tirx.floordiv(rx, c) * steps + step, place]
+            return te.sum(value * factor, axis=[ry, rx])
 
         attrs = {"tersor.kernel": "conv2d", "tersor.window": [kh, kw, sh, sw, dh, dw, ph, pw], "tersor.groups": groups}
         return te.compute((n, oh, ow, groups * out), element, name="conv2d", attrs=attrs)
