@@ -19,7 +19,7 @@ from tvm.ir.op import register_op_attr
 
 from backends.cpu.loops import BufferLoad, Expr, Stmt, TensorLoad
 
-__all__ = ["add_products", "imported", "is_pair_product", "neighbours", "pair", "pair_product", "register", "rounded"]
+__all__ = ["add_products", "imported", "is_pair_product", "neighbours", "operation", "pair", "pair_product", "rounded"]
 
 _PRODUCT = "tersor.pair_product"
 _ROUND = "tersor.round_to_bfloat16"
@@ -47,14 +47,15 @@ define {bits} @tersor_round_{lanes}({wide} %x) alwaysinline {{
 
 
 @functools.cache
-def register() -> None:
-    """Make the operations known to TVM, which takes an operation only once: their names, and what they become."""
-    for name in (_PRODUCT, _ROUND):
-        register_op_attr(name, "TCallEffectKind", int(tirx.CallEffectKind.Pure.value))
-        register_op_attr(name, "TScriptPrinterName", name.partition(".")[2])
-    register_op_attr(_ROUND, "TVectorizable", True)
-    tirx.register_intrin_lowering(_PRODUCT, target="llvm", f=_product_function)
-    tirx.register_intrin_lowering(_ROUND, target="llvm", f=_round_function)
+def operation(name: str) -> Op:
+    """An operation of our own, made known to TVM when it is first asked for (TVM takes it only once)."""
+    register_op_attr(name, "TCallEffectKind", int(tirx.CallEffectKind.Pure.value))
+    register_op_attr(name, "TScriptPrinterName", name.partition(".")[2])
+    if name == _ROUND:
+        register_op_attr(name, "TVectorizable", True)
+    if name in _LOWERED:
+        tirx.register_intrin_lowering(name, target="llvm", f=_LOWERED[name])
+    return Op.get(name)
 
 
 def pair_product(total: Expr, a: Expr, b: Expr) -> Expr:
@@ -65,7 +66,7 @@ def pair_product(total: Expr, a: Expr, b: Expr) -> Expr:
         a: int32, each lane a pair of bfloat16.
         b: the same.
     """
-    return tirx.call_intrin(str(total.expr_ty()), _PRODUCT, total, a, b)
+    return tirx.call_intrin(str(total.expr_ty()), operation(_PRODUCT), total, a, b)
 
 
 def pair(first: Expr, second: Expr | None) -> Expr:
@@ -88,7 +89,7 @@ def neighbours(load: TensorLoad, start: Expr, pairs: int = 1) -> Expr:
 
 def is_pair_product(value: Expr) -> bool:
     """Whether the expression is a call of `pair_product`."""
-    return isinstance(value, Call) and value.op.same_as(Op.get(_PRODUCT))
+    return isinstance(value, Call) and value.op.same_as(operation(_PRODUCT))
 
 
 def add_products(total: Expr, a: Expr, b: Expr, *, native: bool) -> Expr:
@@ -101,13 +102,13 @@ def add_products(total: Expr, a: Expr, b: Expr, *, native: bool) -> Expr:
         native: whether the processor has AVX512_BF16.
     """
     if native and str(total.expr_ty()) == f"float32x{_LANES}":
-        return tirx.call_intrin(str(total.expr_ty()), _PRODUCT, total, a, b)
+        return tirx.call_intrin(str(total.expr_ty()), operation(_PRODUCT), total, a, b)
     return total + _low(a) * _low(b) + _high(a) * _high(b)
 
 
 def rounded(value: Expr) -> Expr:
     """A float32 rounded to the nearest bfloat16, ties to even, as uint16; for processors with AVX512_BF16."""
-    return tirx.call_intrin(_like(value, "uint16"), _ROUND, value)
+    return tirx.call_intrin(_like(value, "uint16"), operation(_ROUND), value)
 
 
 def imported(body: Stmt) -> Stmt:
@@ -157,3 +158,7 @@ def _round_ir(lanes: int) -> str:
         return element if lanes == 1 else f"<{lanes} x {element}>"
 
     return _ROUND_IR.format(lanes=lanes, wide=vector("float"), narrow=vector("bfloat"), bits=vector("i16"))
+
+
+_LOWERED = {_PRODUCT: _product_function, _ROUND: _round_function}
+"""What becomes of an operation when everything else has been lowered."""

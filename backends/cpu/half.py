@@ -11,15 +11,31 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call
 
-from backends.cpu.bfloat16 import add_products, is_pair_product, rounded
+from backends.cpu.bfloat16 import add_products, is_pair_product, operation, rounded
 from backends.cpu.loops import BufferLoad, BufferStore, Expr, Stmt, TensorLoad, Var
 
 _WIDE = "float32"
 _BFLOAT = "bfloat16"
 _HALF = ("float16", _BFLOAT)
 _NAN = 0x7FC0
+_UNROUNDED = "unrounded"
 _ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
 _COMPARISONS = (tirx.EQ, tirx.NE, tirx.LT, tirx.LE, tirx.GT, tirx.GE)
+
+
+def unrounded(value: Expr, dtype: str) -> Expr:
+    """A float32 in place of a `dtype` that it would otherwise be rounded to; it is where it is stored.
+
+    `computed_in_float32` takes this mark away.
+    """
+    if dtype not in _HALF:
+        return value
+    return tirx.call_intrin(_with_lanes(dtype, value), operation(f"tersor.{_UNROUNDED}"), value)
+
+
+def widened(value: Expr) -> Expr:
+    """A number, or a vector of them, as float32."""
+    return _as(value, _WIDE)
 
 
 def computed_in_float32(body: Stmt, *, native: bool = False) -> Stmt:
@@ -102,6 +118,8 @@ class _Widening:
         if is_pair_product(value):
             total, a, b = value.args
             return add_products(self._promoted(total), a, b, native=self.native)
+        if _is_call(value, _UNROUNDED):
+            return value.args[0]
         if _is_call(value, "if_then_else"):
             return tirx.if_then_else(value.args[0], *(self._promoted(branch) for branch in value.args[1:]))
         if _element(value) == _BFLOAT and (isinstance(value, TensorLoad) or _is_call(value, "reinterpret")):

@@ -12,8 +12,6 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx.compilation_pipeline import finalize_device_passes, finalize_host_passes, register_tir_pipeline
 
-from backends.cpu import bfloat16
-
 NAME = "tersor-cpu"
 
 _INDEX_BITS = 32
@@ -21,7 +19,6 @@ _INDEX_BITS = 32
 
 def lowering() -> str:
     """Make the pipeline known to TVM; gives its name."""
-    bfloat16.register()
     register_tir_pipeline(NAME, lambda: (_lower(), finalize_host_passes, finalize_device_passes))
     return NAME
 

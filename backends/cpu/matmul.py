@@ -121,7 +121,7 @@ class _Nest:
         batch_extents = [a.extent for a in self.parts.batch]
         batches = product(batch_extents)
         panels = simplify(tirx.floordiv(self.parts.column.extent + (self.width - 1), self.width))
-        blocks = self.tiles.row_blocks(self.total_rows, known(self.parts.depth.extent), self.width)
+        blocks = self.tiles.row_blocks(self.total_rows, known(self.steps), self.width)
         chunks = self._chunks(batches, panels) if blocks is None else blocks
 
         def task(index: Expr) -> Stmt:

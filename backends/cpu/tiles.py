@@ -108,7 +108,7 @@ class Tiles:
 
         Args:
             rows: R, how many rows are multiplied with B.
-            depth: K; `None` if that is symbolic.
+            depth: K, in elements of four bytes; `None` if that is symbolic.
             width: columns in a panel of B.
 
         Returns:
@@ -122,7 +122,9 @@ class Tiles:
             return None
         return simplify(tirx.floordiv(rows + (block - 1), block))
 
-    def winograd_width(self, images: int, height: int, width: int, depth: int, columns: int) -> int | None:
+    def winograd_width(
+        self, images: int, height: int, width: int, depth: int, columns: int, dtype: str = "float32"
+    ) -> int | None:
         """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method, F(4, 3).
 
         Args:
@@ -131,6 +133,7 @@ class Tiles:
             width: of the result.
             depth: input channels.
             columns: output channels.
+            dtype: of the elements; Winograd's products are float32 all the same.
 
         Returns:
             `None` where it would not be faster: channels that do not fill vectors, images that hardly fill the patches,
@@ -147,9 +150,10 @@ class Tiles:
         products = _POINTS * depth * -(-columns // panel) * blocks * sweep
         stream = _POINTS * depth * columns * 4 / _STREAM_BYTES
         transforms = patches * (depth + columns) / lanes * _TRANSFORM_CYCLES
-        direct_panel = self.panel_width(width, columns, depth * 9) // lanes
+        steps = -(-depth // 2) * 9 if self.paired(dtype) and self.cpu.bfloat16 else depth * 9
+        direct_panel = self.panel_width(width, columns, steps) // lanes
         row = self.sweep_cycles(width, self.tile_rows(width, direct_panel), direct_panel)
-        direct = images * height * row * -(-columns // (direct_panel * lanes)) * depth * 9
+        direct = images * height * row * -(-columns // (direct_panel * lanes)) * steps
         return panel if max(products, stream) + transforms < _WINOGRAD_GAIN * direct else None
 
     def winograd_blocks(self, patches: int, depth: int, panel: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from tvm import tirx
 
 from backends.cpu.epilogue import Epilogue
+from backends.cpu.half import unrounded, widened
 from backends.cpu.heavy import with_epilogue
 from backends.cpu.kernel import Kernel, Stage
 from backends.cpu.loops import (
@@ -60,6 +61,7 @@ class _Nest:
         self.epilogue = epilogue
         self.tiles = tiles
         self.lanes = tiles.lanes()
+        self.dtype = str(stage.buffer.dtype)
         loads = [ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer)]
         self.data: Var = next(ld.source for ld in loads if len(ld.indices) == 4)
         self.filters: Var = next(ld.source for ld in loads if len(ld.indices) == 5)
@@ -134,7 +136,7 @@ class _Nest:
             for q in range(PATCH):
                 for p in range(PATCH):
                     inside = tirx.all(top + p >= 0, top + p < height, left + q >= 0, left + q < width)
-                    load = BufferLoad(self.data, [image, top + p, left + q, span(channel, lanes)])
+                    load = widened(BufferLoad(self.data, [image, top + p, left + q, span(channel, lanes)]))
                     zero = wide(tirx.const(0, "float32"), lanes)
                     statements.append(
                         BufferStore(given, tirx.if_then_else(inside, load, zero), [span(p * lanes, lanes)])
@@ -236,7 +238,7 @@ class _Nest:
 
         def pixel(y: Expr, x: Expr) -> Stmt:
             def one(n: Expr) -> Stmt:
-                value = BufferLoad(self.staged, [(y * OUT + x) * lanes + n])
+                value = unrounded(BufferLoad(self.staged, [(y * OUT + x) * lanes + n]), self.dtype)
                 return self.epilogue.store([image, row * OUT + y, column * OUT + x, channel + lane + n], value)
 
             return sequence([vectorized(lanes, one)])

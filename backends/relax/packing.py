@@ -101,10 +101,10 @@ def conv_panels(array: Array, *, groups: int, width: int, paired: bool = False) 
 
 
 def winograd_panels(array: Array, *, width: int) -> Array:
-    """[O, C, 3, 3] -> [P, 6, 6, C, width]: G g G^T of each filter (see `winograd`), padded with zeros."""
+    """[O, C, 3, 3] -> [P, 6, 6, C, width] float32: G g G^T of each filter (see `winograd`), padded with zeros."""
     out, c = array.shape[:2]
     taps = array.transpose(2, 3, 1, 0).reshape(TAPS * TAPS, c * out).astype(np.float64)
-    filters = (np.kron(FILTER_MATRIX, FILTER_MATRIX) @ taps).astype(array.dtype)
+    filters = (np.kron(FILTER_MATRIX, FILTER_MATRIX) @ taps).astype(np.float32)
     return np.moveaxis(panels(filters.reshape(PATCH, PATCH, c, out), width=width), 2, 0)
 
 

@@ -107,6 +107,8 @@ class PanelChoice(Protocol):
         """Whether a packed matrix has its rows two by two, each pair of elements in 32 bits."""
         ...
 
-    def winograd_width(self, images: int, height: int, width: int, depth: int, columns: int) -> int | None:
+    def winograd_width(
+        self, images: int, height: int, width: int, depth: int, columns: int, dtype: str = "float32"
+    ) -> int | None:
         """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method; `None` if it is no faster."""
         ...

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.cpu.tiles import Tiles
 from backends.relax.packing import conv_panels
 from optimizer.executable import Executable
-from optimizer.target import Target
+from optimizer.target import CPUS, Target
 from tests.backends.bfloat16 import TARGETS, Array, agrees, native, random, usable
 
 RNG = np.random.default_rng(13)
@@ -145,7 +146,19 @@ def test_pairs_are_multiplied_by_the_processor_that_can(kernel: int, channels: i
     assert cpu is not None
     if not cpu.bfloat16:
         pytest.skip("this machine lacks AVX512_BF16")
-    assert native(conv((1, channels, 14, 14), (32, channels, kernel, kernel)), tmp_path)
+    assert native(conv((1, channels, 14, 15), (32, channels, kernel, kernel), kernel), tmp_path)
+
+
+@pytest.mark.parametrize("target", TARGETS[:3])
+def test_winograd_sums_in_float32(target: str) -> None:
+    executable = conv((1, 64, 17, 18), (96, 64, 3, 3), 1, (1, 1, 1, 1), target=target)
+    names = [row.name for row in executable.profile([random(RNG, 1, 64, 17, 18)], 1, 1)]
+    assert any("winograd" in name for name in names)
+
+
+def test_winograd_is_held_against_products_of_pairs() -> None:
+    widening, pairing = Tiles(CPUS["x86-64-v4"]), Tiles(CPUS["znver4"])
+    assert [t.winograd_width(1, 10, 10, 64, 64, "bfloat16") for t in (widening, pairing)] == [32, None]
 
 
 @pytest.mark.parametrize("channels", [1, 4, 5])

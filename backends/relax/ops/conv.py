@@ -17,6 +17,7 @@ from backends.relax.checks import require, require_at_least
 from backends.relax.contraction import FLOATS, Panels, product
 from backends.relax.emitter import Emitter
 from backends.relax.registry import emits
+from backends.relax.scalars import cast
 from backends.relax.values import ChannelsLast, Refused, Result, prim, static_int
 from backends.relax.window import Window, pad_channels_last
 from backends.relax.winograd import OUT, PATCH, TAPS
@@ -178,25 +179,28 @@ def _direct(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int], grou
 
 def _winograd_width(ctx: Emitter, data: relax.Var, w: ir.Value, groups: int, window: Window) -> int | None:
     """The panel width if the convolution is one that Winograd's method does, and faster; else `None`."""
+    dtype = str(data.ty.dtype)
     sizes = [static_int(v) for v in (*window.before, *window.outputs, *window.sizes)]
     plain = window.kernel == (TAPS, TAPS) and window.strides == window.dilations == (1, 1)
-    if not plain or groups != 1 or str(data.ty.dtype) != "float32" or any(size is None for size in sizes):
+    if not plain or groups != 1 or dtype not in ("float32", "bfloat16") or any(size is None for size in sizes):
         return None
     height, width = (static_int(size) or 0 for size in window.outputs)
     images = static_int(data.ty.shape.values[0])
     out, c = ctx.static_shape(w)[:2]
-    return ctx.tiles.winograd_width(1 if images is None else images, height, width, c, out)
+    return ctx.tiles.winograd_width(1 if images is None else images, height, width, c, out, dtype)
 
 
 def _winograd(ctx: Emitter, data: relax.Var, w: ir.Value, width: int, window: Window) -> relax.Var:
-    """3 x 3 taps by Winograd's method (see `backends.relax.winograd`).
+    """3 x 3 taps by Winograd's method (see `backends.relax.winograd`), in float32 also where the data is bfloat16.
 
     Letters: i, j a point of the transformed patch; p, q a place in the patch itself. The formula says what is read and
     summed over. The entries of the two matrices are left to the rule, which no target may lack that asks for this form:
     written out, they are a hundred conditions in every pass over the kernel.
     """
     out, c = ctx.static_shape(w)[:2]
-    weight = ctx.weight(w, "winograd_panels", [-(-out // width), PATCH, PATCH, c, width], width=width)
+    dtype = str(data.ty.dtype)
+    shape = [-(-out // width), PATCH, PATCH, c, width]
+    weight = ctx.weight(w, "winograd_panels", shape, "float32", width=width)
     ph, pw = (static_int(before) or 0 for before in window.before)
 
     def build(x: te.Tensor, f: te.Tensor) -> te.Tensor:
@@ -208,9 +212,9 @@ def _winograd(ctx: Emitter, data: relax.Var, w: ir.Value, width: int, window: Wi
             iy = tirx.floordiv(y, OUT) * OUT + p - ph
             ix = tirx.floordiv(col, OUT) * OUT + q - pw
             inside = tirx.all(iy >= 0, iy < h, ix >= 0, ix < width_in)
-            value = tirx.if_then_else(inside, x[image, iy, ix, rc], tirx.const(0, "float32"))
+            value = tirx.if_then_else(inside, x[image, iy, ix, rc], tirx.const(0, dtype))
             factor = f[tirx.floordiv(o, width), i, j, rc, tirx.floormod(o, width)]
-            return te.sum(value * factor, axis=[i, j, p, q, rc])
+            return te.sum(value * cast(factor, dtype), axis=[i, j, p, q, rc])
 
         attrs = {"tersor.kernel": "winograd", "tersor.pads": [ph, pw]}
         return te.compute((n, *window.outputs, out), element, name="winograd", attrs=attrs)
