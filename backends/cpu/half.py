@@ -71,6 +71,9 @@ class _Widening:
         if str(buffer.dtype) in _HALF:
             self.own[buffer] = tirx.decl_buffer(list(buffer.shape), _WIDE, buffer.name, scope=buffer.scope())
 
+    def _is_own(self, buffer: Var) -> bool:
+        return any(buffer.same_as(wide) for wide in self.own.values())
+
     def _load(self, node: TensorLoad) -> Expr:
         buffer = self.own.get(node.source)
         return node if buffer is None else tirx.Cast(_type(node), BufferLoad(buffer, list(node.indices)))
@@ -102,7 +105,7 @@ class _Widening:
 
     def _promoted(self, value: Expr) -> Expr:
         """An expression of half precision as a float32 one; intermediate results are not rounded."""
-        if isinstance(value, tirx.Cast) and _element(value.value) == _WIDE:
+        if isinstance(value, tirx.Cast) and isinstance(value.value, TensorLoad) and self._is_own(value.value.source):
             return value.value
         if isinstance(value, _ARITHMETIC):
             return type(value)(self._promoted(value.a), self._promoted(value.b))

@@ -19,6 +19,7 @@ from tvm.s_tir import SBlock, SBlockRealize
 from backends.cpu.loops import BufferStore, Expr, Stmt, TensorLoad, Var, i64, known, loads_of, substitute
 
 _EXPENSIVE = {"prim.exp", "prim.tanh", "prim.erf", "prim.sigmoid", "prim.log", "prim.pow", "prim.sin", "prim.cos"}
+_HALF = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,20 @@ def _stage(nest: Stmt) -> Stage | None:
 
 
 def inline(kernel: Kernel) -> Kernel:
-    """Inline element-wise stages into their consumers, except where that would repeat costly work."""
+    """Inline element-wise stages into their consumers, except where that would repeat costly work.
+
+    What an operation on float16 or bfloat16 gives its reader in the same kernel is not rounded on the way. What a
+    conversion gives, is: it is there to round.
+    """
     stages = list(kernel.stages)
+    halves = {s.buffer for s in stages if _computes_in_float32(s.value)}
     position = 0
     while position < len(stages):
         stage = stages[position]
         readers = [s for s in stages if s is not stage and _reads(s, stage.buffer)]
         if _inlinable(kernel, stage, readers):
-            stages = [_inlined(s, stage) if s in readers else s for s in stages if s is not stage]
+            exact = stage.buffer in halves
+            stages = [_inlined(s, stage, exact) if s in readers else s for s in stages if s is not stage]
             position = 0
         else:
             position += 1
@@ -148,10 +155,28 @@ def _reads(stage: Stage, buffer: Var) -> bool:
     return any(ld.source.same_as(buffer) for ld in loads_of(stage.value))
 
 
-def _inlined(reader: Stage, producer: Stage) -> Stage:
+def _computes_in_float32(value: Expr) -> bool:
+    """Whether it widens operands of half precision and rounds the result."""
+    if not _is_cast(value, "float32", to=_HALF):
+        return False
+    found: list[tirx.Cast] = []
+    tvm_ffi.structural_walk(value, (tirx.Cast, found.append))
+    return any(_is_cast(c, *_HALF, to=("float32",)) for c in found)
+
+
+def _is_cast(value: Expr, *sources: str, to: tuple[str, ...]) -> bool:
+    return isinstance(value, tirx.Cast) and str(value.value.expr_ty()) in sources and str(value.expr_ty()) in to
+
+
+def _inlined(reader: Stage, producer: Stage, exact: bool) -> Stage:
     def load(node: TensorLoad) -> Expr | None:
         if not node.source.same_as(producer.buffer):
             return None
         return substitute(producer.value, {a.var: i64(i) for a, i in zip(producer.spatial, node.indices, strict=True)})
 
-    return replace(reader, value=substitute(reader.value, {}, load))
+    def widened(node: tirx.Cast) -> Expr:
+        value = load(node.value) if isinstance(node.value, TensorLoad) else None
+        return node if value is None or not _is_cast(node, *_HALF, to=("float32",)) else value.value
+
+    value = tvm_ffi.structural_map(reader.value, (tirx.Cast, widened)) if exact else reader.value
+    return replace(reader, value=substitute(value, {}, load))

@@ -44,13 +44,13 @@ def test_any_size_agrees(m: int, k: int, n: int, packed: bool, target: str) -> N
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("packed", [True, False])
 def test_instruction_sets_agree(target: str, packed: bool) -> None:
-    a, b, r = random(RNG, 37, 65), random(RNG, 65, 83), random(RNG, 37, 83)
-    x, w, z = doubled(a, b, r)
+    a, b, c, r = random(RNG, 37, 65), random(RNG, 65, 83), random(RNG, 83), random(RNG, 37, 83)
+    x, w, z, s = doubled(a, b, c, r)
     inputs = "bfloat16[37,65] a, bfloat16[37,83] r" + ("" if packed else ", bfloat16[65,83] b")
-    text = f"g ({inputs}) => (bfloat16[37,83] y) {{ t = MatMul(a, b) y = Add(t, r) }}"
-    size = np.abs(x) @ np.abs(w) + np.abs(z)
-    given_ = ({"b": b}, [a, r]) if packed else ({}, [a, r, b])
-    agrees(text, *given_, x @ w + z, size, 66, usable(target))
+    text = f"g ({inputs}) => (bfloat16[37,83] y) {{ t = MatMul(a, b) u = Add(t, c) y = Add(u, r) }}"
+    size = np.abs(x) @ np.abs(w) + np.abs(z) + np.abs(s)
+    given_ = ({"b": b, "c": c}, [a, r]) if packed else ({"c": c}, [a, r, b])
+    agrees(text, *given_, x @ w + z + s, size, 67, usable(target))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 15, 16, 17, 33])
