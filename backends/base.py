@@ -42,6 +42,8 @@ class Backend(Protocol):
     """Turns an optimized graph into something that runs."""
 
     name: str
+    precisions: tuple[str, ...]
+    """What `optimize(precision=...)` may ask for."""
 
     def prewarm(self) -> None:
         """Start whatever takes time to start; called as early as the target is known. Returns at once."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from backends import get_backend
 from optimizer.artifact import load_artifact
 from optimizer.compiled import CompiledModel
-from optimizer.errors import InputError, PipelineError, PrecisionError, UnsupportedError
+from optimizer.errors import InputError, PipelineError, UnsupportedError
+from optimizer.precision import check_precision, precision_notes
 from optimizer.progress import Stages
 from optimizer.report import NearMissRow, Report
 from optimizer.target import Target, detect_cpu
@@ -23,8 +24,6 @@ __all__ = ["load", "optimize", "pipeline_of"]
 
 _LARGE_BYTES = 2**26
 """From so many bytes of weights on, the reference has the memory to itself that the backend holds while it waits."""
-
-_PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 
 
 def optimize(
@@ -52,7 +51,8 @@ def optimize(
         example_inputs: What the model is called with: a tensor or array, a tuple of positional arguments, or a dict by
             name. A module needs it to be exported; for others it says which sizes to verify with.
         dynamic_shapes: For a module: which dimensions stay dynamic, as in `torch.export.export`.
-        precision: `"float32"` is what is available.
+        precision: `"float32"`, or for the CPU `"bfloat16"`: products, convolutions and what lies between them are
+            computed in that; inputs and outputs stay float32, as does what would lose too much.
         calibration: Reserved for quantization.
         memory_budget: Reserved for memory planning.
         passes: A pipeline string such as `"fold-constants,remove-unused"`, or a list of passes; the target's own
@@ -78,9 +78,10 @@ def optimize(
     from optimizer.verification import example_for, make_oracle, prewarm, verify_executable
 
     place = Target.parse(target)
-    _check_options(place, precision, calibration, memory_budget, verify, fallback, seed)
-    pipeline = pipeline_of(passes, place)
     backend = get_backend(place.kind)
+    check_precision(precision, str(place), backend.precisions)
+    _check_options(calibration, memory_budget, verify, fallback, seed)
+    pipeline = pipeline_of(passes, place, precision)
     prewarm(verify)
     backend.prewarm()
     cpu = place.cpu or detect_cpu()
@@ -101,7 +102,7 @@ def optimize(
     with stages("compiling"):
         executable = backend.compile(graph, place, fallback=fallback, progress=stages.detail)
     with stages("verifying"):
-        verification = verify_executable(executable, oracle, verification, cpu.cores)
+        verification = verify_executable(executable, oracle, verification, cpu.cores, graph)
     report = Report(
         target=str(place),
         precision=precision,
@@ -110,7 +111,7 @@ def optimize(
         passes=run.rows,
         stages=stages.seconds,
         verification=verification,
-        notes=(*run.notes, *executable.notes),
+        notes=(*run.notes, *precision_notes(graph, precision), *executable.notes),
         versions=versions(),
         usage_before=run.usage_before,
         usage=run.usage,
@@ -136,18 +137,12 @@ def load(path: str | os.PathLike[str]) -> CompiledModel:
 
 
 def _check_options(
-    target: Target,
-    precision: object,
     calibration: object,
     memory_budget: object,
     verify: str,
     fallback: str,
     seed: int,
 ) -> None:
-    if precision not in _PRECISIONS:
-        raise PrecisionError(f"unknown precision {precision!r}; known: {', '.join(_PRECISIONS)}")
-    if precision != "float32":
-        raise PrecisionError(f"precision {precision!r} is not available for target {str(target)!r}; available: float32")
     if calibration is not None:
         raise UnsupportedError("calibration serves quantization, which is not available; leave it out")
     if memory_budget is not None:
@@ -163,28 +158,28 @@ def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
         raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
-def pipeline_of(passes: str | Sequence[Pass] | None, target: Target) -> list[Pass]:
+def pipeline_of(passes: str | Sequence[Pass] | None, target: Target, precision: str = "float32") -> list[Pass]:
     """The passes that `optimize()` runs.
 
     Args:
         passes: A pipeline string, a list of passes, or `None` for the target's own pipeline.
         target: Where the model will run.
+        precision: The conversion to it stands at the end, unless the passes hold one.
 
     Raises:
         PipelineError: The string is malformed or names what does not exist, or the list holds something else.
     """
     from optimizer.pass_manager import Pass, parse_pipeline
+    from passes.pipelines import default_pipeline, in_precision
 
     if passes is None:
-        from passes.pipelines import default_pipeline
-
-        return default_pipeline(target.kind)
+        return in_precision(default_pipeline(target.kind), precision)
     if isinstance(passes, str):
         from passes.registry import PASSES
 
-        return parse_pipeline(passes, PASSES) if passes.strip() else []
+        return in_precision(parse_pipeline(passes, PASSES) if passes.strip() else [], precision)
     listed = list(passes)
     for pass_ in listed:
         if not isinstance(pass_, Pass):
             raise PipelineError(f"passes must be a pipeline string or a list of passes, it holds {pass_!r}")
-    return listed
+    return in_precision(listed, precision)

@@ -126,7 +126,8 @@ def compare_pair(before: ir.Model, after: ir.Model, oracle: Oracle) -> PairResul
     if inputs[0] != inputs[1]:
         raise InputError(f"the two models have other inputs and outputs, {inputs[0]} and {inputs[1]}: they are no pair")
     names = [value.name or "" for value in before.graph.outputs]
-    comparison = oracle.tolerance.compare(run_reference(after, oracle.inputs), oracle.outputs, names)
+    allowed = oracle.tolerance.widened_for(after)
+    comparison = allowed.compare(run_reference(after, oracle.inputs), oracle.outputs, names)
     makers = {value.name: node for node in before.graph for value in node.outputs if value.name}
     shared = [value.name for node in after.graph for value in node.outputs if value.name in makers]
     difference = None
@@ -209,12 +210,13 @@ def _first_wrong(steps: Sequence[_Step], oracle: Oracle, progress: Progress) -> 
 
 
 def _is_right(model: ir.Model, oracle: Oracle) -> bool:
+    tolerance = oracle.tolerance.widened_for(model)
     names = [value.name or "" for value in model.graph.outputs]
     for case in oracle.cases:
         try:
             outputs = run_reference(model, case.inputs)
         except (ExecutionError, UnsupportedError, VerificationError):
             return False
-        if len(outputs) != len(case.outputs) or not oracle.tolerance.compare(outputs, case.outputs, names).passed:
+        if len(outputs) != len(case.outputs) or not tolerance.compare(outputs, case.outputs, names).passed:
             return False
     return True

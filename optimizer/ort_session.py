@@ -230,7 +230,8 @@ def _to_value(array: Any) -> Any:
     from onnxruntime import OrtValue
 
     element_type = ir.DataType.from_numpy(array.dtype)
-    if array.dtype.kind != "V" and array.dtype.isbuiltin == 1:
+    # Not `isbuiltin`, which is 0 for the type of an array that came from another process.
+    if array.dtype.type.__module__ == "numpy" and array.dtype.kind != "V":
         return OrtValue.ortvalue_from_numpy(array)
     bits = _BITS[array.dtype.itemsize]
     return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(bits), int(element_type))

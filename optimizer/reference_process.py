@@ -20,6 +20,7 @@ from optimizer.errors import ExecutionError, UnsupportedError, VerificationError
 from optimizer.executable import Array
 from optimizer.ir.costs import model_costs
 from optimizer.ir.weights import weights_as_inputs
+from optimizer.ir.widen import widened
 from optimizer.shared_weights import SharedWeights
 
 __all__ = ["PROCESS", "ask", "run_in_process", "try_to_load"]
@@ -45,7 +46,7 @@ atexit.register(PROCESS.close)
 def run_in_process(
     model: ir.Model, inputs: Sequence[Any], shared: SharedWeights, *, num_threads: int, input_shapes: Mapping[str, Any]
 ) -> list[Any]:
-    """Run a model once, without any optimization.
+    """Run a model once, without any optimization; one of bfloat16 in float32, with each result rounded.
 
     Args:
         model: Not changed.
@@ -59,6 +60,7 @@ def run_in_process(
         ExecutionError: The runtime failed on these inputs.
         VerificationError: The runtime crashed, or took far longer than the model can take.
     """
+    model = widened(model)
     data, weights = weights_as_inputs(model)
     costs = model_costs(model, input_shapes)
     request = {

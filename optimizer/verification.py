@@ -58,9 +58,16 @@ def make_oracle(
 
 
 def verify_executable(
-    executable: Executable, oracle: Oracle | None, plan: Verification, num_threads: int
+    executable: Executable, oracle: Oracle | None, plan: Verification, num_threads: int, graph: ir.Model
 ) -> Verification:
     """Compare the compiled model with the original.
+
+    Args:
+        executable: The compiled model.
+        oracle: What the original computes; `None` if nothing can be compared.
+        plan: What the report says then.
+        num_threads: For the run.
+        graph: What was compiled: in the precision of its types.
 
     Raises:
         VerificationError: It computes something else, or fails where the original does not.
@@ -71,7 +78,7 @@ def verify_executable(
         outputs = run_executable(executable, _runnable(oracle.inputs), num_threads)
     except ExecutionError as error:
         raise VerificationError(f"the compiled model fails on inputs that the original runs with: {error}") from error
-    result = oracle.verify(outputs, "the compiled model")
+    result = oracle.verify(outputs, "the compiled model", graph)
     return Verification(plan.mode, result.error, result.tolerance)
 
 

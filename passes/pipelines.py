@@ -5,8 +5,11 @@ Two passes of which neither needs the other stand in alphabetical order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from optimizer.pass_manager import Fixpoint, Pass
 from passes.cancel_transposes import CancelTransposes
+from passes.convert_float import ConvertFloat
 from passes.decompose_einsum import DecomposeEinsum
 from passes.deduplicate_initializers import DeduplicateInitializers
 from passes.eliminate_broadcasts import EliminateBroadcasts
@@ -44,7 +47,7 @@ from passes.unflatten_softmax import UnflattenSoftmax
 from passes.unpack_sequences import UnpackSequences
 from passes.unroll_loops import UnrollLoops
 
-__all__ = ["cleanup", "default_pipeline"]
+__all__ = ["cleanup", "default_pipeline", "in_precision"]
 
 
 def default_pipeline(target_kind: str) -> list[Pass]:
@@ -79,6 +82,19 @@ def default_pipeline(target_kind: str) -> list[Pass]:
         # Last: it describes what is left.
         InferShapes(),
     ]
+
+
+def in_precision(pipeline: Sequence[Pass], precision: str) -> list[Pass]:
+    """A pipeline that leaves a model in a precision.
+
+    Args:
+        pipeline: If it converts to it already, nothing is added.
+        precision: `"float32"`, which changes nothing, or `"bfloat16"`.
+    """
+    if precision == "float32" or any(isinstance(pass_, ConvertFloat) for pass_ in pipeline):
+        return [*pipeline]
+    # Last: the fusions know numbers and formulas by their float32 values, and folding is exact before it.
+    return [*pipeline, ConvertFloat(to=precision)]
 
 
 def _as_matrices() -> tuple[Pass, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optimizer.pass_manager import Pass
 from passes.cancel_transposes import CancelTransposes
+from passes.convert_float import ConvertFloat
 from passes.decompose_einsum import DecomposeEinsum
 from passes.deduplicate_initializers import DeduplicateInitializers
 from passes.eliminate_broadcasts import EliminateBroadcasts
@@ -45,6 +46,7 @@ __all__ = ["PASSES"]
 
 PASSES: dict[str, type[Pass]] = {
     "cancel-transposes": CancelTransposes,
+    "convert-float": ConvertFloat,
     "decompose-einsum": DecomposeEinsum,
     "deduplicate-initializers": DeduplicateInitializers,
     "eliminate-broadcasts": EliminateBroadcasts,

@@ -28,6 +28,7 @@ class CpuBackend:
     """Compiles for x86 and Arm CPUs through TVM."""
 
     name = "cpu"
+    precisions = ("float32", "bfloat16")
 
     def prewarm(self) -> None:
         """Start the compile process."""
@@ -81,7 +82,7 @@ class CpuBackend:
             summary="native code for x86-64 and Arm CPUs, compiled through TVM with analytic schedules",
             needs="apache-tvm, a C compiler to link with",
             operators=len(emitters()),
-            precisions=("float32",),
+            precisions=self.precisions,
             proof="run here and compared with ONNX Runtime",
         )
 

@@ -65,6 +65,7 @@ class OrtBackend:
     """Hands the optimized graph to ONNX Runtime."""
 
     name = "onnx"
+    precisions = ("float32",)  # ONNX Runtime has next to no kernels for bfloat16 on the CPU
 
     def prewarm(self) -> None:
         """Nothing takes time to start."""
@@ -109,7 +110,7 @@ class OrtBackend:
             summary="optimized ONNX only, run by ONNX Runtime",
             needs="onnxruntime",
             operators=len(runtime_operators().get("", ())),
-            precisions=("float32",),
+            precisions=self.precisions,
             proof="ONNX Runtime without its graph optimizations, on seeded inputs",
         )
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from backends.relax.partition import captured
 from backends.relax.plan import Step
 from optimizer.errors import UnsupportedError
+from optimizer.ir.widen import has_bfloat16, widened
 
 _PROTOBUF_LIMIT = 2**31 - 1
 _NEWEST_IR_VERSION = 11
@@ -15,7 +16,7 @@ _NEWEST_IR_VERSION = 11
 
 
 def partition_model(model: ir.Model, step: Step) -> bytes:
-    """The nodes of a fallback step as a serialized model.
+    """The nodes of a fallback step as a serialized model; ONNX Runtime computes in float32 what is bfloat16.
 
     Raises:
         UnsupportedError: its weights exceed what one protobuf message can hold (2 GB).
@@ -45,4 +46,6 @@ def partition_model(model: ir.Model, step: Step) -> bytes:
     whole = onnx.ModelProto(ir_version=min(model.ir_version, _NEWEST_IR_VERSION), graph=proto)
     whole.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in graph.opset_imports.items())
     whole.functions.extend(ir.serde.serialize_function(f) for f in model.functions.values())
+    if has_bfloat16(model):  # asked first: most need not be read again
+        whole = ir.to_proto(widened(ir.from_proto(whole)))
     return bytes(whole.SerializeToString())

@@ -28,6 +28,8 @@ def run(options: argparse.Namespace) -> Result:
     """The latencies."""
     from optimizer.api import load
     from optimizer.bench import bench
+    from optimizer.ir.widen import widened
+    from optimizer.onnx_writer import write_onnx
     from optimizer.reference import Oracle
     from optimizer.target import detect_cpu
 
@@ -39,8 +41,9 @@ def run(options: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
         artifact, onnx_model = options.model, options.model
         if saved:
+            # ONNX Runtime gets a bfloat16 graph as one of float32: it has no kernels for the other.
             onnx_model = Path(folder) / "model.onnx"
-            compiled.save_onnx(onnx_model)
+            write_onnx(widened(compiled.graph, rounds=False), onnx_model)
         else:
             artifact = Path(folder) / "model.tersor"
             compiled.save(artifact, graph=False)

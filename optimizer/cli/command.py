@@ -60,12 +60,16 @@ class Verb(Protocol):
 def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
     """The options of `optimize()`."""
     parser.add_argument("--target", default="cpu", help="where the model will run (default: %(default)s)")
-    parser.add_argument("--precision", default="float32", help="default: %(default)s")
+    _add_precision(parser)
     parser.add_argument("--passes", help='a pipeline such as "fold-constants,remove-unused" (default: the target\'s)')
     parser.add_argument("--verify", default="final", help="off, final or each (default: %(default)s)")
     parser.add_argument("--fallback", default="onnxruntime", help="onnxruntime or error (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="for the inputs of the check (default: %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", default="float32", help="float32 or bfloat16 (default: %(default)s)")
 
 
 def compile_model(options: argparse.Namespace) -> CompiledModel:
@@ -88,15 +92,20 @@ def add_pipeline_option(parser: argparse.ArgumentParser) -> None:
     """The passes to run."""
     parser.add_argument("--passes", "--pipeline", help="a pipeline string (default: that of the target)")
     parser.add_argument("--target", default="cpu", help="whose pipeline is the default (default: %(default)s)")
+    _add_precision(parser)
 
 
 def read_pipeline(options: argparse.Namespace) -> list[Pass]:
     """The passes that the options of `add_pipeline_option` ask for.
 
     Raises:
-        PipelineError, TargetError: There is no such pass, option or target.
+        PipelineError, PrecisionError, TargetError: There is no such pass, option, precision or target.
     """
+    from backends import get_backend
     from optimizer.api import pipeline_of
+    from optimizer.precision import check_precision
     from optimizer.target import Target
 
-    return pipeline_of(options.passes, Target.parse(options.target))
+    target = Target.parse(options.target)
+    check_precision(options.precision, str(target), get_backend(target.kind).precisions)
+    return pipeline_of(options.passes, target, options.precision)

@@ -101,6 +101,12 @@ def test_passes_can_be_chosen() -> None:
             "unknown precision 'fp8'; known: float32, bfloat16, float16, int8, int4",
         ),
         ({"precision": "int8"}, PrecisionError, "'int8' is not available for target 'onnx'; available: float32"),
+        (
+            {"precision": "bfloat16"},
+            PrecisionError,
+            "'bfloat16' is not available for target 'onnx'; available: float32",
+        ),
+        ({"precision": "int8", "target": "cpu"}, PrecisionError, "target 'cpu'; available: float32, bfloat16"),
         ({"calibration": [X]}, UnsupportedError, "calibration serves quantization, which is not available"),
         ({"memory_budget": "512MB"}, UnsupportedError, "memory_budget is not available; leave it out"),
         (

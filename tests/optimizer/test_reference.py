@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
@@ -14,7 +15,8 @@ import pytest
 from optimizer.comparison import EPSILON_PER_OP, Tolerance, compare
 from optimizer.errors import UnsupportedError, VerificationError
 from optimizer.frontends import load_model
-from optimizer.reference import Oracle
+from optimizer.reference import Oracle, run_reference
+from passes.convert_float import ConvertFloat
 from tests.optimizer.build import INT64, model, node, perceptron, perceptron_output, value
 
 
@@ -173,3 +175,60 @@ def test_why_there_is_no_reference_is_said() -> None:
         UnsupportedError, match=r"no inputs were found that the model runs with .*: give example_inputs"
     ):
         Oracle(load_model(proto), seed=0)
+
+
+# --- bfloat16 ---
+
+
+def in_bfloat16() -> ir.Model:
+    converted = load_model(perceptron())
+    ConvertFloat()(converted)
+    return converted
+
+
+def test_a_form_in_bfloat16_may_be_further_off_and_others_may_not(oracle: Oracle) -> None:
+    off = [oracle.outputs[0] * (1 + 4e-3)]
+    assert oracle.compare(off, in_bfloat16()).passed
+    assert not oracle.compare(off, load_model(perceptron())).passed
+    assert not oracle.compare([oracle.outputs[0] * 1.2], in_bfloat16()).passed
+
+
+def test_a_form_that_computes_more_finely_gets_no_other_tolerance() -> None:
+    coarse, fine = Tolerance.of(in_bfloat16()), Tolerance.of(load_model(perceptron()))
+    assert coarse.widened_for(load_model(perceptron())) is coarse
+    assert fine.widened_for(in_bfloat16()).error == coarse.error == pytest.approx(1.6e-2 * math.sqrt(6))
+
+
+def test_a_few_rows_of_garbage_are_no_rounding_error() -> None:
+    random = np.random.default_rng(0)
+    right = random.standard_normal((256, 64)).astype(np.float32)
+    tolerance = Tolerance(0.15, epsilon=EPSILON_PER_OP[ir.DataType.BFLOAT16])
+    rounded = right + 0.1 * random.standard_normal(right.shape).astype(np.float32)
+    assert tolerance.compare([rounded], [right], ["y"]).passed
+    garbage = right.copy()
+    garbage[7] = -garbage[7]
+    found = tolerance.compare([garbage], [right], ["y"])
+    assert found.error < 0.15
+    assert "an element is off by" in found.reason
+    assert dataclasses.replace(tolerance, epsilon=1e-5).compare([garbage], [right], ["y"]).passed
+    assert dataclasses.replace(tolerance, rounds=True).compare([garbage], [right], ["y"]).passed
+
+
+def test_what_magnifies_rounding_errors_may_be_as_far_off_as_they_make_it() -> None:
+    """The difference of two large products: a hundredth of what was rounded."""
+    text = """g (float[8,8] x) => (float[8,8] y) <float[8,8] w, float s = {1.03}> {
+        a = MatMul(x, w) b = Mul(a, s) c = Sub(b, a) y = Relu(c) }"""
+    weights = np.random.default_rng(1).standard_normal((8, 8)).astype(np.float32)
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 23]> {text.replace("float[8,8] w, ", "")}')
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    original = load_model(proto)
+    form = original.clone()
+    ConvertFloat()(form)
+    oracle = Oracle(original, seed=0)
+    (rounded,) = run_reference(form, oracle.inputs)
+    assert not oracle.compare([rounded], form).passed
+    assert oracle.verify([rounded], "the form", form).passed
+    with pytest.raises(VerificationError, match="the form does not compute"):
+        oracle.verify([rounded[::-1]], "the form", form)
+    with pytest.raises(VerificationError, match="the original does not compute"):
+        oracle.verify([rounded], "the original", original)

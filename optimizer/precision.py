@@ -1,0 +1,46 @@
+"""The number formats that `optimize()` can compute in, and what is to be said of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from optimizer.errors import PrecisionError
+from optimizer.ir.walk import all_nodes
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["PRECISIONS", "check_precision", "precision_notes"]
+
+PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
+
+
+def check_precision(precision: object, target: str, available: Sequence[str]) -> None:
+    """Refuse what is unknown, or what the target does not compute in.
+
+    Raises:
+        PrecisionError: It is refused.
+    """
+    if precision not in PRECISIONS:
+        raise PrecisionError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    if precision not in available:
+        raise PrecisionError(
+            f"precision {precision!r} is not available for target {target!r}; available: {', '.join(available)}"
+        )
+
+
+def precision_notes(model: ir.Model, precision: str) -> list[str]:
+    """What the report says of a model that was to be computed in `precision`, after the passes."""
+    if precision != "bfloat16":
+        return []
+    types = Counter(value.dtype.name for node in all_nodes(model) for value in node.outputs if value.dtype is not None)
+    notes = [
+        f"precision bfloat16 is for float32: {types[name]} values of {name.lower()} stay what they are"
+        for name in ("FLOAT16", "DOUBLE")
+        if types[name]
+    ]
+    if not types["BFLOAT16"]:
+        notes.append("nothing computes in bfloat16: no float32 product or convolution was found that it is defined for")
+    return notes

@@ -1,0 +1,239 @@
+"""Compute in bfloat16 what is float32, between the inputs and outputs of the model, whose types stay.
+
+1. Products and convolutions, and what lies between them, read and give bfloat16, where ONNX allows it for the operator;
+   which nodes those are is decided by `optimizer.ir.float_types`: with the fewest conversions.
+2. Operators that lose more than a rounding error stay float32 (`optimizer.ir.float_sensitive`), and so do those that
+   `keep` names, and whatever is inside functions, or of another domain.
+3. A `Cast` stands where a value is made in one type and read in the other: one for all readers, right behind the
+   value. A `Cast` or `ConstantOfShape` of the model gives the type that is wanted itself.
+4. A constant is converted once (to the nearest, ties to even), when it is read; if it is needed in both types it is
+   kept in both. A large number that bfloat16 has not, such as the -3.4e38 of a mask, becomes its largest, not infinity:
+   a row of a softmax that is masked throughout would be NaN.
+5. A float32 mask (the `attn_mask` of `Attention`) and the exponent of a power stay what they are: ONNX lets them.
+
+Values of float16 and float64 stay as they are. A model without products or convolutions stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from optimizer.errors import PipelineError
+from optimizer.ir.bfloat16 import clamped, rounded
+from optimizer.ir.edit import Editor, Scope
+from optimizer.ir.float_sensitive import TRANSPARENT
+from optimizer.ir.float_slots import Slot, input_slots, output_slots
+from optimizer.ir.float_types import Division, divide, nested_scopes
+from optimizer.ir.near_miss import RewriteResult
+from optimizer.ir.provenance import inherit
+from optimizer.ir.query import constant, int_attribute, is_op, tensor_of
+from optimizer.pass_manager import Pass
+
+__all__ = ["ConvertFloat"]
+
+_NARROW = ir.DataType.BFLOAT16
+_WIDE = ir.DataType.FLOAT
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertFloat(Pass):
+    """Makes float32 values bfloat16.
+
+    Attributes:
+        to: The type to compute in; `"bfloat16"`.
+        keep: Operators that are to stay float32 besides those that must, separated by `+`: `"Softmax+Gelu"`.
+    """
+
+    to: str = "bfloat16"
+    keep: str = ""
+
+    def __post_init__(self) -> None:
+        if self.to != "bfloat16":
+            raise PipelineError(f"convert-float{{to}} must be bfloat16, not {self.to!r}")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Convert the main graph, and the graphs inside it."""
+        editor = Editor(model)
+        scope = Scope(model.graph, model.opset_imports.get("", 0))
+        division = divide(scope, editor.shapes, [name for name in self.keep.split("+") if name])
+        for node in division.fixed_heavy:
+            editor.miss(node, f"{node.op_type} of opset {scope.opset} is not defined for bfloat16")
+        if division.nodes:
+            _Conversion(editor, scope, division).run()
+        return RewriteResult(model, editor.modified, tuple(editor.near_misses))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+    """An input of a node, and whether it is to be bfloat16."""
+
+    node: ir.Node
+    index: int
+    narrow: bool
+
+
+class _Conversion:
+    """Carries a division out.
+
+    Args:
+        editor: Of the model.
+        scope: The main graph.
+        division: What is to be bfloat16.
+    """
+
+    def __init__(self, editor: Editor, scope: Scope, division: Division) -> None:
+        self._editor = editor
+        self._nodes = division.nodes
+        self._is_float = division.is_float
+        self._scopes = {each.graph: each for each in nested_scopes(scope)}
+        self._opset = scope.opset
+        self._uses: dict[ir.Value, list[_Use]] = {}
+        self._weights: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol]] = {}
+
+    def run(self) -> None:
+        """Rewrite the model."""
+        nodes = [node for scope in self._scopes.values() for node in scope.graph]
+        narrow = self._made_narrow()
+        values = list(self._computed())
+        self._find_uses(nodes)
+        for node in nodes:
+            if node in self._nodes and is_op(node, "Cast", "ConstantOfShape"):
+                self._say_type(node)
+        self._editor.modified = True
+        for value in narrow:
+            value.type = ir.TensorType(_NARROW)
+        for value in values:
+            self._convert(value, value in narrow)
+        for value in self._uses:
+            if constant(value) is not None:
+                self._convert_constant(value)
+        for node in nodes:
+            self._remove_needless_cast(node)
+        self._editor.drop_weights()
+
+    def _made_narrow(self) -> dict[ir.Value, None]:
+        made = (output_slots(node, self._opset) for node in self._nodes)
+        outputs = (value for slots in made for value, slot in slots if slot is Slot.OWN)
+        return dict.fromkeys(value for value in outputs if self._is_float(value))
+
+    def _computed(self) -> Iterator[ir.Value]:
+        """The float32 values that are no constants."""
+        for graph in self._scopes:
+            values = (*graph.inputs, *(value for node in graph for value in node.outputs if value.name))
+            yield from (value for value in values if self._is_float(value) and constant(value) is None)
+
+    def _find_uses(self, nodes: list[ir.Node]) -> None:
+        for node in nodes:
+            for index, (value, slot) in enumerate(input_slots(node, self._opset)):
+                if value is not None and slot is not Slot.FREE and self._is_float(value):
+                    use = _Use(node, index, slot is Slot.OWN and node in self._nodes)
+                    self._uses.setdefault(value, []).append(use)
+
+    # --- 1, 3. Values that are computed ---
+
+    def _convert(self, value: ir.Value, narrow: bool) -> None:
+        uses = [use for use in self._uses.get(value, ()) if use.narrow != narrow]
+        outputs = narrow and value.is_graph_output()
+        if not uses and not outputs:
+            return
+        if not narrow:
+            self._clamp_arguments(value)
+        other = self._in_other_type(value, uses, narrow)
+        for use in uses:
+            use.node.replace_input_with(use.index, other)
+        if outputs:
+            self._make_output(value, other)
+
+    def _in_other_type(self, value: ir.Value, uses: list[_Use], narrow: bool) -> ir.Value:
+        """The value in the type that it does not have itself."""
+        maker = value.producer()
+        source = maker.inputs[0] if maker is not None and is_op(maker, "Cast") else None
+        if source is not None and source.dtype == _NARROW and not narrow:
+            return source
+        if source is None or self._editor.shapes.dtype(source) in (None, _WIDE):
+            source = value
+        cast = ir.node("Cast", [source], {"to": _WIDE if narrow else _NARROW})
+        result = cast.outputs[0]
+        result.name = self._editor.fresh_name(f"{value.name}_{'float32' if narrow else 'bfloat16'}")
+        result.type = ir.TensorType(_WIDE if narrow else _NARROW)
+        result.shape = None if value.shape is None else value.shape.copy()
+        if maker is not None and maker.graph is not None:
+            inherit(cast, [maker])
+            maker.graph.insert_after(maker, cast)
+        else:
+            assert value.graph is not None, "an input is one of a graph"
+            inherit(cast, [uses[0].node])
+            value.graph.insert_before(value.graph[0], cast)
+        return result
+
+    def _make_output(self, value: ir.Value, cast: ir.Value) -> None:
+        """Let the float32 form of a value be the output of the graph."""
+        cast.name, value.name = value.name, self._editor.fresh_name(f"{value.name}_bfloat16")
+        for graph in self._scopes:
+            for index, output in enumerate(graph.outputs):
+                if output is value:
+                    graph.outputs[index] = cast
+
+    def _say_type(self, node: ir.Node) -> None:
+        if node.op_type == "Cast":
+            node.attributes["to"] = ir.AttrInt64("to", _NARROW)
+            return
+        filling = node.attributes.get("value")
+        tensor = ir.tensor([0.0], _WIDE) if filling is None else tensor_of(filling)
+        node.attributes["value"] = ir.AttrTensor("value", rounded(tensor))
+
+    def _remove_needless_cast(self, node: ir.Node) -> None:
+        if node.graph is None or not is_op(node, "Cast") or node.inputs[0] is None:
+            return
+        source = node.inputs[0]
+        if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+            self._editor.remove(node)
+        elif source.dtype == _NARROW == int_attribute(node, "to", 0):
+            self._editor.bypass(node, source)
+
+    # --- 4. Constants ---
+
+    def _convert_constant(self, value: ir.Value) -> None:
+        uses = [use for use in self._uses[value] if use.narrow]
+        if not uses:
+            return
+        tensor = constant(value)
+        assert tensor is not None, "it is a constant"
+        if value.is_initializer() and len(uses) == len(value.uses()) and not value.is_graph_output():
+            value.const_value = self._weight(tensor)
+            value.type = ir.TensorType(_NARROW)
+            return
+        maker = value.producer()
+        graph = value.graph if maker is None else maker.graph
+        assert graph is not None, "a constant is in a graph"
+        new = self._editor.constant(self._scopes[graph], graph[0], f"{value.name}_bfloat16", self._weight(tensor))
+        for use in uses:
+            use.node.replace_input_with(use.index, new)
+        if maker is not None:
+            self._editor.remove_if_unused(maker)
+
+    def _weight(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if id(tensor) not in self._weights:  # the tensor is kept, so that no other one gets its id
+            self._weights[id(tensor)] = (tensor, rounded(tensor))
+        return self._weights[id(tensor)][1]
+
+    def _clamp_arguments(self, value: ir.Value) -> None:
+        """Let no number that bfloat16 has not reach a value by sums, products and choices of constants."""
+        waiting = [value.producer()]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node.op_type not in TRANSPARENT or node in self._nodes or node.domain:
+                continue
+            for index, given in enumerate(node.inputs):
+                if given is None or not self._is_float(given):
+                    continue
+                tensor = constant(given)
+                if tensor is None:
+                    waiting.append(given.producer())
+                elif (small := clamped(tensor)) is not None:
+                    assert node.graph is not None, "it makes what is read"
+                    new = self._editor.constant(self._scopes[node.graph], node, given.name, small)
+                    node.replace_input_with(index, new)
