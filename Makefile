@@ -32,6 +32,7 @@ generated: $(VENV)/dev.stamp ## 20,000 generated graphs through the default pipe
 
 bench: $(VENV)/peers.stamp ## Speed beside ONNX Runtime, OpenVINO and torch.compile, and what optimize() takes, into benchmarks/
 	$(BIN)/python -m benchmarks.suite --write
+	$(BIN)/python -m benchmarks.suite --precision bfloat16 --write
 
 lint: $(VENV)/dev.stamp ## ruff check and ruff format --check
 	$(BIN)/ruff check .

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.contestants import PEERS, TERSOR
+from benchmarks.contestants import TERSOR
+from benchmarks.contests import FLOAT32, Contest
 from benchmarks.machine import Machine
 from benchmarks.rows import Row, geometric_mean
 from benchmarks.svg import Drawing
@@ -21,18 +22,20 @@ MEAN = "geometric mean"
 
 def speed(rows: Sequence[Row]) -> str:
     """A bar for each model and peer: how many times as fast as the peer we are; the geometric means below them."""
+    contest = rows[0].contest if rows else FLOAT32
+    peers = contest.peers
     groups: list[tuple[str, dict[str, float], dict[str, str]]] = []
     for row in rows:
-        medians = {peer: each.median for peer in PEERS if (each := row.speed_over(peer)) is not None}
+        medians = {peer: each.median for peer in peers if (each := row.speed_over(peer)) is not None}
         groups.append((row.model, medians, dict(row.absent)))
-    columns = {peer: [medians[peer] for _, medians, _ in groups if peer in medians] for peer in PEERS}
+    columns = {peer: [medians[peer] for _, medians, _ in groups if peer in medians] for peer in peers}
     groups.append((MEAN, {peer: geometric_mean(column) for peer, column in columns.items() if column}, {}))
     right = WIDTH - 60
     most = max([1.0, *(value for _, medians, _ in groups for value in medians.values())])
-    step = len(PEERS) * BAR + GAP
+    step = len(peers) * BAR + GAP
     bottom = TOP + len(groups) * step
-    drawing = Drawing(WIDTH, bottom + 30, "Speed of tersor over each peer (above 1, tersor is faster)")
-    _legend(drawing)
+    drawing = Drawing(WIDTH, bottom + 30, _title(contest))
+    _legend(drawing, peers)
 
     def across(value: float) -> float:
         return LEFT + value / most * (right - LEFT)
@@ -43,7 +46,7 @@ def speed(rows: Sequence[Row]) -> str:
     for i, (name, medians, absent) in enumerate(groups):
         top = TOP + i * step
         drawing.text(LEFT - 8, top + step / 2 - 2, name, "strong" if name == MEAN else "", "end")
-        for j, peer in enumerate(PEERS):
+        for j, peer in enumerate(peers):
             y = top + j * BAR
             if peer in medians:
                 drawing.rectangle(
@@ -57,8 +60,13 @@ def speed(rows: Sequence[Row]) -> str:
     return str(drawing)
 
 
-def _legend(drawing: Drawing) -> None:
-    for i, peer in enumerate(PEERS):
+def _title(contest: Contest) -> str:
+    where = "" if contest is FLOAT32 else f" in {contest.precision}"
+    return f"Speed of tersor over each peer{where} (above 1, tersor is faster)"
+
+
+def _legend(drawing: Drawing, peers: Sequence[str]) -> None:
+    for i, peer in enumerate(peers):
         drawing.rectangle(LEFT + i * 150, 42, 12, 12, f"c{i}")
         drawing.text(LEFT + i * 150 + 18, 52, f"over {peer}")
 

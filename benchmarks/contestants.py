@@ -14,7 +14,6 @@ import numpy as np
 from optimizer.timing import Build, ContestantFailed, Measurement, Outputs, compete
 
 __all__ = [
-    "BASELINES",
     "OPENVINO",
     "ORT",
     "PEERS",
@@ -30,9 +29,9 @@ __all__ = [
 
 TERSOR, ORT, OPENVINO, TORCH = "tersor", "ONNX Runtime", "OpenVINO", "torch.compile"
 PEERS = (ORT, OPENVINO, TORCH)
-BASELINES = (ORT, OPENVINO)
-"""Those of which the better one is what we compare ourselves with."""
 COMPILERS = ("g++", "clang++")
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
+"""What OpenVINO calls the precisions."""
 LONGEST_REASON = 120
 
 
@@ -49,8 +48,8 @@ def onnx_runtime(path: Path, inputs: list[np.ndarray], threads: int) -> Callable
     return partial(session.run, None, feed)
 
 
-def openvino(path: Path, inputs: list[np.ndarray], threads: int) -> Callable[[], Outputs]:
-    """OpenVINO for the least latency in float32, with the shapes fixed, as its guide for the CPU advises."""
+def openvino(path: Path, inputs: list[np.ndarray], threads: int, precision: str = "float32") -> Callable[[], Outputs]:
+    """OpenVINO for the least latency, with the shapes fixed, as its guide for the CPU advises."""
     # With this package there, importing OpenVINO reports that to its makers.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's way to say that it is missing.
     from openvino import Core
@@ -59,7 +58,7 @@ def openvino(path: Path, inputs: list[np.ndarray], threads: int) -> Callable[[],
     model = core.read_model(path)
     model.reshape({index: list(array.shape) for index, array in enumerate(inputs)})
     settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
@@ -73,8 +72,11 @@ def openvino(path: Path, inputs: list[np.ndarray], threads: int) -> Callable[[],
     return call
 
 
-def torch_compile(name: str, threads: int) -> Callable[[], Outputs]:
-    """PyTorch's own compiler (inductor), which may take the weights for constants."""
+def torch_compile(name: str, threads: int, precision: str = "float32") -> Callable[[], Outputs]:
+    """PyTorch's own compiler (inductor), which may take the weights for constants.
+
+    In bfloat16 all weights are that; inputs and outputs are converted within the time, as everyone's are.
+    """
     import torch
 
     import models
@@ -82,13 +84,17 @@ def torch_compile(name: str, threads: int) -> Callable[[], Outputs]:
     torch.set_num_threads(threads)
     case = models.load(name)
     assert isinstance(case.model, torch.nn.Module)
-    inputs = tuple(case.example_inputs)
-    compiled = torch.compile(case.model, dynamic=False, options={"freezing": True})
+    assert isinstance(case.example_inputs, tuple)
+    inputs = case.example_inputs
+    dtype = getattr(torch, precision)
+    compiled = torch.compile(case.model.to(dtype), dynamic=False, options={"freezing": True})
 
     def call() -> Outputs:
         with torch.no_grad():
-            output = compiled(*inputs)
-        return [tensor.numpy() for tensor in (output if isinstance(output, tuple) else (output,))]
+            given = (tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs)
+            output = compiled(*given)
+        results = output if isinstance(output, tuple) else (output,)
+        return [(tensor.float() if tensor.is_floating_point() else tensor).numpy() for tensor in results]
 
     return call
 

@@ -34,6 +34,7 @@ class Workload:
         flops: Floating-point operations of a call, a multiply-add counted as two, before any optimization.
         weight_bytes: The weights in memory.
         is_module: Whether it is a PyTorch module.
+        bfloat16_bound: The relative error that rounding to bfloat16 may cost; see `optimizer.comparison`.
     """
 
     inputs: list[np.ndarray]
@@ -42,6 +43,7 @@ class Workload:
     flops: int
     weight_bytes: int
     is_module: bool
+    bfloat16_bound: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,13 @@ class Compilation:
     peak: int
 
 
-def compile_model(name: str, artifact: Path) -> Compilation:
+def compile_model(name: str, artifact: Path, precision: str = "float32") -> Compilation:
     """Optimize a model of the registry and save it.
 
     Raises:
         ContestantFailed: It failed; standard error has its traceback.
     """
-    (seconds, notes), peak = _in_a_process(_optimize, name, artifact)
+    (seconds, notes), peak = _in_a_process(partial(_optimize, precision=precision), name, artifact)
     return Compilation(seconds, notes, peak)
 
 
@@ -106,22 +108,24 @@ def _answer(pipe: Connection, work: Callable[[str, Path], Job[Answer]], name: st
     afterwards()
 
 
-def _optimize(name: str, artifact: Path) -> Job[tuple[float, list[str]]]:
+def _optimize(name: str, artifact: Path, precision: str = "float32") -> Job[tuple[float, list[str]]]:
     import models
     from optimizer import optimize
 
     case = models.load(name)
     start = time.perf_counter()
-    compiled = optimize(case.model, target="cpu", example_inputs=case.example_inputs)
+    compiled = optimize(case.model, target="cpu", example_inputs=case.example_inputs, precision=precision)
     seconds = time.perf_counter() - start
     return (seconds, list(compiled.report.notes)), partial(compiled.save, artifact)
 
 
 def _export(name: str, folder: Path) -> Job[Workload]:
+    import onnx_ir as ir
     import torch
 
     import models
     from benchmarks.export import arrays, export
+    from optimizer.comparison import EPSILON_PER_OP, Tolerance
     from optimizer.frontends import load_model
     from optimizer.ir.costs import model_costs
 
@@ -131,4 +135,5 @@ def _export(name: str, folder: Path) -> Job[Workload]:
     names = (value.name or "" for value in model.graph.inputs)
     costs = model_costs(model, {name: array.shape for name, array in zip(names, inputs, strict=True)})
     is_module = isinstance(case.model, torch.nn.Module)
-    return Workload(inputs, path, case.bytes, costs.flops, costs.bytes, is_module), lambda: None
+    bound = Tolerance.of(model).error * EPSILON_PER_OP[ir.DataType.BFLOAT16] / EPSILON_PER_OP[ir.DataType.FLOAT]
+    return Workload(inputs, path, case.bytes, costs.flops, costs.bytes, is_module, bound), lambda: None

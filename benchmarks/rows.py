@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.contestants import BASELINES, ORT, PEERS, TERSOR
+from benchmarks.contestants import ORT, TERSOR
+from benchmarks.contests import FLOAT32, Contest
 from benchmarks.preparation import Compilation, Workload
 from benchmarks.results import Section
 from optimizer.timing import Measurement, Ratio, ratio, relative_error
 
-__all__ = ["COMPILING", "SPEED", "Row", "geometric_mean", "means", "slower"]
+__all__ = ["COMPILING", "LARGEST_ERROR", "Row", "geometric_mean", "means", "slower"]
 
 COMPILING = Section(
     "Latency beside ONNX Runtime's, and what optimize() takes",
@@ -31,19 +32,8 @@ COMPILING = Section(
     begin="<!-- begin: written by make bench -->",
     end="<!-- end -->",
 )
-SPEED = Section(
-    "Speed beside three peers",
-    (
-        "model",
-        *(f"{name} ms" for name in (*PEERS, TERSOR)),
-        *(f"over {name}" for name in PEERS),
-        "over the best",
-        "largest error",
-    ),
-    texts=frozenset({"model", "largest error"}),
-    begin="<!-- begin: speed, written by make bench -->",
-    end="<!-- end of the speed -->",
-)
+LARGEST_ERROR = 1e-2
+"""Beyond this relative error another result was computed in float32, whose time says nothing."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +46,7 @@ class Row:
         compilation: What `optimize()` took; None when it failed.
         measured: By name the contestants that worked.
         absent: By name the others, and why.
+        contest: The precision, and who takes part.
     """
 
     model: str
@@ -63,12 +54,18 @@ class Row:
     compilation: Compilation | None
     measured: Mapping[str, Measurement]
     absent: Mapping[str, str]
+    contest: Contest = FLOAT32
+
+    @property
+    def bound(self) -> float:
+        """The relative error beyond which something else was computed."""
+        return LARGEST_ERROR if self.contest is FLOAT32 else self.workload.bfloat16_bound
 
     @property
     def best(self) -> str | None:
         """The faster of the peers that we measure ourselves against."""
         return min(
-            (name for name in BASELINES if name in self.measured),
+            (name for name in self.contest.baselines if name in self.measured),
             key=lambda name: self.measured[name].seconds,
             default=None,
         )
@@ -95,9 +92,9 @@ class Row:
         return f"{self.measured[name].seconds * 1e3:.2f}" if name in self.measured else self.absent[name]
 
     def speed_cells(self) -> tuple[str, ...]:
-        """One text for each column of `SPEED`."""
-        times = (self.milliseconds(name) for name in (*PEERS, TERSOR))
-        speeds = (self.speed_over(name) for name in PEERS)
+        """One text for each column of the contest's table."""
+        times = (self.milliseconds(name) for name in self.contest.contestants)
+        speeds = (self.speed_over(name) for name in self.contest.peers)
         best = self.speed_over(self.best)
         errors = {name: error for name in self.measured if (error := self.error(name)) is not None}
         worst = max(errors, key=lambda name: errors[name], default=None)
@@ -107,6 +104,7 @@ class Row:
             *("" if speed is None else f"{speed.median:.2f}" for speed in speeds),
             "" if best is None else str(best),
             "" if worst is None else f"{errors[worst]:.0e} {worst}",
+            *((f"{self.bound:.2f}",) if self.contest.references else ()),
         )
 
     def compiling_cells(self) -> tuple[str, ...]:
@@ -139,25 +137,31 @@ def geometric_mean(speeds: Sequence[float]) -> float:
 
 
 def means(rows: Sequence[Row]) -> str:
-    """Our speed over the best of two peers, and over each of the three, in two sentences."""
+    """Our speed over the best of the baselines, and over each of the peers, in two sentences."""
     best = [speed.median for row in rows if (speed := row.speed_over(row.best)) is not None]
     if not best:
         return "Nothing was compared."
+    contest = rows[0].contest
     single = []
-    for peer in PEERS:
+    for peer in contest.peers:
         speeds = [speed.median for row in rows if (speed := row.speed_over(peer)) is not None]
         single.append(f"{geometric_mean(speeds):.2f} over {peer} ({len(speeds)})" if speeds else f"none over {peer}")
     return (
-        f"Geometric mean of our speed over the best of {' and '.join(BASELINES)}: **{geometric_mean(best):.2f}** "
+        f"Geometric mean of our speed over {_best_of(contest)}: **{geometric_mean(best):.2f}** "
         f"(models: {len(best)}).\nOver each alone: {', '.join(single)}."
     )
+
+
+def _best_of(contest: Contest) -> str:
+    names = " and ".join(contest.baselines)
+    return names if len(contest.baselines) == 1 else f"the best of {names}"
 
 
 def slower(rows: Sequence[Row]) -> list[str]:
     """A sentence for each model in which a peer is faster."""
     sentences = []
     for row in rows:
-        speeds = {peer: speed.median for peer in PEERS if (speed := row.speed_over(peer)) is not None}
+        speeds = {peer: speed.median for peer in row.contest.peers if (speed := row.speed_over(peer)) is not None}
         behind = [f"{1 / speed:.2f} times as long as {peer}" for peer, speed in speeds.items() if speed < 1]
         if behind:
             sentences.append(f"{row.model} takes {' and '.join(behind)}.")

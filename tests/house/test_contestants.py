@@ -59,9 +59,14 @@ def test_openvino_computes_what_onnx_runtime_does(tmp_path: Path) -> None:
         ORT: partial(contestants.onnx_runtime, path, inputs, 1),
         OPENVINO: partial(contestants.openvino, path, inputs, 1),
     }
+    builds["in bfloat16"] = partial(contestants.openvino, path, inputs, 1, "bfloat16")
     measured, failed = compete_without_failures(builds, rounds=1)
     assert failed == {}
     np.testing.assert_allclose(measured[OPENVINO].outputs[0], measured[ORT].outputs[0], rtol=1e-5, atol=1e-5)
+    off = np.abs(measured["in bfloat16"].outputs[0] - measured[ORT].outputs[0]).max()
+    assert off < 0.1
+    if "avx512_bf16" in Path("/proc/cpuinfo").read_text():  # elsewhere OpenVINO takes no heed of the hint
+        assert off > 1e-4
 
 
 def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:

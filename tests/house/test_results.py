@@ -9,10 +9,16 @@ import pytest
 from rich.console import Console
 
 from benchmarks import nodes, rows
+from benchmarks.contests import CONTESTS
 from benchmarks.results import RESULTS, Section, versions
 from optimizer.errors import InputError
 
 SECTION = Section("Times", ("model", "ms", "how"), frozenset({"model", "how"}), "<!-- begin -->", "<!-- end -->")
+SECTIONS = {
+    "nodes": nodes.SECTION,
+    "compiling": rows.COMPILING,
+    **{precision: contest.speed for precision, contest in CONTESTS.items()},
+}
 ROWS = [("small", "1.5", "warm"), ("large", "20.0", "cold")]
 
 
@@ -70,7 +76,7 @@ def test_without_its_markers_a_file_stays_as_it_is(tmp_path: Path, text: str) ->
     assert path.read_text() == text
 
 
-@pytest.mark.parametrize("section", [nodes.SECTION, rows.SPEED, rows.COMPILING], ids=["nodes", "speed", "compiling"])
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
 def test_the_results_file_takes_the_section_of_every_benchmark(section: Section, tmp_path: Path) -> None:
     path = tmp_path / "RESULTS.md"
     before = RESULTS.read_text(encoding="utf-8")

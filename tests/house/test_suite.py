@@ -16,14 +16,16 @@ import pytest
 import models
 from benchmarks import contestants, machine, preparation, results, rows, suite
 from benchmarks.contestants import OPENVINO, ORT, TERSOR, TORCH
+from benchmarks.contests import BFLOAT16, FLOAT32
 from benchmarks.export import export
 from benchmarks.machine import Machine
 from benchmarks.memory import PeakMemory, family, resident
 from benchmarks.preparation import Compilation, Workload
-from benchmarks.rows import COMPILING, SPEED, Row
+from benchmarks.rows import COMPILING, Row
 from models import ModelCase
 from optimizer.timing import Measurement
 
+SPEED = FLOAT32.speed
 ALLOCATE = "import time; data = b'x' * 100_000_000; time.sleep(0.2); del data; time.sleep(0.2)"
 PARENT = "import subprocess, sys; data = b'y' * 50_000_000; subprocess.run([sys.executable, '-c', {child!r}])"
 ONES = np.ones(4, np.float32)
@@ -192,3 +194,71 @@ def test_every_contestant_computes_the_same() -> None:
     assert row.compilation is not None
     assert row.compilation.notes == []
     assert 0.5e9 < row.workload.flops < 0.8e9
+
+
+# --- bfloat16 ---
+
+
+@pytest.fixture
+def narrow(row: Row) -> Row:
+    return replace(row, contest=BFLOAT16, workload=replace(row.workload, bfloat16_bound=0.18))
+
+
+def test_in_bfloat16_the_time_of_onnx_runtime_is_shown_and_not_compared(narrow: Row) -> None:
+    assert dict(zip(BFLOAT16.speed.columns, narrow.speed_cells(), strict=True)) == {
+        "model": "minilm",
+        "ONNX Runtime float32 ms": "2.00",
+        "OpenVINO ms": "4.00",
+        "torch.compile ms": "no C++ compiler",
+        "tersor ms": "2.00",
+        "over OpenVINO": "2.00",
+        "over torch.compile": "",
+        "over the best": "2.00 (1.67 to 2.00)",
+        "largest error": "1e-03 tersor",
+        "bound": "0.18",
+    }
+    assert narrow.best == OPENVINO
+    assert rows.means([narrow]) == (
+        "Geometric mean of our speed over OpenVINO: **2.00** (models: 1).\n"
+        "Over each alone: 2.00 over OpenVINO (1), none over torch.compile."
+    )
+    assert rows.slower([replace(narrow, measured={**narrow.measured, TERSOR: measurement(0.003, 0.003, 0.003)})]) == []
+
+
+def test_a_result_in_bfloat16_is_held_against_its_bound(row: Row, narrow: Row) -> None:
+    assert (row.bound, narrow.bound) == (1e-2, 0.18)
+    measured = {**narrow.measured, "near": measurement(1.0, outputs=ONES * 1.1), "far": measurement(1.0, outputs=-ONES)}
+    assert suite.differing(measured, narrow.bound) == {"far": "differs by 2e+00"}
+    assert list(suite.differing(measured, row.bound)) == ["near", "far"]
+
+
+def test_writing_in_bfloat16_leaves_the_rest(narrow: Row, tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    before = results.RESULTS.read_text(encoding="utf-8")
+    path.write_text(before, encoding="utf-8")
+    suite.write("How.", [narrow], None, path)
+    head, _, rest = path.read_text(encoding="utf-8").partition(BFLOAT16.speed.begin)
+    speed = rest.partition(BFLOAT16.speed.end)[0]
+    assert head == before.partition(BFLOAT16.speed.begin)[0]
+    assert "| minilm | 2.00 | 4.00 | no C++ compiler | 2.00 | 2.00 |" in speed
+    assert "](speed-bfloat16.svg)" in speed
+    assert "Roofline" not in speed
+    assert {each.name for each in tmp_path.iterdir()} == {"RESULTS.md", "speed-bfloat16.svg"}
+    drawn = (tmp_path / "speed-bfloat16.svg").read_text()
+    assert "in bfloat16" in drawn
+    assert "over ONNX Runtime" not in drawn
+
+
+def test_the_bound_grows_with_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = ModelCase("product", machine.product(np.eye(8, dtype=np.float32)), {"x": np.ones((8, 8), np.float32)})
+    monkeypatch.setattr("models.load", {"product": case}.get)
+    assert preparation._export("product", tmp_path)[0].bfloat16_bound == pytest.approx(1.6e-2)
+
+
+@pytest.mark.slow
+def test_every_contestant_computes_the_same_in_bfloat16() -> None:
+    row = suite.measure("minilm", threads=1, rounds=1, contest=BFLOAT16)
+    expected = {ORT, TERSOR, *(name for name in (OPENVINO, TORCH) if contestants.why_absent(name, True) is None)}
+    assert set(row.measured) == expected, row.absent
+    errors = {name: row.error(name) for name in expected - {ORT}}
+    assert all(error is not None and 1e-4 < error < row.bound for error in errors.values()), errors
