@@ -8,7 +8,8 @@
    value. A `Cast` or `ConstantOfShape` of the model gives the type that is wanted itself.
 4. A constant is converted once (to the nearest, ties to even), when it is read; if it is needed in both types it is
    kept in both. A large number that bfloat16 has not, such as the -3.4e38 of a mask, becomes its largest, not infinity:
-   a row of a softmax that is masked throughout would be NaN.
+   a row of a softmax that is masked throughout would be NaN. The same is done to an input that is added in front of a
+   `Softmax`.
 5. A float32 mask (the `attn_mask` of `Attention`) and the exponent of a power stay what they are: ONNX lets them.
 
 Values of float16 and float64 stay as they are. A model without products or convolutions stays as it is.
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from optimizer.errors import PipelineError
-from optimizer.ir.bfloat16 import clamped, rounded
+from optimizer.ir.bfloat16 import LARGEST, clamped, rounded
 from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.float_sensitive import TRANSPARENT
 from optimizer.ir.float_slots import Slot, input_slots, output_slots
@@ -36,6 +37,7 @@ __all__ = ["ConvertFloat"]
 
 _NARROW = ir.DataType.BFLOAT16
 _WIDE = ir.DataType.FLOAT
+_VIEWS = ("Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +156,7 @@ class _Conversion:
         if source is not None and source.dtype == _NARROW and not narrow:
             return source
         if source is None or self._editor.shapes.dtype(source) in (None, _WIDE):
-            source = value
+            source = self._finite(value, uses) if value.is_graph_input() and _is_mask(value) else value
         cast = ir.node("Cast", [source], {"to": _WIDE if narrow else _NARROW})
         result = cast.outputs[0]
         result.name = self._editor.fresh_name(f"{value.name}_{'float32' if narrow else 'bfloat16'}")
@@ -166,7 +168,11 @@ class _Conversion:
         else:
             assert value.graph is not None, "an input is one of a graph"
             inherit(cast, [uses[0].node])
-            value.graph.insert_before(value.graph[0], cast)
+            first = source.producer()
+            if first is None:
+                value.graph.insert_before(value.graph[0], cast)
+            else:
+                value.graph.insert_after(first, cast)
         return result
 
     def _make_output(self, value: ir.Value, cast: ir.Value) -> None:
@@ -194,7 +200,26 @@ class _Conversion:
         elif source.dtype == _NARROW == int_attribute(node, "to", 0):
             self._editor.bypass(node, source)
 
-    # --- 4. Constants ---
+    # --- 4. Constants, and masks that are inputs ---
+
+    def _finite(self, mask: ir.Value, uses: list[_Use]) -> ir.Value:
+        """A mask with its finite numbers in the range of bfloat16, and its infinities as they are."""
+        assert mask.graph is not None, "an input is one of a graph"
+        first, scope = mask.graph[0], self._scopes[mask.graph]
+        limits = [
+            self._editor.constant(scope, first, f"{mask.name}_{name}", ir.tensor(limit, _WIDE))
+            for name, limit in (("least", -LARGEST), ("most", LARGEST))
+        ]
+        infinite = ir.node("IsInf", [mask])
+        clipped = ir.node("Clip", [mask, *limits])
+        chosen = ir.node("Where", [infinite.outputs[0], mask, clipped.outputs[0]])
+        for node, type_ in ((infinite, ir.DataType.BOOL), (clipped, _WIDE), (chosen, _WIDE)):
+            node.outputs[0].name = self._editor.fresh_name(f"{mask.name}_{node.op_type.lower()}")
+            node.outputs[0].type = ir.TensorType(type_)
+            node.outputs[0].shape = None if mask.shape is None else mask.shape.copy()
+            inherit(node, [uses[0].node])
+            mask.graph.insert_before(first, node)
+        return chosen.outputs[0]
 
     def _convert_constant(self, value: ir.Value) -> None:
         uses = [use for use in self._uses[value] if use.narrow]
@@ -237,3 +262,15 @@ class _Conversion:
                     assert node.graph is not None, "it makes what is read"
                     new = self._editor.constant(self._scopes[node.graph], node, given.name, small)
                     node.replace_input_with(index, new)
+
+
+def _is_mask(value: ir.Value) -> bool:
+    """Whether a value, or a view of it, is added to what a softmax reads."""
+    waiting = [value]
+    while waiting:
+        for user, _ in waiting.pop().uses():
+            if is_op(user, "Add") and any(is_op(reader, "Softmax") for reader, _ in user.outputs[0].uses()):
+                return True
+            if is_op(user, *_VIEWS):
+                waiting.append(user.outputs[0])
+    return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ml_dtypes
-import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
@@ -14,20 +13,9 @@ from optimizer.ir.provenance import makers
 from optimizer.pass_manager import PassManager, parse_pipeline
 from optimizer.testing import check_pass, difference, models
 from passes.convert_float import ConvertFloat
-from passes.infer_shapes import InferShapes
 from passes.registry import PASSES
+from tests.passes.bfloat16_graphs import CONVERT, NARROW, W, converted, dtype
 from tests.passes.transform import assert_stays, read
-
-CONVERT = ConvertFloat()
-NARROW = ir.DataType.BFLOAT16
-W = "float[4,4] w = {1,2,3,4, 5,6,7,8, 1,2,3,4, 5,6,7,8}"
-
-
-def converted(text: str, pass_: ConvertFloat = CONVERT) -> ir.Model:
-    """The model, with its types written at each value, after the pass, which kept its contract."""
-    model = read(text)
-    InferShapes()(model)
-    return check_pass(pass_, model)
 
 
 def becomes(text: str, expected: str) -> None:
@@ -38,20 +26,6 @@ def becomes(text: str, expected: str) -> None:
     weight.const_value = ir.tensor(weight.const_value.numpy().astype(ml_dtypes.bfloat16))
     delta = difference(wanted, result, types=False)
     assert not delta, delta
-
-
-def dtype(model: ir.Model, name: str) -> ir.DataType | None:
-    """The type of a value, by its name."""
-    values = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
-    (found,) = [value for value in values if value.name == name]
-    return found.dtype
-
-
-def elements(model: ir.Model, name: str) -> np.ndarray:
-    """An initializer, as float32."""
-    tensor = model.graph.initializers[name].const_value
-    assert tensor is not None
-    return tensor.numpy().astype(np.float32)
 
 
 # --- 1. Products and what lies between them ---
@@ -248,82 +222,6 @@ def test_what_a_loop_carries_stays_float32() -> None:
             k2 = Identity(k) m = MatMul(s, w) t = Tanh(m) }}> }}""")
     body = model.graph[0].attributes["body"].as_graph()
     assert [node.op_type for node in body] == ["Cast", "Identity", "MatMul", "Tanh", "Cast"]
-
-
-# --- 4. Constants ---
-
-
-def test_weights_are_rounded_to_the_nearest_and_ties_to_even() -> None:
-    values = np.array([[1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-9, np.inf]], np.float32)
-    text = "g (float[N,1] x) => (float[N,4] y) <float[1,4] w> { y = MatMul(x, w) }"
-    model = read(text.replace("float[1,4] w", "float[1,4] w = {0,0,0,0}"))
-    model.graph.initializers["w"].const_value = ir.tensor(values)
-    CONVERT(model)
-    np.testing.assert_array_equal(elements(model, "w"), [[1, 1 + 2**-6, -1, np.inf]])
-
-
-def test_a_large_weight_is_converted_when_it_is_read() -> None:
-    model = read("g (float[N,64] x) => (float[N,64] y) <float w = {0}> { y = MatMul(x, w) }")
-    weight, value = np.ones((64, 64), np.float32), model.graph.initializers["w"]
-    value.const_value, value.shape = ir.tensor(weight), ir.Shape(weight.shape)
-    CONVERT(model)
-    assert isinstance(value.const_value, ir.LazyTensor)
-    assert value.const_value.nbytes == 64 * 64 * 2
-    weight[0, 0] = 7  # not read yet
-    assert value.const_value.numpy()[0, 0] == 7
-    assert value.const_value.numpy().dtype == ml_dtypes.bfloat16
-
-
-def test_two_names_of_one_tensor_stay_one() -> None:
-    model = read(
-        f"""g (float[N,4] x) => (float[N,4] y) <{W}, {W.replace("w", "v")}> {{
-        a = MatMul(x, w) y = MatMul(a, v) }}"""
-    )
-    first, second = (model.graph.initializers[name] for name in "wv")
-    second.const_value = first.const_value
-    CONVERT(model)
-    assert first.const_value is second.const_value
-
-
-def test_a_constant_that_is_read_in_both_types_is_kept_in_both() -> None:
-    model = converted(f"""g (float[N,4] x) => (float[N,4] y, float[4,4] z) <{W}> {{
-        y = MatMul(x, w) z = Exp(w) }}""")
-    assert [tensor.dtype for tensor in model.graph.initializers.values()] == [ir.DataType.FLOAT, NARROW]
-
-
-def test_a_default_of_an_input_is_no_constant() -> None:
-    model = read(f"g (float[N,4] x, {W}) => (float[N,4] y) {{ y = MatMul(x, w) }}")
-    CONVERT(model)
-    assert [node.op_type for node in model.graph] == ["Cast", "Cast", "MatMul", "Cast"]
-
-
-def test_the_lowest_number_of_a_mask_stays_finite() -> None:
-    """A row that is masked throughout is evenly spread; with infinities it would be NaN."""
-    model = converted(f"""g (bool[4,4] m, float[4,4] x) => (float[4,4] y)
-        <{W}, float low = {{-3.4028234663852886e38}}, float zero = {{0}}> {{
-            a = MatMul(x, w) b = Where(m, zero, low) c = Add(a, b) d = Softmax(c) y = MatMul(d, w) }}""")
-    assert np.isfinite(elements(model, "low")).all()
-
-
-def test_the_lowest_number_stays_finite_when_a_cast_stands_behind_it() -> None:
-    low = "float low = {-3.4028234663852886e38}, float zero = {0}"
-    model = converted(
-        f"""g (bool[4,4] m, float[4,4] x) => (float[4,4] y, float[4,4] z) <{W}, {low}> {{
-            b = Where(m, zero, low) z = Exp(b) i = Identity(b)
-            a = MatMul(x, w) c = Add(a, i) d = Softmax(c) y = MatMul(d, w) }}""",
-        ConvertFloat(keep="Where"),
-    )
-    assert dtype(model, "b") == ir.DataType.FLOAT
-    assert all(np.isfinite(elements(model, name)).all() for name in model.graph.initializers)
-
-
-# --- 5. Masks ---
-
-
-def test_a_mask_of_an_attention_stays_what_it_is() -> None:
-    model = converted("""g (float[1,2,3,4] q, float[3,3] m) => (float[1,2,3,4] y) { y = Attention(q, q, q, m) }""")
-    assert [node.op_type for node in model.graph] == ["Cast", "Attention", "Cast"]
-    assert model.graph[1].inputs[3] is model.graph.inputs[1]
 
 
 # --- All of it ---
