@@ -14,6 +14,8 @@ which are small, are transposed:
 
 What becomes of a score (scale, cap, masks) is whatever the emitter's expression says. A condition `key <= f(query)` or
 `key >= f(query)` in it, where f grows with the query, bounds the keys that a block of queries looks at.
+
+Queries too few to fill half a vector are another matter: see `backends.cpu.few_queries`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
+from backends.cpu.few_queries import FewQueries
 from backends.cpu.kernel import Axis, Kernel, Stage
 from backends.cpu.loops import (
     Expr,
@@ -116,6 +119,13 @@ class AttentionNest:
 
     def build(self) -> Stmt:
         """The statement."""
+        rows = known(self.row.extent)
+        most = max(1, self.lanes // 2)  # so many that do lie along a vector take about as long
+        if rows is not None:
+            return FewQueries(self, rows).build() if rows <= most else self._many()
+        return IfThenElse(self.row.extent <= most, FewQueries(self, most).build(), self._many())
+
+    def _many(self) -> Stmt:
         width = self.widest * self.lanes
         rows = self.row.extent
         blocks = simplify(tirx.floordiv(rows + (width - 1), i64(width)))
@@ -146,9 +156,10 @@ class AttentionNest:
             return IfThenElse(left >= width, full.build(), choice)
 
         tasks = simplify(extents[0] * extents[1] * blocks)
-        return sequence([parallel(tasks, task, worthwhile=self._worthwhile())])
+        return sequence([parallel(tasks, task, worthwhile=self.worthwhile())])
 
-    def _worthwhile(self) -> bool:
+    def worthwhile(self) -> bool:
+        """Whether the threads are worth starting."""
         flops = 2 * (self.size + self.value_size)
         for axis in (self.batch, self.head, self.row, self.column):
             extent = known(axis.extent)

@@ -10,15 +10,17 @@ from backends.cpu.loops import Expr, i64, known, loads_of, simplify, substitute,
 __all__ = ["key_bounds"]
 
 
-def key_bounds(masked: Stage, first: Expr, last: Expr) -> tuple[Expr | None, Expr | None]:
+def key_bounds(masked: Stage, first: Expr, last: Expr, place: tuple[Expr, Expr]) -> tuple[Expr | None, Expr | None]:
     """The first key that one of the queries sees, and the one behind the last; `None` where nothing is known.
 
     Args:
         masked: The scores after masking, [B, H, S, T]; minus infinity where a condition does not hold.
         first: The first query of the block.
         last: The last one.
+        place: Batch element and head of the block.
     """
-    _, _, query, key = (axis.var for axis in masked.spatial)
+    batch, head, query, key = (axis.var for axis in masked.spatial)
+    point = dict(zip((batch, head), place, strict=True))
     low: list[Expr] = []
     high: list[Expr] = []
     for condition in _conditions(masked.value):
@@ -28,9 +30,9 @@ def key_bounds(masked: Stage, first: Expr, last: Expr) -> tuple[Expr | None, Exp
                 continue
             kind, limit = bound
             if kind == "high":
-                high.append(substitute(limit, {query: last}) + 1)
+                high.append(substitute(limit, {**point, query: last}) + 1)
             else:
-                low.append(substitute(limit, {query: first}))
+                low.append(substitute(limit, {**point, query: first}))
     return _extreme(low, tirx.max), _extreme(high, tirx.min)
 
 
@@ -56,7 +58,7 @@ def _bound(comparison: Expr, query: tirx.Var, key: tirx.Var) -> tuple[str, Expr]
         difference = simplify(comparison.a - comparison.b)
     if isinstance(comparison, (tirx.LT, tirx.GT)):
         difference = simplify(difference - 1)
-    if not uses(difference, key) or loads_of(difference):
+    if not uses(difference, key) or any(uses(ld, axis) for ld in loads_of(difference) for axis in (query, key)):
         return None
     slope = known(simplify(substitute(difference, {key: key + 1}) - difference))
     growth = known(simplify(substitute(difference, {query: query + 1}) - difference))

@@ -46,6 +46,7 @@ class QueryBlock:
         self.nest = nest
         self.parts = nest.parts
         self.point = point
+        self.place = (point[nest.batch.var], point[nest.head.var])
         self.first = first
         self.vectors = vectors
         self.lanes = nest.lanes
@@ -134,8 +135,7 @@ class QueryBlock:
     def _sweep(self) -> list[Stmt | None]:
         """All blocks of keys that one of the queries sees."""
         block, keys = self.nest.block_keys, self.nest.column.extent
-        last = simplify(self.first + self.valid - 1)
-        low, high = key_bounds(self.parts.masked, self.first, last)
+        low, high = key_bounds(self.parts.masked, self.first, simplify(self.first + self.valid - 1), self.place)
         whole = simplify(tirx.floordiv(keys, i64(block)))
         rest = simplify(keys - whole * block)
         begin = i64(0) if low is None else simplify(tirx.floordiv(tirx.max(low, i64(0)), i64(block)))
@@ -231,7 +231,7 @@ class QueryBlock:
         )
 
     def _index(self, row: Expr, column: Expr) -> list[Expr]:
-        return [self.point[self.nest.batch.var], self.point[self.nest.head.var], row, column]
+        return [*self.place, row, column]
 
     def _scores(self, start: Expr, count: int | Expr) -> Stmt:
         """The products of keys and queries, into `weights`."""

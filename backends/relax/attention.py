@@ -19,8 +19,6 @@ from backends.relax.values import prim, static_int
 __all__ = ["AttentionSpec", "Heads", "biased", "capped", "emit_one_pass", "heads_first", "in_one_pass", "sizes_of"]
 
 KERNEL = "attention"
-_FEW_QUERIES = 4
-"""So few rows of scores are no matrix worth saving, and do not fill a vector of queries."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +147,10 @@ def heads_first(ctx: Emitter, heads: Heads) -> relax.Var:
 
 
 def in_one_pass(spec: AttentionSpec) -> bool:
-    """Whether `emit_one_pass` applies: in float32, and to more than a few queries a head."""
+    """Whether `emit_one_pass` applies: in float32, and to heads of known sizes."""
     if spec.output is not None or spec.q.dtype != "float32" or spec.softmax_dtype != "float32":
         return False
-    rows = static_int(sizes_of(spec.q)[2])
-    known = all(static_int(sizes_of(x)[3]) is not None for x in (spec.q, spec.v))
-    return known and (rows is None or rows > _FEW_QUERIES)
+    return all(static_int(sizes_of(x)[3]) is not None for x in (spec.q, spec.v))
 
 
 def emit_one_pass(ctx: Emitter, spec: AttentionSpec) -> relax.Expr:
@@ -168,12 +164,19 @@ def emit_one_pass(ctx: Emitter, spec: AttentionSpec) -> relax.Expr:
     return relax.op.reshape(y, relax.ShapeExpr([batch, rows, heads * value_size]))
 
 
+def _group(spec: AttentionSpec) -> int:
+    """How many query heads share a key head."""
+    heads, key_heads = (static_int(sizes_of(x)[1]) for x in (spec.q, spec.k))
+    assert heads is not None and key_heads is not None, "the numbers of heads were checked"
+    return heads // key_heads
+
+
 def _stages(
     spec: AttentionSpec, q: te.Tensor, k: te.Tensor, v: te.Tensor, past: tirx.Expr, *rest: te.Tensor
 ) -> te.Tensor:
     batch, heads, rows, size = sizes_of(spec.q)
-    _, key_heads, keys, value_size = sizes_of(spec.v)
-    group = tirx.floordiv(heads, key_heads)
+    keys, value_size = sizes_of(spec.v)[2:]
+    group = _group(spec)
     zero, nothing = tirx.const(0, "float32"), tirx.const(float("-inf"), "float32")
 
     def at(tensor: te.Tensor, kind: Heads, b: tirx.Expr, h: tirx.Expr, i: tirx.Expr, d: tirx.Expr) -> tirx.Expr:
@@ -184,9 +187,11 @@ def _stages(
     shape = (batch, heads, rows, keys)
     scores = te.compute(
         shape,
-        lambda b, h, i, t: te.sum(at(q, spec.q, b, h, i, d) * at(k, spec.k, b, tirx.floordiv(h, group), t, d), axis=d),
+        lambda b, h, i, t: te.sum(
+            at(q, spec.q, b, h, i, d) * at(k, spec.k, b, tirx.floordiv(h, tirx.const(group, "int64")), t, d), axis=d
+        ),
         name="scores",
-        attrs={"tersor.kernel": KERNEL},
+        attrs={"tersor.kernel": KERNEL, "tersor.group": _group(spec)},
     )
     masked = te.compute(
         shape,
@@ -200,7 +205,9 @@ def _stages(
     total = reduce_rows(shape, {3}, powers, te.sum, "total")
     context = te.compute(
         (batch, heads, rows, value_size),
-        lambda b, h, i, e: te.sum(powers(b, h, i, j) * at(v, spec.v, b, tirx.floordiv(h, group), j, e), axis=j),
+        lambda b, h, i, e: te.sum(
+            powers(b, h, i, j) * at(v, spec.v, b, tirx.floordiv(h, tirx.const(group, "int64")), j, e), axis=j
+        ),
         name="context",
         attrs={"tersor.kernel": f"{KERNEL}.context"},
     )
