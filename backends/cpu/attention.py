@@ -15,6 +15,9 @@ which are small, are transposed:
 What becomes of a score (scale, cap, masks) is whatever the emitter's expression says. A condition `key <= f(query)` or
 `key >= f(query)` in it, where f grows with the query, bounds the keys that a block of queries looks at.
 
+bfloat16 is multiplied in pairs along the reduced axis (`backends.cpu.operands`); softmax and sums are float32, and the
+weights are rounded once.
+
 Queries too few to fill half a vector are another matter: see `backends.cpu.few_queries`.
 """
 
@@ -30,6 +33,7 @@ from backends.cpu.loops import (
     Expr,
     IfThenElse,
     Stmt,
+    TensorLoad,
     i64,
     known,
     parallel,
@@ -37,6 +41,7 @@ from backends.cpu.loops import (
     simplify,
     unflatten,
 )
+from backends.cpu.operands import operands_of
 from backends.cpu.query_block import QueryBlock
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
@@ -65,19 +70,19 @@ class AttentionParts:
     output: Stage
 
     @property
-    def query(self) -> Expr:
+    def query(self) -> TensorLoad:
         """An element of the queries, in the axes of `scores`."""
-        return self.scores.value.b.a
+        return _load(self.scores.value.b.a)
 
     @property
-    def key(self) -> Expr:
+    def key(self) -> TensorLoad:
         """An element of the keys, in the axes of `scores`."""
-        return self.scores.value.b.b
+        return _load(self.scores.value.b.b)
 
     @property
-    def value(self) -> Expr:
+    def value(self) -> TensorLoad:
         """An element of the values, in the axes of `context`."""
-        return self.context.value.b.b
+        return _load(self.context.value.b.b)
 
 
 def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
@@ -102,6 +107,7 @@ class AttentionNest:
         self.depth = parts.scores.reduction[0]
         self.size = _static(self.depth)
         self.value_size = _static(parts.context.spatial[3])
+        self.operands = operands_of(str(parts.key.source.dtype), tiles.cpu.bfloat16)
         self.widest = 4 if tiles.fits(5, 4) else 2
         self.tile_keys = tiles.tile_rows(known(self.column.extent), self.widest)
         self.block_keys = self._block_keys()
@@ -167,6 +173,11 @@ class AttentionNest:
                 return True
             flops *= extent
         return flops >= _PARALLEL_FLOPS
+
+
+def _load(element: Expr) -> TensorLoad:
+    """What is loaded, without its conversion to float32."""
+    return element.value if isinstance(element, tirx.Cast) else element
 
 
 def _static(axis: Axis) -> int:

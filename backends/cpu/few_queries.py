@@ -44,6 +44,7 @@ from backends.cpu.loops import (
     substitute,
     unflatten,
 )
+from backends.cpu.operands import converted
 from backends.cpu.register_tile import LINE_ELEMENTS, RegisterTile, span, wide
 from backends.cpu.row_weights import weigh_row
 
@@ -140,7 +141,7 @@ class FewQueries:
         n, m = self.key_lanes, self.value_lanes
 
         def copy(c: Expr) -> Stmt:
-            value = BufferLoad(self.parts.query.source, [*lead, span(c * n, n)])
+            value = converted(BufferLoad(self.parts.query.source, [*lead, span(c * n, n)]), "float32", n)
             return BufferStore(self.queries, value, [span(r * self.nest.size + c * n, n)])
 
         def clear(c: Expr) -> Stmt:
@@ -207,9 +208,13 @@ class FewQueries:
         *lead, _ = (simplify(substitute(index, at)) for index in load.indices)
         return BufferLoad(load.source, [*lead, span(simplify(start), lanes)])
 
+    def _vector(self, load: TensorLoad, at: dict[Var, Expr], start: Expr, lanes: int) -> Expr:
+        return converted(self._element(load, at, start, lanes), "float32", lanes)
+
     def _ask(self, load: TensorLoad, size: int, at: Callable[[Expr], dict[Var, Expr]], first: Expr, count: int) -> Stmt:
         """Ask for the cache lines of so many keys or values."""
-        starts = range(0, size, LINE_ELEMENTS)
+        line = LINE_ELEMENTS * (2 if str(load.source.dtype) == "bfloat16" else 1)
+        starts = range(0, size, line)
         return sequence([prefetch(self._element(load, at(first + i), i64(s), 1)) for i in range(count) for s in starts])
 
     def _products(self, point: dict[Var, Expr], of_key: Callable[[int], Expr], r: Expr, group: Expr) -> Stmt:
@@ -221,7 +226,7 @@ class FewQueries:
         def step(c: Expr) -> Stmt:
             query = BufferLoad(self.queries, [span(r * self.nest.size + c * n, n)])
             return sequence(
-                [tile.add(i, 0, self._element(self.parts.key, at(of_key(i)), c * n, n) * query) for i in range(n)]
+                [tile.add(i, 0, self._vector(self.parts.key, at(of_key(i)), c * n, n) * query) for i in range(n)]
             )
 
         sums = row_sums([BufferLoad(b, [span(0, n)]) for b in tile.buffers], n)
@@ -283,7 +288,7 @@ class FewQueries:
             return wide(BufferLoad(self.factor, [index[h] * self.lanes]), n)
 
         def step(k: Expr) -> Stmt:
-            values = [self._element(self.parts.value, at(start + k), place, n) for place in places]
+            values = [self._vector(self.parts.value, at(start + k), place, n) for place in places]
             weights = [wide(BufferLoad(self.weights, [index[h] * self.block + k]), n) for h in range(heads)]
             adds: list[Stmt | None] = [tile.add(h, v, values[v] * weights[h]) for h, v in cells]
             if ahead:

@@ -28,7 +28,8 @@ from backends.cpu.loops import (
     simplify,
     unflatten,
 )
-from backends.cpu.polynomials import expand
+from backends.cpu.operands import converted
+from backends.cpu.polynomials import exp_of_nonpositive
 from backends.cpu.register_tile import span, wide
 
 if TYPE_CHECKING:
@@ -117,10 +118,10 @@ class KeyRanges:
 
             def add(part: Expr) -> Stmt:
                 place = n * self.count + part
-                change = tirx.exp(load(self.largest, place) - _finite(load(largest, i64(0))))
+                change = exp_of_nonpositive(load(self.largest, place) - _finite(load(largest, i64(0))))
                 return sequence(
                     [
-                        BufferStore(factor, expand(change), here),
+                        BufferStore(factor, change, here),
                         BufferStore(total, load(total, i64(0)) + load(self.total, place) * load(factor, i64(0)), here),
                         self._elements(
                             lambda at: BufferStore(
@@ -157,6 +158,7 @@ class KeyRanges:
 
         def part(at: Callable[[Expr], Expr]) -> Stmt:
             value = BufferLoad(sums, [at(r)]) * self._wide(BufferLoad(factor, [i64(0)]))
+            value = converted(value, str(output.buffer.dtype), self.owner.value_lanes)
             return BufferStore(output.buffer, value, [*lead, at(i64(0))])
 
         return allocate([factor], sequence([BufferStore(factor, share, [i64(0)]), self._elements(part)]))

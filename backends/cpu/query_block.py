@@ -21,15 +21,15 @@ from backends.cpu.loops import (
     known,
     local,
     loop,
-    over_vectors,
     sequence,
     simplify,
     substitute,
     vectorized,
 )
-from backends.cpu.polynomials import expand
+from backends.cpu.operands import Pairs, converted, pair_rows
+from backends.cpu.polynomials import exp_of_nonpositive, expand
 from backends.cpu.register_tile import RegisterTile, span, wide
-from backends.cpu.transposition import transposed
+from backends.cpu.transposition import in_squares, transposed
 
 if TYPE_CHECKING:
     from backends.cpu.attention import AttentionNest
@@ -53,12 +53,16 @@ class QueryBlock:
         self.width = width = vectors * nest.lanes
         self.valid = i64(width) if valid is None else simplify(tirx.min(valid, i64(width)))
         self.partial = valid is not None
-        self.queries = local([nest.size * width], "float32", "queries")
+        self.operands = nest.operands
+        self.steps = int(self.operands.steps(nest.size))
+        self.queries = local([self.steps * width], self.operands.dtype, "queries")
         self.weights = local([nest.block_keys * width], "float32", "weights")
         self.sums = local([nest.value_size * width], "float32", "sums")
         self.largest, self.before, self.shift, self.total, self.factor = (
             local([width], "float32", name) for name in ("largest", "before", "shift", "total", "factor")
         )
+        sizes = (width, nest.value_size) if isinstance(self.operands, Pairs) else ()
+        self.pairs = [local([self.operands.steps(nest.block_keys) * size], "int32", "pairs") for size in sizes]
 
     def build(self) -> Stmt:
         """The statement."""
@@ -75,7 +79,7 @@ class QueryBlock:
             ]
         )
         small = [self.largest, self.before, self.shift, self.total, self.factor]
-        return allocate([self.queries, self.weights, self.sums, *small], body)
+        return allocate([self.queries, self.weights, self.sums, *self.pairs, *small], body)
 
     def _each(self, body: Callable[[Expr], Stmt], row: Expr | int = 0) -> Stmt:
         """For all queries: `body` of the place in row `row` of a buffer."""
@@ -89,48 +93,26 @@ class QueryBlock:
 
     def _pack(self) -> Stmt:
         """The queries, transposed; those that do not exist are zero."""
-        zero = tirx.const(0, "float32")
         clear = None
         if self.partial:
-            clear = loop(self.nest.size, lambda d: self._each(lambda at: BufferStore(self.queries, zero, [at]), d))
-        row, depth = self.nest.row.var, self.nest.depth.var
+            zero = tirx.const(0, self.operands.dtype)
+            clear = loop(self.steps, lambda d: self._each(lambda at: BufferStore(self.queries, zero, [at]), d))
+
+        def query(i: Expr) -> TensorLoad:
+            return substitute(self.parts.query, {**self.point, self.nest.row.var: self.first + i})
 
         def square(i: Expr, d: Expr) -> Stmt:
-            def load(r: int) -> Expr:
-                at = {**self.point, row: self.first + i + r}
-                *lead, _ = (substitute(index, at) for index in self.parts.query.indices)
-                return BufferLoad(self.parts.query.source, [*lead, span(d, self.lanes)])
-
             def store(c: int, column: Expr) -> Stmt:
                 return BufferStore(self.queries, column, [span((d + c) * self.width + i, self.lanes)])
 
-            return transposed(self.lanes, load, store)
+            return transposed(
+                self.lanes, lambda r: self.operands.vector(query(i + r), d, self.lanes), store, self.operands.dtype
+            )
 
         def single(i: Expr, d: Expr) -> Stmt:
-            element = substitute(self.parts.query, {**self.point, row: self.first + i, depth: d})
-            return BufferStore(self.queries, element, [d * self.width + i])
+            return BufferStore(self.queries, self.operands.lane(query(i), d), [d * self.width + i])
 
-        return sequence([clear, self._crosswise(self.nest.size, square, single)])
-
-    def _crosswise(self, size: int, square: Callable[[Expr, Expr], Stmt], single: Callable[[Expr, Expr], Stmt]) -> Stmt:
-        """Visit all existing queries and `size` elements of each: in squares of a vector's size as far as they go."""
-        lanes = self.lanes
-        whole = size - size % lanes
-        groups = simplify(tirx.floordiv(self.valid, i64(lanes)))
-
-        def elements(i: Expr, start: int) -> Stmt:
-            def some(first: Expr, n: int) -> Stmt:
-                return sequence([vectorized(n, lambda lane: single(i, start + first + lane))])
-
-            return over_vectors(size - start, lanes, some)
-
-        done = simplify(groups * lanes)
-        squares = loop(
-            groups, lambda g: sequence([loop(whole // lanes, lambda c: square(g * lanes, c * lanes), name="column")])
-        )
-        narrow = loop(done, lambda i: elements(i, whole), name="query") if whole < size else None
-        rest = loop(simplify(self.valid - done), lambda i: elements(done + i, 0), name="query")
-        return sequence([squares if whole else None, narrow, rest])
+        return sequence([clear, in_squares(self.valid, self.steps, self.lanes, square, single)])
 
     def _sweep(self) -> list[Stmt | None]:
         """All blocks of keys that one of the queries sees."""
@@ -164,7 +146,7 @@ class QueryBlock:
             """What was summed so far is scaled; where no key was seen yet, exponents are taken from 0."""
             now = load(self.largest, at)
             finite = tirx.Select(tirx.EQ(now, minus_infinity), zero, now)
-            change = expand(tirx.exp(load(self.before, at) - load(self.shift, at)))
+            change = exp_of_nonpositive(load(self.before, at) - load(self.shift, at))
             return sequence(
                 [
                     BufferStore(self.shift, finite, [at]),
@@ -180,7 +162,9 @@ class QueryBlock:
             def one(at: Expr, i: Expr, score: Expr) -> Stmt:
                 return sequence(
                     [
-                        BufferStore(self.weights, expand(tirx.exp(load(self.weights, at) - load(self.shift, i))), [at]),
+                        BufferStore(
+                            self.weights, exp_of_nonpositive(load(self.weights, at) - load(self.shift, i)), [at]
+                        ),
                         BufferStore(self.total, load(self.total, i) + load(self.weights, at), [i]),
                     ]
                 )
@@ -235,35 +219,50 @@ class QueryBlock:
 
     def _scores(self, start: Expr, count: int | Expr) -> Stmt:
         """The products of keys and queries, into `weights`."""
-        fixed = {**self.point, self.nest.row.var: self.first}
 
         def tile(first: Expr, rows: int) -> Stmt:
             def factor(r: int, d: Expr) -> Expr:
-                at = {**fixed, self.nest.column.var: start + first + r, self.nest.depth.var: d}
-                return substitute(self.parts.key, at)
+                at = {**self.point, self.nest.row.var: self.first, self.nest.column.var: start + first + r}
+                return self.operands.element(substitute(self.parts.key, at), d)
 
-            return self._tile(first, rows, self.nest.size, self.queries, factor, self.weights, scaled=False)
+            return self._tile(first, rows, self.steps, self.queries, factor, self.weights, scaled=False)
 
         return self._tiles(count, self.nest.tile_keys, tile)
 
     def _sum(self, start: Expr, count: int | Expr) -> Stmt:
         """The values, weighed, onto `sums`."""
-        batch, head, row, element = self.parts.context.spatial
-        key = self.parts.context.reduction[0]
-        fixed = {
-            batch.var: self.point[self.nest.batch.var],
-            head.var: self.point[self.nest.head.var],
-            row.var: self.first,
-        }
+        batch, head, row, element = (axis.var for axis in self.parts.context.spatial)
+        key = self.parts.context.reduction[0].var
+        fixed = {**dict(zip((batch, head), self.place, strict=True)), row: self.first}
+        size, weights = self.nest.value_size, self.weights
+        paired = None
+
+        def value(k: Expr, e: Expr) -> Expr:
+            return substitute(self.parts.value, {**fixed, element: e, key: start + k})
+
+        if self.pairs:
+            weights, values = self.pairs
+
+            def some(k: Expr, first: Expr, n: int) -> Expr:
+                return BufferLoad(self.parts.value.source, [*value(k, first).indices[:-1], span(first, n)])
+
+            def weight(k: Expr, first: Expr, n: int) -> Expr:
+                return converted(BufferLoad(self.weights, [span(k * self.width + first, n)]), "bfloat16", n)
+
+            paired = sequence(
+                [
+                    pair_rows(weights, weight, count, self.width, self.lanes),
+                    pair_rows(values, some, count, size, self.lanes),
+                ]
+            )
 
         def tile(first: Expr, rows: int) -> Stmt:
             def factor(r: int, k: Expr) -> Expr:
-                return substitute(self.parts.value, {**fixed, element.var: first + r, key.var: start + k})
+                return BufferLoad(values, [k * size + first + r]) if self.pairs else value(k, first + r)
 
-            return self._tile(first, rows, count, self.weights, factor, self.sums, scaled=True)
+            return self._tile(first, rows, self.operands.steps(count), weights, factor, self.sums, scaled=True)
 
-        rows = self.nest.tiles.tile_rows(self.nest.value_size, self.vectors)
-        return self._tiles(self.nest.value_size, rows, tile)
+        return sequence([paired, self._tiles(size, self.nest.tiles.tile_rows(size, self.vectors), tile)])
 
     @staticmethod
     def _tiles(count: int | Expr, rows: int, tile: Callable[[Expr, int], Stmt]) -> Stmt:
@@ -295,12 +294,11 @@ class QueryBlock:
 
         def step(k: Expr) -> Stmt:
             loads = [BufferLoad(columns, [place(k, v)]) for v in range(self.vectors)]
-            adds = [
-                tile.add(r, v, wide(factor(r, k), self.lanes) * loads[v])
-                for r in range(rows)
-                for v in range(self.vectors)
-            ]
-            return sequence(adds)
+            return sequence([multiply(r, v, wide(factor(r, k), self.lanes), loads[v]) for r, v in cells])
+
+        def multiply(r: int, v: int, a: Expr, b: Expr) -> Stmt:
+            total = self.operands.add(BufferLoad(tile.buffers[r], [own[v]]), a, b)
+            return BufferStore(tile.buffers[r], total, [own[v]])
 
         cells = [(r, v) for r in range(rows) for v in range(self.vectors)]
         own = [span(v * self.lanes, self.lanes) for v in range(self.vectors)]
@@ -339,12 +337,13 @@ class QueryBlock:
                 return BufferLoad(self.sums, [span((e + r) * self.width + i, self.lanes)]) * factor
 
             def store(c: int, column: Expr) -> Stmt:
-                return BufferStore(output.buffer, column, place(i + c, span(e, self.lanes)))
+                value = converted(column, str(output.buffer.dtype), self.lanes)
+                return BufferStore(output.buffer, value, place(i + c, span(e, self.lanes)))
 
             return transposed(self.lanes, load, store)
 
         def single(i: Expr, e: Expr) -> Stmt:
             result = BufferLoad(self.sums, [e * self.width + i]) * BufferLoad(self.factor, [i])
-            return BufferStore(output.buffer, result, place(i, e))
+            return BufferStore(output.buffer, converted(result, str(output.buffer.dtype), 1), place(i, e))
 
-        return sequence([self._each(share), self._crosswise(self.nest.value_size, square, single)])
+        return sequence([self._each(share), in_squares(self.valid, self.nest.value_size, self.lanes, square, single)])

@@ -23,7 +23,7 @@ from backends.cpu.loops import (
     substitute,
     vectorized,
 )
-from backends.cpu.polynomials import expand
+from backends.cpu.polynomials import exp_of_nonpositive, expand
 from backends.cpu.register_tile import span, wide
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ def weigh_row(owner: FewQueries, index: tuple[Expr, Expr, Expr], r: Expr, keys: 
         return BufferStore(highest, tirx.max(now, scores), everything)
 
     def change(lane: Expr) -> Stmt:
-        power = tirx.exp(BufferLoad(owner.largest, [r * lanes + lane]) - BufferLoad(shift, [lane]))
-        return BufferStore(owner.factor, expand(power), [r * lanes + lane])
+        power = exp_of_nonpositive(BufferLoad(owner.largest, [r * lanes + lane]) - BufferLoad(shift, [lane]))
+        return BufferStore(owner.factor, power, [r * lanes + lane])
 
     def weigh(v: Expr) -> Stmt:
         def one(lane: Expr) -> Stmt:
             at = [first + v * lanes + lane]
-            weight = tirx.exp(BufferLoad(owner.weights, at) - BufferLoad(shift, [lane]))
-            return BufferStore(owner.weights, expand(weight), at)
+            weight = exp_of_nonpositive(BufferLoad(owner.weights, at) - BufferLoad(shift, [lane]))
+            return BufferStore(owner.weights, weight, at)
 
         total = BufferLoad(owner.total, own) + BufferLoad(owner.weights, [span(first + v * lanes, lanes)])
         return sequence([vectorized(lanes, one), BufferStore(owner.total, total, own)])

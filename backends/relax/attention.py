@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tvm import relax, sym, te, tirx
 
 from backends.relax.emitter import Emitter
-from backends.relax.scalars import cast
+from backends.relax.scalars import cast, wider
 from backends.relax.stages import broadcast_index, reduce_rows, row_of, table
 from backends.relax.values import prim, static_int
 
@@ -147,10 +147,11 @@ def heads_first(ctx: Emitter, heads: Heads) -> relax.Var:
 
 
 def in_one_pass(spec: AttentionSpec) -> bool:
-    """Whether `emit_one_pass` applies: in float32, and to heads of known sizes."""
-    if spec.output is not None or spec.q.dtype != "float32" or spec.softmax_dtype != "float32":
+    """Whether `emit_one_pass` applies: to heads of known sizes in float32 or bfloat16, with the softmax in float32."""
+    size, value_size = (static_int(sizes_of(x)[3]) for x in (spec.q, spec.v))
+    if spec.output is not None or size is None or value_size is None or wider(spec.softmax_dtype) != "float32":
         return False
-    return all(static_int(sizes_of(x)[3]) is not None for x in (spec.q, spec.v))
+    return spec.q.dtype == "float32" or (spec.q.dtype == "bfloat16" and size % 2 == 0)
 
 
 def emit_one_pass(ctx: Emitter, spec: AttentionSpec) -> relax.Expr:
@@ -180,7 +181,7 @@ def _stages(
     zero, nothing = tirx.const(0, "float32"), tirx.const(float("-inf"), "float32")
 
     def at(tensor: te.Tensor, kind: Heads, b: tirx.Expr, h: tirx.Expr, i: tirx.Expr, d: tirx.Expr) -> tirx.Expr:
-        return tensor(b, i, h, d) if kind.rows_first else tensor(b, h, i, d)
+        return cast(tensor(b, i, h, d) if kind.rows_first else tensor(b, h, i, d), "float32")
 
     d = te.reduce_axis((0, size), "d")
     j = te.reduce_axis((0, keys), "j")
@@ -214,7 +215,7 @@ def _stages(
 
     def result(b: tirx.Expr, h: tirx.Expr, i: tirx.Expr, e: tirx.Expr) -> tirx.Expr:
         weight = total(b, h, i)
-        return tirx.Select(tirx.EQ(weight, zero), zero, context(b, h, i, e) / weight)
+        return cast(tirx.Select(tirx.EQ(weight, zero), zero, context(b, h, i, e) / weight), spec.q.dtype)
 
     attrs = {"tersor.kernel": f"{KERNEL}.output", "tersor.packed": int(spec.packed)}
     if spec.packed:

@@ -133,6 +133,27 @@ def test_not_a_number_stays_where_it_belongs() -> None:
     assert np.isfinite(np.delete(found[0], 3, axis=0)).all()
 
 
+@pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3", "cpu:generic"])
+@pytest.mark.parametrize("few", [False, True])
+def test_exponentials(few: bool, target: str) -> None:
+    """Two keys, of which one counts 1 and the other e**x: the second's share, by values 0 and 1."""
+    x = np.concatenate([np.linspace(-100, 0, 40001), [-np.inf, -87.0, -86.9999, -1e30, np.nan]]).astype(np.float32)
+    mask = np.stack([np.zeros_like(x), x], axis=1)[:, None, None]
+    queries, values = np.zeros((len(x), 1, 1, 1), np.float32), np.zeros((len(x), 1, 2, 1), np.float32)
+    values[:, :, 1] = 1
+    arrays = [queries, np.zeros_like(values), values, mask]
+    if not few:
+        arrays = [mask[:, 0, 0].reshape(1, 1, -1, 2) if a is mask else a[:1] for a in arrays]
+        arrays[0] = np.zeros((1, 1, len(x), 1), np.float32)
+    text = """g (float[b,1,s,1] q, float[b,1,2,1] k, float[b,1,2,1] v, float[b,1,s,2] m) => (float[b,1,s,1] y) {
+        y = Attention(q, k, v, m) }"""
+    found = compiled(parse(text), target).run(arrays, 1)[0].reshape(-1)
+    wanted = np.exp(x.astype(np.float64)) / (1 + np.exp(x.astype(np.float64)))
+    assert np.abs(found - wanted)[:-1].max() < 2.0**-22
+    assert found[-5] == 0
+    assert np.isnan(found[-1])
+
+
 def test_no_matrix_of_scores_is_kept() -> None:
     """8 heads of 4,096 queries and keys: the matrix would take 512 MB, inputs and outputs take 4 MB each."""
     arrays = inputs(1, 4096, 4096, 8, 8, 32)
