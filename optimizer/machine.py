@@ -20,8 +20,8 @@ def machine_needed(target: str) -> dict[str, Any]:
     if cpu is None:
         return {}
     return {
-        "architecture": platform.machine(),
-        "system": platform.system(),
+        "architecture": cpu.architecture if cpu.foreign else platform.machine(),
+        "system": "Linux" if cpu.foreign else platform.system(),
         "vector_bytes": cpu.vector_bytes,
         "extensions": _extensions() if cpu.name not in CPUS else ["avx512_bf16"] if cpu.bfloat16 else [],
     }

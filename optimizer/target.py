@@ -1,63 +1,18 @@
-"""What the code will run on: the kind of target, and for a CPU its vector unit and memory hierarchy."""
+"""What the code will run on: the kind of target, and for a CPU which one."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from optimizer.cpus import CPUS, Cpu
 from optimizer.errors import TargetError
 
 __all__ = ["CPUS", "Cpu", "Target"]
-
-_KIB = 1024
-_MIB = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Cpu:
-    """A CPU as the schedules see it.
-
-    Attributes:
-        name: the name that LLVM knows it by (`-mcpu`), or "native" for the machine at hand.
-        vector_bytes: width of a vector register, in bytes.
-        vector_registers: number of architectural vector registers.
-        l1_bytes, l2_bytes, l3_bytes: data caches: per core, per core, shared.
-        cores: cores that a run may use.
-        bfloat16: whether it multiplies pairs of bfloat16 in 512-bit vectors (x86's AVX512_BF16).
-    """
-
-    name: str
-    vector_bytes: int
-    vector_registers: int
-    l1_bytes: int
-    l2_bytes: int
-    l3_bytes: int
-    cores: int = 1
-    bfloat16: bool = False
-
-    @property
-    def lanes(self) -> int:
-        """Number of float32 elements in a vector register."""
-        return self.vector_bytes // 4
-
-
-CPUS: dict[str, Cpu] = {
-    "generic": Cpu("generic", 16, 16, 32 * _KIB, 256 * _KIB, 4 * _MIB),
-    "x86-64": Cpu("x86-64", 16, 16, 32 * _KIB, 256 * _KIB, 4 * _MIB),
-    "x86-64-v3": Cpu("x86-64-v3", 32, 16, 32 * _KIB, 256 * _KIB, 8 * _MIB),
-    "x86-64-v4": Cpu("x86-64-v4", 64, 32, 32 * _KIB, 1 * _MIB, 16 * _MIB),
-    "haswell": Cpu("haswell", 32, 16, 32 * _KIB, 256 * _KIB, 8 * _MIB),
-    "skylake-avx512": Cpu("skylake-avx512", 64, 32, 32 * _KIB, 1 * _MIB, 16 * _MIB),
-    "icelake-server": Cpu("icelake-server", 64, 32, 48 * _KIB, 1280 * _KIB, 32 * _MIB),
-    "sapphirerapids": Cpu("sapphirerapids", 64, 32, 48 * _KIB, 2 * _MIB, 64 * _MIB, bfloat16=True),
-    "znver3": Cpu("znver3", 32, 16, 32 * _KIB, 512 * _KIB, 32 * _MIB),
-    "znver4": Cpu("znver4", 64, 32, 32 * _KIB, 1 * _MIB, 32 * _MIB, bfloat16=True),
-    "znver5": Cpu("znver5", 64, 32, 48 * _KIB, 1 * _MIB, 32 * _MIB, bfloat16=True),
-}
-"""CPUs that can be named as `"cpu:NAME"`; sizes as in the vendors' manuals (the smallest model of a series)."""
 
 _KINDS = ("cpu", "onnx")
 
@@ -107,38 +62,55 @@ class Target:
 
 
 def detect_cpu() -> Cpu:
-    """The machine at hand; what the system does not tell is taken from the nearest entry of `CPUS`."""
-    flags = _x86_flags()
-    if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= flags:
-        base = CPUS["x86-64-v4"]
-    elif {"avx2", "fma"} <= flags:
-        base = CPUS["x86-64-v3"]
-    else:
-        base = CPUS["generic"]
-    registers = 32 if platform.machine() in ("aarch64", "arm64") else base.vector_registers
-    return Cpu(
-        "native",
-        base.vector_bytes,
-        registers,
-        _cache_bytes(1) or base.l1_bytes,
-        _cache_bytes(2) or base.l2_bytes,
-        _cache_bytes(3) or base.l3_bytes,
-        _cores(),
-        bfloat16=base.vector_bytes == CPUS["x86-64-v4"].vector_bytes and "avx512_bf16" in flags,
+    """The machine at hand: the entry of `CPUS` that is nearest to it, with the caches and cores that the system tells.
+
+    Nothing is measured, so that the same machine always gets the same code.
+    """
+    base = _nearest_entry(_cpu_facts(), platform.machine())
+    return replace(
+        base,
+        name="native",
+        l1_bytes=_cache_bytes(1) or base.l1_bytes,
+        l2_bytes=_cache_bytes(2) or base.l2_bytes,
+        l3_bytes=_cache_bytes(3) or base.l3_bytes,
+        cores=_cores(),
     )
+
+
+_ARM_PARTS = {"0xd0b": "cortex-a76", "0xd0c": "neoverse-n1", "0xd40": "neoverse-v1", "0xd4f": "neoverse-v2"}
+"""What an Arm core calls itself (MIDR_EL1, part number)."""
+_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+
+
+def _nearest_entry(facts: Mapping[str, str], machine: str) -> Cpu:
+    """The entry of `CPUS` for what Linux tells of a processor; unknown ones get the entry of their vector unit."""
+    if machine in ("aarch64", "arm64"):
+        apple = facts.get("CPU implementer") == "0x61" or not facts
+        return CPUS["apple-m1" if apple else _ARM_PARTS.get(facts.get("CPU part", ""), "neoverse-n1")]
+    flags = set(facts.get("flags", "").split())
+    amd = facts.get("vendor_id") == "AuthenticAMD"
+    if flags >= _AVX512:
+        if amd:
+            return CPUS["znver5" if "avx512_vp2intersect" in flags else "znver4"]
+        newest = (("amx_tile", "sapphirerapids"), ("avx512_vbmi2", "icelake-server"), ("clwb", "skylake-avx512"))
+        return CPUS[next((name for flag, name in newest if flag in flags), "x86-64-v4")]
+    if {"avx2", "fma"} <= flags:
+        return CPUS["znver3" if amd else "x86-64-v3"]
+    return CPUS["generic"]
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _x86_flags() -> set[str]:
+def _cpu_facts() -> dict[str, str]:
+    """What `/proc/cpuinfo` says of the first processor; nothing where there is none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
     except OSError:
-        return set()
-    line = next((ln for ln in lines if ln.startswith("flags")), "")
-    return set(line.partition(":")[2].split())
+        return {}
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _cache_bytes(level: int) -> int:
@@ -150,7 +122,7 @@ def _cache_bytes(level: int) -> int:
             size = (index / "size").read_text().strip()
         except (OSError, ValueError):
             continue
-        units = {"K": _KIB, "M": _MIB}
+        units = {"K": 1024, "M": 1024 * 1024}
         return int(size[:-1]) * units[size[-1]] if size and size[-1] in units and size[:-1].isdigit() else 0
     return 0
 

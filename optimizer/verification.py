@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optimizer.errors import ExecutionError, InputError, UnsupportedError, VerificationError
+from optimizer.errors import ExecutionError, InputError, TargetError, UnsupportedError, VerificationError
 from optimizer.executable import Executable, run_executable
 from optimizer.ir.specs import specs_of
 from optimizer.ir.weights import weight_bytes
@@ -60,7 +60,7 @@ def make_oracle(
 def verify_executable(
     executable: Executable, oracle: Oracle | None, plan: Verification, num_threads: int, graph: ir.Model
 ) -> Verification:
-    """Compare the compiled model with the original.
+    """Compare the compiled model with the original; what was compiled for another machine is not verified.
 
     Args:
         executable: The compiled model.
@@ -76,6 +76,8 @@ def verify_executable(
         return plan
     try:
         outputs = run_executable(executable, _runnable(oracle.inputs), num_threads)
+    except TargetError as error:  # compiled for another machine
+        return Verification(plan.mode, reason=str(error))
     except ExecutionError as error:
         raise VerificationError(f"the compiled model fails on inputs that the original runs with: {error}") from error
     result = oracle.verify(outputs, "the compiled model", graph)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backends.base import BackendInfo, Progress
+from backends.cpu.linker import cross_linker
 from backends.relax.executable import RelaxExecutable, load_executable
 from backends.relax.packing import TRANSFORMS, aligned_empty, carried, element_type, offsets
 from backends.relax.plan import ONNXRUNTIME, Plan
 from optimizer.errors import CompileError, TargetError
 from optimizer.executable import Executable
+from optimizer.machine import machine_needed, why_unusable
 from optimizer.scratch import folder_kept_on_success
 from optimizer.target import Target
 
@@ -53,19 +55,22 @@ class CpuBackend:
 
         if target.cpu is None:
             raise TargetError(f"target {target} has no processor; use 'cpu' or 'cpu:NAME'")
+        linker = cross_linker(target.cpu)
+        unusable = why_unusable(machine_needed(str(target)))
         say = progress or (lambda _: None)
         with folder_kept_on_success() as folder:
             NameFixPass()(model)  # partitions refer to nodes by name
             library = folder / "kernels.so"
             say("generating code")
-            plan = compile_graph(model, target.cpu, library, allow_fallback=fallback == "onnxruntime")
+            fallbacks = fallback == "onnxruntime"
+            plan = compile_graph(model, target.cpu, library, linker=linker, allow_fallback=fallbacks)
             say("packing weights")
             if sum(int(np.prod(w.shape, dtype=np.int64)) for w in plan.weights) >= _LARGE_MODEL:
                 PROCESS.release()
             weights = pack(plan, model.graph)
             partitions = {s.entry: partition_model(model, s) for s in plan.steps if s.engine == ONNXRUNTIME}
             compiled = library if library.exists() else None
-            executable = RelaxExecutable(self.name, compiled, plan, weights, partitions, folder)
+            executable = RelaxExecutable(self.name, compiled, plan, weights, partitions, folder, unusable)
             executable.prepare(target.cpu.cores)  # what ONNX Runtime cannot load is an error of this call
             return executable
 

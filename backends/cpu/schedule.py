@@ -11,6 +11,7 @@ from backends.cpu import attention, conv2d, depthwise, generic, matmul, winograd
 from backends.cpu.bfloat16 import imported
 from backends.cpu.half import computed_in_float32
 from backends.cpu.kernel import Kernel, decode, inline
+from backends.cpu.linker import TRIPLES
 from backends.cpu.loops import Stmt
 from optimizer.target import Cpu
 
@@ -30,7 +31,10 @@ RULES: tuple[Rule, ...] = (
 def llvm_target(cpu: Cpu) -> tvm.target.Target:
     """TVM's name for the processor."""
     name = tvm.target.codegen.llvm_get_system_cpu() if cpu.name == "native" else cpu.name
-    return tvm.target.Target({"kind": "llvm", "mcpu": name, "num-cores": cpu.cores})
+    facts = {"kind": "llvm", "mcpu": name, "num-cores": cpu.cores}
+    if cpu.foreign:
+        facts["mtriple"] = TRIPLES[cpu.architecture]
+    return tvm.target.Target(facts)
 
 
 def scheduler(cpu: Cpu) -> tvm.transform.Pass:

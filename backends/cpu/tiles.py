@@ -1,13 +1,10 @@
 """The analytic tile model of a CPU: how large a register tile, from the vector unit and the caches alone.
 
 A register tile of `rows` x `vectors` accumulators needs, for each step along the reduced axis, `vectors` loads of B,
-`rows` broadcasts of
-A and `rows * vectors` multiply-adds. With two FMA pipes and two load ports of full width (every x86 server core since
-Haswell) the step
-takes as many cycles as the larger of the two, and at least the latency of an FMA divided by what is in flight (Goto
-and van de Geijn,
-Anatomy of High-Performance Matrix Multiplication, 2008; Low et al., Analytical Modeling Is Enough for
-High-Performance BLIS, 2016).
+`rows` broadcasts of A and `rows * vectors` multiply-adds. The step takes as many cycles as the loads or the
+multiply-adds, whichever are more, and at least the latency of a multiply-add (Goto and van de Geijn, Anatomy of
+High-Performance Matrix Multiplication, 2008; Low et al., Analytical Modeling Is Enough for High-Performance BLIS,
+2016). `docs/tile-model.md` has the arithmetic.
 """
 
 from __future__ import annotations
@@ -19,9 +16,6 @@ from tvm import tirx
 from backends.cpu.loops import Expr, known, simplify
 from optimizer.target import Cpu
 
-_FMA_PIPES = 2
-_LOAD_PORTS = 2
-_FMA_LATENCY = 4
 _MAX_VECTORS = 6
 _ROWS_WHEN_SYMBOLIC = 128
 _L2_SHARE = 0.7
@@ -31,10 +25,8 @@ _SPILL_PENALTY = 1.25
 _POINTS = 36
 _PATCH_OUTPUTS = 4
 """Of Winograd's F(4, 3): products a patch, and outputs of it along an axis."""
-_STREAM_BYTES = 8
-"""Bytes of weights that come from memory in a cycle, prefetched."""
 _TRANSFORM_CYCLES = 110
-"""Cycles to transform a vector of patches or of results: 36 loads, some 130 operations, up to 36 stores."""
+"""Cycles to transform a vector of patches or of results on two pipes: 36 loads, some 130 operations, 36 stores."""
 _WINOGRAD_GAIN = 0.8
 """What Winograd's method has to save to be worth its memory and its rounding."""
 
@@ -63,7 +55,8 @@ class Tiles:
 
     def step_cycles(self, rows: int, vectors: int) -> float:
         """Cycles of one step along the reduced axis."""
-        return max(rows * vectors / _FMA_PIPES, (rows + vectors) / _LOAD_PORTS, _FMA_LATENCY)
+        cpu = self.cpu
+        return max(rows * vectors / cpu.fma_pipes, (rows + vectors) / cpu.load_ports, cpu.fma_latency)
 
     def sweep_cycles(self, total: int, rows: int, vectors: int) -> float:
         """Cycles of one step for `total` rows, cut into tiles of `rows` and one smaller tile for the rest."""
@@ -148,8 +141,8 @@ class Tiles:
         vectors = panel // lanes
         sweep = self.sweep_cycles(size, self.tile_rows(size, vectors), vectors)
         products = _POINTS * depth * -(-columns // panel) * blocks * sweep
-        stream = _POINTS * depth * columns * 4 / _STREAM_BYTES
-        transforms = patches * (depth + columns) / lanes * _TRANSFORM_CYCLES
+        stream = _POINTS * depth * columns * 4 / self.cpu.memory_bytes_a_cycle
+        transforms = patches * (depth + columns) / lanes * _TRANSFORM_CYCLES * 2 / self.cpu.fma_pipes
         steps = -(-depth // 2) * 9 if self.paired(dtype) and self.cpu.bfloat16 else depth * 9
         direct_panel = self.panel_width(width, columns, steps) // lanes
         row = self.sweep_cycles(width, self.tile_rows(width, direct_panel), direct_panel)

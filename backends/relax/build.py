@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +89,12 @@ class Builder:
         self.known: dict[ir.Value, Result] = {}
         self.table: dict[Packed, int] = {}
 
-    def build(self, target: tvm.target.Target, library: Path, *, allow_fallback: bool) -> Plan:
+    def build(
+        self, target: tvm.target.Target, library: Path, linker: Sequence[str] = (), *, allow_fallback: bool
+    ) -> Plan:
         """Write the native module to `library` and give the plan.
+
+        `linker` is the command that links it; empty for the system's compiler.
 
         Raises:
             RefusedNodes: a node has no emitter and `allow_fallback` is false.
@@ -102,7 +108,7 @@ class Builder:
         kernels = {s.entry: s.nodes for s in steps if s.engine == ONNXRUNTIME}
         compiled = {s.entry: s.nodes for s in steps if s.engine == RELAX}
         if compiled:
-            kernels |= self._compile(module.get(), target, library, Attribution(compiled))
+            kernels |= self._compile(module.get(), target, library, linker, Attribution(compiled))
         weights = [
             WeightSpec(p.source, p.transform, dict(p.options), list(p.shape), p.dtype)
             for p in self.table  # insertion order
@@ -117,7 +123,12 @@ class Builder:
         )
 
     def _compile(
-        self, module: tvm.IRModule, target: tvm.target.Target, library: Path, attribution: Attribution
+        self,
+        module: tvm.IRModule,
+        target: tvm.target.Target,
+        library: Path,
+        linker: Sequence[str],
+        attribution: Attribution,
     ) -> dict[str, list[str]]:
         """Fuse, schedule, plan the memory, generate code; gives the nodes that each kernel computes."""
         with target:
@@ -128,7 +139,7 @@ class Builder:
             passes = [_T.FuseTIR(), *_BEFORE_SCHEDULES, self.schedule, *_AFTER_SCHEDULES]
             module = tvm.transform.Sequential(passes)(module)
             executable = relax.build(module, target, relax_pipeline=None, tir_pipeline=self.lowering)
-        executable.export_library(str(library))
+        executable.export_library(str(library), fcompile=partial(_link, linker) if linker else None)
         return kernels
 
     def _probe(self, nodes: list[ir.Node]) -> None:
@@ -242,6 +253,17 @@ class Builder:
             nodes=[n.name or "" for n in part.nodes],
             checks=emitter.checks,
         )
+
+
+def _link(command: Sequence[str], output: str, objects: Sequence[str]) -> None:
+    """Make a shared library.
+
+    Raises:
+        RuntimeError: the linker fails; its own words.
+    """
+    done = subprocess.run([*command, "-o", output, *objects], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stderr.strip()}")
 
 
 _UNKNOWN_TO_RELAX = {

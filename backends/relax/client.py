@@ -22,8 +22,10 @@ PROCESS = ChildProcess("backends.relax.worker", {"TVM_BACKTRACE": "0"})
 atexit.register(PROCESS.close)
 
 
-def compile_graph(model: ir.Model, cpu: Cpu, library: Path, *, allow_fallback: bool) -> Plan:
+def compile_graph(model: ir.Model, cpu: Cpu, library: Path, *, linker: list[str], allow_fallback: bool) -> Plan:
     """Compile a graph in the child process; the native module is written to `library`.
+
+    `linker`: the command that links it; empty for the system's compiler.
 
     Raises:
         UnsupportedError: `allow_fallback` is false and a node cannot be expressed.
@@ -35,6 +37,7 @@ def compile_graph(model: ir.Model, cpu: Cpu, library: Path, *, allow_fallback: b
         "weights": sorted(n for n, v in model.graph.initializers.items() if v.const_value is not None),
         "cpu": cpu,
         "library": str(library),
+        "linker": linker,
         "allow_fallback": allow_fallback,
     }
     try:

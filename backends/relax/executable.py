@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from backends.relax.packing import ALIGNMENT
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Value
-from backends.relax.runtime import Machine, Partition
-from optimizer.errors import ArtifactError, UnsupportedError
+from backends.relax.runtime import Hook, Machine, Partition
+from optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from optimizer.executable import Executable, KernelTime, Part, TensorSpec
 from optimizer.ort_session import OrtSession
 
@@ -27,6 +27,23 @@ Array = npt.NDArray[Any]
 
 _LIBRARY = "kernels.so"
 _WEIGHTS = "weights.bin"
+
+
+class AbsentMachine:
+    """Stands for code that another machine runs."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def run(
+        self, inputs: Sequence[Array], num_threads: int, partitions: Mapping[str, Partition], hook: Hook | None = None
+    ) -> list[Any]:
+        """Refuse.
+
+        Raises:
+            TargetError: always.
+        """
+        raise TargetError(f"the model cannot run here: {self._reason}; save it, and load it where it can")
 
 
 class RelaxExecutable:
@@ -39,6 +56,7 @@ class RelaxExecutable:
         weights: the packed weights.
         partitions: serialized models of the fallback partitions, by entry.
         folder: holds the library; removed when the executable goes.
+        unusable: why this machine cannot run the library, "" if it can. It can be saved all the same.
     """
 
     def __init__(
@@ -49,6 +67,7 @@ class RelaxExecutable:
         weights: Array,
         partitions: Mapping[str, bytes],
         folder: Path | None = None,
+        unusable: str = "",
     ) -> None:
         self.backend = backend
         self.inputs = tuple(_spec(v) for v in plan.inputs)
@@ -60,7 +79,7 @@ class RelaxExecutable:
         self._partitions = dict(partitions)
         self._lock = threading.Lock()
         self._sessions: dict[int, dict[str, Partition]] = {}
-        self._machine = Machine(library, plan, weights)
+        self._machine = AbsentMachine(unusable) if unusable else Machine(library, plan, weights)
         if folder is not None:
             weakref.finalize(self, shutil.rmtree, folder, True)
 

@@ -26,8 +26,9 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     cpu = request["cpu"]
     weights = set(request["weights"])
     builder = Builder(model, request["constants"], weights, scheduler(cpu), lowering(), Tiles(cpu))
+    library, linker = Path(request["library"]), request["linker"]
     try:
-        plan = builder.build(llvm_target(cpu), Path(request["library"]), allow_fallback=request["allow_fallback"])
+        plan = builder.build(llvm_target(cpu), library, linker, allow_fallback=request["allow_fallback"])
     except RefusedNodes as refused:
         return {"refused": refused.reasons}
     return {"plan": plan}
