@@ -12,7 +12,7 @@ Sources of the table:
   Manuals (caches). Apple publishes none of M1; its values are those that are commonly measured.
 
 Manuals give the most that a cache delivers in a cycle. `l2_bytes_a_cycle` and `l3_bytes_a_cycle` are what a loop
-sustains, about two thirds of that for the second level, where hits compete with fills, and half for the third.
+sustains: about two thirds of it where hits compete with fills, less where many cores share a third level.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Cpu:
         load_ports: loads of whole vectors that start in a cycle.
         fma_latency: cycles until the result of a multiply-add can be added to.
         l2_bytes_a_cycle, l3_bytes_a_cycle, memory_bytes_a_cycle: what a core gets from beyond its first-level cache.
+        bfloat16: whether it multiplies pairs of bfloat16 in 512-bit vectors (x86's AVX512_BF16).
         clock: cycles a second that all cores sustain, as declared.
     """
 
@@ -61,6 +62,7 @@ class Cpu:
     l3_bytes_a_cycle: float = 12.0
     memory_bytes_a_cycle: float = 5.0
     clock: float = 3.0e9
+    bfloat16: bool = False
 
     @property
     def lanes(self) -> int:
@@ -89,33 +91,26 @@ def _arm(name: str, caches: tuple[int, int, int], **more: float) -> Cpu:
 
 
 _OLD = (32 * _KIB, 256 * _KIB, 4 * _MIB)
-_SEPARATE = {"fma_pipes": 1, "l2_bytes_a_cycle": 16.0, "l3_bytes_a_cycle": 8.0, "memory_bytes_a_cycle": 4.0}
-"""Without FMA a multiply-add takes both units, the one that multiplies and the one that adds."""
+_OLD_RATES = {"l2_bytes_a_cycle": 16.0, "l3_bytes_a_cycle": 8.0, "memory_bytes_a_cycle": 4.0}
+_ZEN4 = (32 * _KIB, 1 * _MIB, 32 * _MIB)
+_ZEN5 = (48 * _KIB, 1 * _MIB, 32 * _MIB)
+_ZEN5_RATES = {"l2_bytes_a_cycle": 44.0, "l3_bytes_a_cycle": 26.0, "memory_bytes_a_cycle": 8.0}
 
 CPUS: dict[str, Cpu] = {
     cpu.name: cpu
     for cpu in (
-        _x86("generic", 16, 16, _OLD, **_SEPARATE),
-        _x86("x86-64", 16, 16, _OLD, **_SEPARATE),
+        _x86("generic", 16, 16, _OLD, **_OLD_RATES),
+        _x86("x86-64", 16, 16, _OLD, **_OLD_RATES),
         _x86("x86-64-v3", 32, 16, (32 * _KIB, 256 * _KIB, 8 * _MIB)),
         _x86("x86-64-v4", 64, 32, (32 * _KIB, 1 * _MIB, 16 * _MIB), l2_bytes_a_cycle=40.0, memory_bytes_a_cycle=8.0),
         _x86("haswell", 32, 16, (32 * _KIB, 256 * _KIB, 8 * _MIB), fma_latency=5, memory_bytes_a_cycle=4.0),
         _x86("skylake-avx512", 64, 32, (32 * _KIB, 1 * _MIB, 16 * _MIB), l2_bytes_a_cycle=40.0, clock=2.8e9),
         _x86("icelake-server", 64, 32, (48 * _KIB, 1280 * _KIB, 32 * _MIB), l2_bytes_a_cycle=40.0),
-        _x86("sapphirerapids", 64, 32, (48 * _KIB, 2 * _MIB, 64 * _MIB), l2_bytes_a_cycle=40.0),
+        _x86("sapphirerapids", 64, 32, (48 * _KIB, 2 * _MIB, 64 * _MIB), l2_bytes_a_cycle=40.0, bfloat16=True),
         _x86("znver3", 32, 16, (32 * _KIB, 512 * _KIB, 32 * _MIB), l2_bytes_a_cycle=24.0, clock=3.4e9),
         # Zen 4 takes a vector of 64 bytes in two halves: one multiply-add and one load a cycle.
-        _x86("znver4", 64, 32, (32 * _KIB, 1 * _MIB, 32 * _MIB), fma_pipes=1, load_ports=1, clock=3.7e9),
-        _x86(
-            "znver5",
-            64,
-            32,
-            (48 * _KIB, 1 * _MIB, 32 * _MIB),
-            l2_bytes_a_cycle=44.0,
-            l3_bytes_a_cycle=16.0,
-            memory_bytes_a_cycle=8.0,
-            clock=4.1e9,
-        ),
+        _x86("znver4", 64, 32, _ZEN4, fma_pipes=1, load_ports=1, clock=3.7e9, bfloat16=True),
+        _x86("znver5", 64, 32, _ZEN5, **_ZEN5_RATES, clock=4.1e9, bfloat16=True),
         _arm("cortex-a76", (64 * _KIB, 256 * _KIB, 2 * _MIB), l2_bytes_a_cycle=16.0, clock=2.4e9),
         _arm("neoverse-n1", (64 * _KIB, 1 * _MIB, 32 * _MIB), l2_bytes_a_cycle=20.0, clock=2.5e9),
         _arm("neoverse-v1", (64 * _KIB, 1 * _MIB, 32 * _MIB), fma_pipes=4, load_ports=3, clock=2.6e9),

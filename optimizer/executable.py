@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias, cast
 import numpy.typing as npt
 
 from optimizer.errors import ArtifactError, ExecutionError, TersorError
+from optimizer.forecast import Forecast
 
 __all__ = ["Array", "Executable", "KernelTime", "Part", "TensorSpec", "run_executable"]
 
@@ -68,12 +69,14 @@ class KernelTime:
         nodes: Names of the graph's nodes that it computes, when known.
         seconds: Time of all its calls in one run.
         calls: How often it is called in one run.
+        forecast: What the tile model says of it, where it can tell.
     """
 
     name: str
     nodes: tuple[str, ...]
     seconds: float
     calls: int
+    forecast: Forecast | None = None
 
 
 class Executable(Protocol):

@@ -66,7 +66,8 @@ def detect_cpu() -> Cpu:
 
     Nothing is measured, so that the same machine always gets the same code.
     """
-    base = _nearest_entry(_cpu_facts(), platform.machine())
+    facts = _cpu_facts()
+    base = _nearest_entry(facts, platform.machine())
     return replace(
         base,
         name="native",
@@ -74,6 +75,7 @@ def detect_cpu() -> Cpu:
         l2_bytes=_cache_bytes(2) or base.l2_bytes,
         l3_bytes=_cache_bytes(3) or base.l3_bytes,
         cores=_cores(),
+        bfloat16=base.bfloat16 and "avx512_bf16" in facts.get("flags", "").split(),
     )
 
 

@@ -32,7 +32,7 @@ from backends.cpu.register_tile import RegisterTile, span
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
-_MOST_PIXELS = 14
+MOST_PIXELS = 14
 
 
 def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
@@ -56,7 +56,7 @@ class _Nest:
         self.dtype = str(stage.buffer.dtype)
         self.lanes = tiles.lanes(self.dtype)
         self.staged = local([tiles.cpu.vector_registers * self.lanes], self.dtype, "staged")
-        self.most = min(_MOST_PIXELS, tiles.cpu.vector_registers // 2 - 1)
+        self.most = min(MOST_PIXELS, tiles.cpu.vector_registers // 2 - 1)
 
     def build(self) -> Stmt:
         n, rows, _, channels = (a.extent for a in self.stage.spatial)

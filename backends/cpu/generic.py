@@ -42,7 +42,7 @@ _CHUNKS_A_CORE = 4
 
 def lower(kernel: Kernel, cpu: Cpu) -> Stmt:
     """The loop nests of a kernel without heavy operators."""
-    shared = _shared_rows(kernel)
+    shared = shared_rows(kernel)
     if shared == 0:
         buffers = [s.buffer for s in kernel.stages if not kernel.is_output(s.buffer)]
         return allocate(buffers, sequence([_alone(s, cpu) for s in kernel.stages]))
@@ -64,7 +64,7 @@ def _alone(stage: Stage, cpu: Cpu) -> Stmt:
 
     if not outer:
         return row(i64(0))
-    return sequence([parallel(rows, row, worthwhile=_worthwhile([stage]))])
+    return sequence([parallel(rows, row, worthwhile=worthwhile([stage]))])
 
 
 def _inner_axes(stage: Stage, cpu: Cpu) -> int:
@@ -98,7 +98,7 @@ def _row_by_row(kernel: Kernel, shared: int, cpu: Cpu) -> Stmt:
         count = tirx.floordiv((index + 1) * rows, chunks) - begin
         return allocate(list(small.values()), sequence([loop(simplify(count), lambda r: row(begin + r), name="row")]))
 
-    return sequence([parallel(chunks, chunk, worthwhile=_worthwhile(kernel.stages))])
+    return sequence([parallel(chunks, chunk, worthwhile=worthwhile(kernel.stages))])
 
 
 def _row_stage(stage: Stage, shared: int, coordinates: list[Expr], small: dict[Var, Var], cpu: Cpu) -> Stmt:
@@ -120,7 +120,7 @@ def _row_stage(stage: Stage, shared: int, coordinates: list[Expr], small: dict[V
     return stage_nest(moved, stage.spatial[shared:], point, cpu, store)
 
 
-def _shared_rows(kernel: Kernel) -> int:
+def shared_rows(kernel: Kernel) -> int:
     """How many leading axes all stages have in common, read and written at the same place; 0 for a single stage."""
     if len(kernel.stages) < 2:
         return 0
@@ -147,7 +147,8 @@ def _same_rows(stage: Stage, first: list[Axis], shared: int, own: set[Var]) -> b
     return True
 
 
-def _worthwhile(stages: tuple[Stage, ...] | list[Stage]) -> bool:
+def worthwhile(stages: tuple[Stage, ...] | list[Stage]) -> bool:
+    """Whether the stages are enough work for several threads."""
     work = 0
     for stage in stages:
         size = known(product([a.extent for a in stage.axes])) if stage.axes else 1

@@ -45,7 +45,7 @@ from backends.cpu.register_tile import RegisterTile, lines_ahead, span, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
-_PARALLEL_FLOPS = 400_000
+PARALLEL_FLOPS = 400_000
 """Below this, waking the other threads costs more than they save (a parallel region takes 1-2 microseconds)."""
 
 _FEW_ROWS = 4
@@ -79,13 +79,14 @@ class Product:
 
 def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
     """See `backends.cpu.schedule.Rule`."""
-    parts = _take_apart(kernel.stages[0])
+    parts = take_apart(kernel.stages[0])
     if parts is None:
         return None
     return with_epilogue(kernel, cpu, lambda epilogue: _Nest(parts, epilogue, Tiles(cpu)).build())
 
 
-def _take_apart(stage: Stage) -> Product | None:
+def take_apart(stage: Stage) -> Product | None:
+    """The product that a stage is; `None` if it is none."""
     if stage.kind != "matmul" or not isinstance(stage.value, tirx.Add) or not isinstance(stage.value.b, tirx.Mul):
         return None
     left, right = stage.value.b.a, stage.value.b.b
@@ -146,7 +147,7 @@ class _Nest:
             if size is None:
                 return True
             flops *= size
-        return flops >= _PARALLEL_FLOPS
+        return flops >= PARALLEL_FLOPS
 
     def _chunks(self, batches: Expr, panels: Expr) -> Expr:
         """Into how many parts the rows are cut, so that the threads get equal shares."""

@@ -241,17 +241,17 @@ def along_reduction(stage: Stage) -> Axis | None:
     loads = [ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer)]
     last = stage.spatial[-1] if stage.spatial else None
     if last is not None and known(last.extent) != 1:
-        strides = [_stride(ld, last.var) for ld in loads]
+        strides = [stride_of(ld, last.var) for ld in loads]
         if 1 in strides and all(s in (0, 1) for s in strides):
             return None
     for axis in reversed(stage.reduction):
-        strides = [_stride(ld, axis.var) for ld in loads]
+        strides = [stride_of(ld, axis.var) for ld in loads]
         if loads and all(s in (0, 1) for s in strides) and 1 in strides:
             return axis
     return None
 
 
-def _stride(load: TensorLoad, var: Var) -> int | None:
+def stride_of(load: TensorLoad, var: Var) -> int | None:
     """How far apart two neighbours along `var` lie, in elements; `None` if that is not a small constant."""
     if not any(uses(i, var) for i in load.indices):
         return 0

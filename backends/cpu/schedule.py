@@ -13,6 +13,9 @@ from backends.cpu.half import computed_in_float32
 from backends.cpu.kernel import Kernel, decode, inline
 from backends.cpu.linker import TRIPLES
 from backends.cpu.loops import Stmt
+from backends.cpu.prediction import predict
+from backends.cpu.probe import probe
+from backends.relax.plan import PROBE, Work
 from optimizer.target import Cpu
 
 Rule = Callable[[Kernel, Cpu], Stmt | None]
@@ -37,17 +40,32 @@ def llvm_target(cpu: Cpu) -> tvm.target.Target:
     return tvm.target.Target(facts)
 
 
-def scheduler(cpu: Cpu) -> tvm.transform.Pass:
-    """The pass that schedules every kernel of a module."""
+def scheduler(cpu: Cpu, work: dict[str, Work] | None = None) -> tvm.transform.Pass:
+    """The pass that schedules every kernel of a module and adds the probe of the processor's peak.
+
+    Args:
+        cpu: the target.
+        work: is told what each kernel has to do.
+    """
 
     @tvm.transform.module_pass(opt_level=0, name="ScheduleForCpu")  # type: ignore[untyped-decorator]
     def schedule(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         for var, function in list(module.functions.items()):
             if isinstance(function, tirx.PrimFunc) and not (function.attrs and function.attrs.get("tirx.is_scheduled")):
+                foretold = foretell(function, cpu) if work is not None else None
+                if work is not None and foretold is not None:
+                    work[var.name_hint] = foretold
                 module.update_func(var, schedule_function(function, cpu))
+        module.update_func(tvm.ir.GlobalVar(PROBE), probe(cpu))
         return module
 
     return schedule
+
+
+def foretell(function: tirx.PrimFunc, cpu: Cpu) -> Work | None:
+    """What a kernel has to do; `None` where its sizes are beyond formulas, or where it is a procedure."""
+    kernel = decode(function)
+    return None if kernel is None else predict(inline(kernel), cpu)
 
 
 def schedule_function(function: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:

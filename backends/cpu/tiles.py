@@ -49,6 +49,11 @@ class Tiles:
         """Whether so many weights have to come from beyond the second-level cache each time."""
         return elements * 4 > self.cpu.l2_bytes
 
+    @property
+    def transform_cycles(self) -> float:
+        """Of a vector of patches, or of results, of Winograd's method."""
+        return _TRANSFORM_CYCLES * 2 / self.cpu.fma_pipes
+
     def fits(self, rows: int, vectors: int) -> bool:
         """Whether the accumulators, the vectors of B and one broadcast fit in the registers."""
         return rows * vectors + vectors + 1 <= self.cpu.vector_registers
@@ -142,7 +147,7 @@ class Tiles:
         sweep = self.sweep_cycles(size, self.tile_rows(size, vectors), vectors)
         products = _POINTS * depth * -(-columns // panel) * blocks * sweep
         stream = _POINTS * depth * columns * 4 / self.cpu.memory_bytes_a_cycle
-        transforms = patches * (depth + columns) / lanes * _TRANSFORM_CYCLES * 2 / self.cpu.fma_pipes
+        transforms = patches * (depth + columns) / lanes * self.transform_cycles
         steps = -(-depth // 2) * 9 if self.paired(dtype) and self.cpu.bfloat16 else depth * 9
         direct_panel = self.panel_width(width, columns, steps) // lanes
         row = self.sweep_cycles(width, self.tile_rows(width, direct_panel), direct_panel)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import time
 import weakref
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,7 @@ import numpy.typing as npt
 
 from backends.relax.packing import ALIGNMENT
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Value
+from backends.relax.profiling import conditions, kernel_times
 from backends.relax.runtime import Hook, Machine, Partition
 from optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from optimizer.executable import Executable, KernelTime, Part, TensorSpec
@@ -103,36 +101,12 @@ class RelaxExecutable:
     def profile(self, inputs: Sequence[Array], num_threads: int, repeats: int) -> list[KernelTime]:
         """See `Executable.profile`; fallback partitions are one row each."""
         self.run(inputs, num_threads)
-        runs: list[dict[str, list[float]]] = []
-        for _ in range(repeats):
-            times: dict[str, list[float]] = defaultdict(list)
-            started: list[float] = []
+        here = conditions(self._plan, self._library, num_threads)
 
-            def hook(
-                _function: Any,
-                name: str,
-                before: bool,
-                _result: Any,
-                *_args: Any,
-                times: Any = times,
-                started: Any = started,
-            ) -> int:
-                if before:
-                    started.append(time.perf_counter())
-                else:
-                    times[name].append(time.perf_counter() - started.pop())
-                return 0
-
+        def run(hook: Hook) -> None:
             self._machine.run(inputs, num_threads, self._sessions[num_threads], hook)
-            runs.append(times)
-        rows = [
-            KernelTime(
-                name, tuple(self._plan.kernels.get(name, ())), median(sum(r.get(name, [0.0])) for r in runs), len(calls)
-            )
-            for name, calls in runs[0].items()
-            if not name.startswith("vm.builtin")
-        ]
-        return sorted(rows, key=lambda r: -r.seconds)
+
+        return kernel_times(run, self._plan, here, repeats)
 
     def parts(self) -> dict[str, Part]:
         """See `Executable.parts`."""

@@ -11,6 +11,12 @@ Formula = int | str | list[Any]
 RELAX = "relax"
 ONNXRUNTIME = "onnxruntime"
 
+PROBE = "tersor_probe"
+"""The function of a compiled module that shows the peak of the processor: see `backends.cpu.probe`."""
+PROBE_ROWS, PROBE_STEPS = 12, 10_000
+"""Its accumulators, more than two pipes have in flight and few enough for 16 registers; and its steps."""
+PROBE_FLOPS_A_LANE = 2 * PROBE_ROWS * PROBE_STEPS
+
 
 @dataclass
 class Value:
@@ -85,6 +91,33 @@ class WeightSpec:
 
 
 @dataclass
+class Work:
+    """What a call of a kernel has to do, as the tile model counts it; see docs/tile-model.md.
+
+    Attributes:
+        arguments: the shapes of the kernel's arguments; names in them are bound by those of a call.
+        flops: floating-point operations.
+        cycles: of one core that computes everything alone, with all data in its first-level cache.
+        near: bytes that come from the second-level cache again and again.
+        far: bytes that come from the third-level cache again and again.
+        weights: bytes of packed weights, each counted once.
+        data: bytes of all other arguments and of whole intermediate tensors, each counted once.
+        tasks: how many the threads share; 1 where one thread does all.
+        width: how many times float32's peak the arithmetic may reach.
+    """
+
+    arguments: list[list[int | str]]
+    flops: Formula
+    cycles: Formula
+    near: Formula
+    far: Formula
+    weights: Formula
+    data: Formula
+    tasks: Formula
+    width: int = 1
+
+
+@dataclass
 class Plan:
     """All steps in order, and the weights that they share.
 
@@ -93,6 +126,8 @@ class Plan:
         weight_bytes: length of the weight buffer.
         kernels: kernel name -> names of the nodes it computes.
         derived: sizes that are computed from the symbolic ones.
+        work: kernel name -> what a call of it has to do, where the tile model can tell.
+        cpu: the processor that it was compiled for, as the fields of `optimizer.cpus.Cpu`.
     """
 
     inputs: list[Value]
@@ -102,6 +137,8 @@ class Plan:
     weight_bytes: int = 0
     kernels: dict[str, list[str]] = field(default_factory=dict)
     derived: dict[str, Formula] = field(default_factory=dict)
+    work: dict[str, Work] = field(default_factory=dict)
+    cpu: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only."""
@@ -132,4 +169,6 @@ class Plan:
             data["weight_bytes"],
             data["kernels"],
             data["derived"],
+            {name: Work(**w) for name, w in data["work"].items()},
+            data["cpu"],
         )

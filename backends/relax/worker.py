@@ -5,6 +5,7 @@ It is started by `backends.relax.client`, lives as long as its parent, and can c
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,19 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     from backends.cpu.schedule import llvm_target, scheduler
     from backends.cpu.tiles import Tiles
     from backends.relax.build import Builder, RefusedNodes
+    from backends.relax.plan import Work
 
     model = ir.from_proto(onnx.ModelProto.FromString(request["model"]))
     cpu = request["cpu"]
     weights = set(request["weights"])
-    builder = Builder(model, request["constants"], weights, scheduler(cpu), lowering(), Tiles(cpu))
+    work: dict[str, Work] = {}
+    builder = Builder(model, request["constants"], weights, scheduler(cpu, work), lowering(), Tiles(cpu))
     library, linker = Path(request["library"]), request["linker"]
     try:
         plan = builder.build(llvm_target(cpu), library, linker, allow_fallback=request["allow_fallback"])
     except RefusedNodes as refused:
         return {"refused": refused.reasons}
+    plan.work, plan.cpu = work, dataclasses.asdict(cpu)
     return {"plan": plan}
 
 

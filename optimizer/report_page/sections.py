@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from optimizer.energy import ASSUMPTIONS, MODEL, Energy, estimate_energy
 from optimizer.executable import KernelTime
 from optimizer.ir.figures import Costs
+from optimizer.profile import predicted_cells
 from optimizer.report_page.charts import Part, bar, line_chart, parts_bar
 from optimizer.text import count, joules, seconds, size
 from optimizer.usage import OperatorUsage, Usage
@@ -187,7 +188,7 @@ def _profile(report: Report) -> Iterator[str]:
     shown = profile.kernels[:_MOST_ROWS]
     longest = max((profile.share(kernel) for kernel in shown), default=1.0) or 1.0
     rows = [_kernel_cells(kernel, profile.share(kernel), longest) for kernel in shown]
-    yield _table(("kernel", "calls", "time", "", "", "nodes"), rows, right=(1, 2, 3))
+    yield _table(("kernel", "calls", "time", "", "", "predicted", "reached", "nodes"), rows, right=(1, 2, 3, 5, 6))
     if len(profile.kernels) > len(shown):
         rest = sum(kernel.seconds for kernel in profile.kernels[_MOST_ROWS:])
         yield _dim(f"and {len(profile.kernels) - len(shown)} more kernels, {seconds(rest)} together")
@@ -196,7 +197,7 @@ def _profile(report: Report) -> Iterator[str]:
 def _kernel_cells(kernel: KernelTime, share: float, longest: float) -> list[str]:
     nodes = f"<small>{_text(', '.join(kernel.nodes[:_NAMED_NODES]))}</small>"
     figures = [str(kernel.calls), seconds(kernel.seconds), f"{share:.1%}"]
-    return [_name(kernel.name), *figures, bar(share / longest, 2), nodes]
+    return [_name(kernel.name), *figures, bar(share / longest, 2), *predicted_cells(kernel), nodes]
 
 
 def _near_misses(rows: Sequence[NearMissRow]) -> str:

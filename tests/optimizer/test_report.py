@@ -10,6 +10,7 @@ from rich.console import Console
 
 from optimizer import Report, optimize
 from optimizer.executable import KernelTime
+from optimizer.forecast import Forecast
 from optimizer.ir.figures import Costs
 from optimizer.profile import Profile
 from optimizer.report import PassRow, Verification
@@ -78,8 +79,24 @@ def test_a_profile_joins_the_report(report: Report) -> None:
         "calls": 2,
         "seconds": 0.003,
         "share": 0.75,
+        "forecast": None,
+        "reached": None,
     }
     assert Profile(()).share(profile.kernels[0]) == 0
+
+
+def test_a_profile_shows_predictions_and_shares_of_what_bounds() -> None:
+    fast = KernelTime("matmul", (), 0.004, 1, Forecast(0.003, 10, 20, "arithmetic", 0.001))
+    slow = KernelTime("add", (), 0.001, 1, Forecast(0.002, 10, 20, "memory", 0.0005))
+    profile = Profile((fast, slow))
+    first, second = (next(line for line in str(profile).splitlines() if name in line) for name in ("matmul", "add"))
+    assert "3 ms" in first
+    assert "25% of peak" in first
+    assert "50% of memory" in second
+    assert profile.reached(fast) == 0.25
+    row = profile.to_dict()["kernels"][1]  # type: ignore[index]
+    assert row["forecast"]["bound"] == "memory"
+    assert row["reached"] == 0.5
 
 
 def test_rich_shows_the_same(report: Report) -> None:

@@ -1,0 +1,296 @@
+"""What each kernel has to do, by the choices of the schedule rules: arithmetic, traffic at each level, tasks.
+
+One function for each rule. The numbers are for a whole call; `backends.relax.forecast` makes seconds of them, with the
+clock and the bandwidth of the machine that runs it. docs/tile-model.md explains the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from backends.cpu import generic, matmul
+from backends.cpu.amounts import argument_bytes, cost_of, element_bytes, scaled, total
+from backends.cpu.conv2d import Taps, edges
+from backends.cpu.depthwise import MOST_PIXELS
+from backends.cpu.epilogue import Epilogue
+from backends.cpu.kernel import Kernel, Stage
+from backends.cpu.key_bounds import key_bounds
+from backends.cpu.loops import Expr, Var, known, loads_of, product
+from backends.cpu.stage_work import parallel_rows, spilled, stage_cycles, stage_flops
+from backends.cpu.tiles import Tiles
+from backends.relax.plan import Formula, Work
+from backends.relax.size_formula import formula
+from backends.relax.values import Refused
+from optimizer.target import Cpu
+
+__all__ = ["predict"]
+
+_TILE_CYCLES = 24.0
+"""To begin and end a register tile: its addresses are computed, and the first sums wait for their operands."""
+_L1_SHARE = 0.6
+_L2_SHARE = 0.7
+"""As much of a cache as what is used again can count on."""
+_SOME_ROWS, _SOME_DEPTH, _SOME_WIDTH = 128, 512, 64
+"""Where a size is symbolic, what one of them costs is taken from so many."""
+_POINTS = 36
+"""Products for a patch of Winograd's F(4, 3)."""
+
+
+@dataclass(frozen=True)
+class _Heavy:
+    """A heavy stage's own share, as in `Work`; `weights` are the arguments that are packed weights."""
+
+    flops: Formula
+    cycles: Formula
+    near: Formula
+    far: Formula
+    tasks: Formula
+    weights: Sequence[Var] = ()
+    width: int = 1
+
+
+def predict(kernel: Kernel, cpu: Cpu) -> Work | None:
+    """The work of a kernel; `None` where its sizes are beyond formulas."""
+    try:
+        return _predict(kernel, cpu)
+    except Refused:
+        return None
+
+
+def _predict(kernel: Kernel, cpu: Cpu) -> Work:
+    attention = {stage.kind for stage in kernel.stages} & {"attention"}
+    count = _HEAVY.get("attention" if attention else kernel.stages[0].kind)
+    heavy = count(kernel, Tiles(cpu)) if count else None
+    if heavy is None:
+        return _light(kernel, cpu)
+    epilogue = Epilogue.of(kernel)
+    following = () if attention else tuple(s for s in (epilogue.tail, *epilogue.rest) if s is not None)
+    weights = total(*(scaled(v.shape, element_bytes(v.dtype)) for v in heavy.weights))
+    kept = kernel.stages if epilogue.rest and not attention else ()
+    return Work(
+        _arguments(kernel),
+        total(heavy.flops, stage_flops(following, cpu)),
+        total(heavy.cycles, stage_cycles(kernel, following, cpu)),
+        heavy.near,
+        heavy.far,
+        weights,
+        total(argument_bytes(kernel, heavy.weights), spilled(kernel, kept)),
+        heavy.tasks,
+        heavy.width,
+    )
+
+
+def _arguments(kernel: Kernel) -> list[list[int | str]]:
+    """The shapes of the arguments; what is neither a number nor a name is a 1 that binds nothing."""
+
+    def dimension(size: Expr) -> int | str:
+        as_formula = formula(size)
+        return as_formula if isinstance(as_formula, (int, str)) else 1
+
+    buffers = [p for p in kernel.function.params if isinstance(p.ty, tirx.BufferType)]
+    return [[dimension(d) for d in b.shape] for b in buffers]
+
+
+def _light(kernel: Kernel, cpu: Cpu) -> Work:
+    """Row by row, intermediate results stay in the first-level cache; else each stage writes a whole tensor."""
+    stages = kernel.stages
+    shared = generic.shared_rows(kernel)
+    tasks = parallel_rows(stages[0])
+    if shared:
+        rows = [a.extent for a in stages[0].spatial[:shared]]
+        tasks = scaled(rows, 1.0) if generic.worthwhile(stages) else 1
+    kept = 0 if shared else spilled(kernel, stages)
+    data = total(argument_bytes(kernel), kept)
+    flops, cycles = stage_flops(stages, cpu), stage_cycles(kernel, stages, cpu)
+    return Work(_arguments(kernel), flops, cycles, 0, 0, 0, data, tasks)
+
+
+def _output_cycles(cpu: Cpu) -> float:
+    """To store a vector of results by way of the buffer in which the epilogue finds it."""
+    return 2.0 + 2.0 / cpu.load_ports
+
+
+def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
+    """Counted for all rows and columns, or for some of them where their number is symbolic, and scaled from there."""
+    parts = matmul.take_apart(kernel.stages[0])
+    if parts is None:
+        return None
+    cpu, dtype = tiles.cpu, str(kernel.stages[0].buffer.dtype)
+    itemsize, lanes = element_bytes(dtype), tiles.lanes(dtype)
+    batches, rows = [a.extent for a in parts.batch], product([a.extent for a in parts.rows])
+    count, columns = known(rows) or _SOME_ROWS, known(parts.column.extent) or 2 * lanes
+    depth = known(parts.depth.extent) or _SOME_DEPTH
+    width = parts.width or tiles.panel_width(known(rows), columns, depth, dtype)
+    step_cycles = tile_count = panel_reads = 0.0
+    full, rest = divmod(columns, width)
+    for panels, vectors in ((full, width // lanes), (1 if rest else 0, -(-rest // lanes))):
+        if panels:
+            tile = tiles.tile_rows(known(rows), vectors)
+            step_cycles += panels * tiles.sweep_cycles(count, tile, vectors)
+            tile_count += panels * -(-count // tile)
+            panel_reads += panels * -(-count // tile) * min(vectors * lanes, columns)
+    panels = full + bool(rest)
+    outputs = count * -(-columns // lanes)
+    scale = [*batches, *([] if known(rows) else [rows]), *([] if known(parts.column.extent) else [parts.column.extent])]
+    unit = (1 if known(rows) else count) * (1 if known(parts.column.extent) else columns)
+    deep = [*scale, parts.depth.extent]
+    paired = dtype == "bfloat16" and cpu.bfloat16
+    flops = scaled([*batches, rows, parts.column.extent, parts.depth.extent], 2.0)
+    cycles = total(
+        scaled(deep, step_cycles * (0.5 if paired else 1.0) / unit),
+        scaled(scale, (tile_count * _TILE_CYCLES + outputs * _output_cycles(cpu)) / unit),
+    )
+    panel_bytes = depth * width * itemsize
+    again = panel_reads * itemsize / unit if panel_bytes > _L1_SHARE * cpu.l1_bytes else 0.0
+    left = (panels - 1) * count * itemsize / unit
+    near = far = 0.0
+    for amount, size in ((again, panel_bytes), (left, count * depth * itemsize)):
+        fits = size <= _L2_SHARE * cpu.l2_bytes
+        near, far = near + (amount if fits else 0.0), far + (0.0 if fits else amount)
+    serial = isinstance(flops, int) and flops < matmul.PARALLEL_FLOPS
+    return _Heavy(
+        flops,
+        cycles,
+        scaled(deep, near),
+        scaled(deep, far),
+        1 if serial else scaled(scale, panels * max(1.0, count / 8) / unit),
+        [parts.right.source] if parts.width else [],
+        2 if paired else 1,
+    )
+
+
+def _convolution(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
+    """Counted for a row of pixels of all channels, or for some pixels where the width is symbolic."""
+    stage, cpu = kernel.stages[0], tiles.cpu
+    taps, groups = Taps.of(stage), int(stage.annotations["tersor.groups"])  # type: ignore[call-overload]
+    data, weights = _operand(stage, 4), _operand(stage, 5)
+    lanes, itemsize = tiles.lanes(str(stage.buffer.dtype)), element_bytes(stage.buffer.dtype)
+    images, rows, out_width, channels = (a.extent for a in stage.spatial)
+    width, in_width, panel = known(out_width), known(data.shape[2]), int(weights.shape[4])
+    depth = int(weights.shape[3]) * taps.kh
+    size = width or _SOME_WIDTH
+    step_cycles = tile_count = 0.0
+    full, rest = divmod(int(channels) // groups, panel)
+    for panels, vectors in ((full, panel // lanes), (1 if rest else 0, -(-rest // lanes))):
+        if panels:
+            tile = tiles.tile_rows(width, vectors)
+            runs = [(0, size, True)] if width is None or in_width is None else edges(taps, width, in_width, tile)
+            for _, pixels, interior in runs:
+                pieces, one = (max(1, pixels // tile), tile) if interior else (1, pixels)
+                step_cycles += panels * pieces * tiles.step_cycles(one, vectors)
+                tile_count += panels * pieces
+    scale = [images, rows, *([] if width else [out_width])]
+    unit = 1 if width else size
+    outputs = size * -(-int(channels) // groups // lanes)
+    a_row = groups * (step_cycles * depth + tile_count * _TILE_CYCLES + outputs * _output_cycles(cpu)) / unit
+    panel_bytes, image_bytes = depth * panel * itemsize, known(product([*data.shape[1:], itemsize]))
+    again = groups * tile_count * panel_bytes / unit if panel_bytes > _L1_SHARE * cpu.l1_bytes else 0.0
+    image = scaled(data.shape, (full + bool(rest) - 1) * itemsize)
+    panels_fit = panel_bytes <= _L2_SHARE * cpu.l2_bytes
+    image_fits = image_bytes is None or image_bytes <= _L2_SHARE * cpu.l2_bytes
+    return _Heavy(
+        scaled([images, rows, out_width, channels], 2.0 * depth),
+        scaled(scale, a_row),
+        total(scaled(scale, again if panels_fit else 0.0), image if image_fits else 0),
+        total(scaled(scale, 0.0 if panels_fit else again), 0 if image_fits else image),
+        scaled([images, rows], groups * (full + bool(rest))),
+        [weights],
+    )
+
+
+def _winograd(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
+    stage, cpu = kernel.stages[0], tiles.cpu
+    filters, lanes = _operand(stage, 5), tiles.lanes()
+    images, height, width, channels = (a.extent for a in stage.spatial)
+    panels, depth, panel = (int(filters.shape[i]) for i in (0, 3, 4))
+    across = -(-int(height) // 4) * -(-int(width) // 4)
+    batch = known(images)
+    patches = across * (batch or 1)
+    blocks, size = tiles.winograd_blocks(patches, depth, panel)
+    vectors = panel // lanes
+    rows = tiles.tile_rows(size, vectors)
+    scale = [images] if batch is None else []
+    points = _POINTS * blocks * panels
+    sweep = points * tiles.sweep_cycles(size, rows, vectors) * depth
+    starts = points * -(-size // rows)
+    transforms = patches * (depth + int(channels)) / lanes * tiles.transform_cycles
+    again = points * (size * depth + 2 * size * panel) * 4
+    filter_bytes = _POINTS * depth * int(channels) * 4
+    shares = 1 if blocks % cpu.cores == 0 or blocks >= 4 * cpu.cores or batch is None else min(cpu.cores, panels)
+    extra = patches * depth / lanes * tiles.transform_cycles * (shares - 1)
+    return _Heavy(
+        scaled([*scale, channels], 2.0 * _POINTS * patches * depth),
+        scaled(scale, sweep + starts * _TILE_CYCLES + transforms + extra),
+        scaled(scale, again),
+        scaled(scale, (blocks - 1) * filter_bytes),
+        scaled(scale, blocks * shares),
+        [filters],
+    )
+
+
+def _depthwise(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
+    stage, cpu = kernel.stages[0], tiles.cpu
+    taps, weights = Taps.of(stage), _operand(stage, 3)
+    pixels = min(MOST_PIXELS, cpu.vector_registers // 2 - 1)
+    window = taps.kh * taps.kw
+    tap = max(1.0 / cpu.fma_pipes, (1.0 + 1.0 / pixels) / cpu.load_ports)
+    vector = window * tap + _TILE_CYCLES / pixels + _output_cycles(cpu)
+    return _Heavy(
+        scaled([a.extent for a in stage.spatial], 2.0 * window),
+        scaled([a.extent for a in stage.spatial], vector / tiles.lanes()),
+        0,
+        0,
+        scaled([a.extent for a in stage.spatial[:2]], 1.0),
+        [weights],
+    )
+
+
+def _attention(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
+    stages, cpu = {s.kind: s for s in kernel.stages}, tiles.cpu
+    scores, masked, context = (stages[f"attention{part}"] for part in ("", ".masked", ".context"))
+    batch, heads, rows, keys = (a.extent for a in scores.spatial)
+    depth, values = int(scores.reduction[0].extent), int(context.spatial[3].extent)
+    lanes = tiles.lanes()
+    known_rows = known(rows)
+    vectors = min(4 if tiles.fits(5, 4) else 2, -(-(known_rows or 4 * lanes) // lanes))
+    blocks = 1.0 if known_rows is None else -(-known_rows // (vectors * lanes))
+    block_rows = [] if known_rows is not None else [rows]
+    _, high = key_bounds(masked, scores.spatial[2].var, scores.spatial[2].var)
+    seen = 1.0 if high is None else 0.5 + 0.5 / max(blocks, 1.0)
+    mask = cost_of(masked.value, cpu.lanes)
+    power = cost_of(tirx.exp(tirx.const(0, "float32") + scores.spatial[3].var.astype("float32")), cpu.lanes)
+    tile = tiles.tile_rows(known(keys), vectors)
+    a_key = tiles.sweep_cycles(tile, tile, vectors) / tile * depth
+    a_key += tiles.sweep_cycles(values, tiles.tile_rows(values, vectors), vectors)
+    a_key += vectors * (2 * mask.cycles(cpu.fma_pipes) + power.cycles(cpu.fma_pipes) + 6.0)
+    a_block = vectors * lanes * (depth + values) / lanes * 4.0 + 200.0
+    unit = 1.0 if known_rows is not None else vectors * lanes
+    key_bytes = (depth + values) * 4
+    all_keys = known(keys)
+    fits = all_keys is None or all_keys * key_bytes <= _L2_SHARE * cpu.l2_bytes
+    scale: list[Expr | int] = [batch, heads, *block_rows]
+    again = scaled([*scale, keys], blocks * seen * key_bytes / unit)
+    return _Heavy(
+        scaled([batch, heads, rows, keys], 2.0 * (depth + values) * seen),
+        total(scaled([*scale, keys], blocks * seen * a_key / unit), scaled(scale, blocks * a_block / unit)),
+        again if fits else 0,
+        0 if fits else again,
+        scaled(scale, blocks / unit),
+    )
+
+
+def _operand(stage: Stage, rank: int) -> Var:
+    loads = (ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer))
+    return next(ld.source for ld in loads if len(ld.indices) == rank)
+
+
+_HEAVY: dict[str, Callable[[Kernel, Tiles], _Heavy | None]] = {
+    "matmul": _matmul,
+    "conv2d": _convolution,
+    "winograd": _winograd,
+    "depthwise": _depthwise,
+    "attention": _attention,
+}
