@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
+from backends.cpu.amounts import element_bytes
 from backends.cpu.bfloat16 import neighbours, pair
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.heavy import with_epilogue
@@ -75,6 +76,13 @@ class Product:
     left: Expr
     right: TensorLoad
     width: int | None
+
+    @property
+    def apart(self) -> int:
+        """Bytes between the rows of A; 0 where it does not lie as rows, or where that is symbolic."""
+        if not isinstance(self.left, TensorLoad) or not self.left.indices[-1].same_as(self.depth.var):
+            return 0
+        return (known(self.left.source.shape[-1]) or 0) * element_bytes(self.left.source.dtype)
 
 
 def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
@@ -215,7 +223,7 @@ class _Nest:
     ) -> Stmt:
         """All rows of a chunk against `vectors` vectors of columns, of which `valid` columns exist."""
         lanes = self.lanes if lanes is None else lanes
-        rows = self.tiles.tile_rows(known(self.total_rows), vectors)
+        rows = self.tiles.tile_rows(known(self.total_rows), vectors, self.parts.apart)
 
         tiles = known(simplify(tirx.floordiv(self.total_rows, rows)))
 

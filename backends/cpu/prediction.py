@@ -128,7 +128,7 @@ def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     full, rest = divmod(columns, width)
     for panels, vectors in ((full, width // lanes), (1 if rest else 0, -(-rest // lanes))):
         if panels:
-            tile = tiles.tile_rows(known(rows), vectors)
+            tile = tiles.tile_rows(known(rows), vectors, parts.apart)
             step_cycles += panels * tiles.sweep_cycles(count, tile, vectors)
             tile_count += panels * -(-count // tile)
             panel_reads += panels * -(-count // tile) * min(vectors * lanes, columns)
@@ -137,6 +137,7 @@ def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     scale = [*batches, *([] if known(rows) else [rows]), *([] if known(parts.column.extent) else [parts.column.extent])]
     unit = (1 if known(rows) else count) * (1 if known(parts.column.extent) else columns)
     deep = [*scale, parts.depth.extent]
+    right = [parts.column.extent, parts.depth.extent]
     paired = dtype == "bfloat16" and cpu.bfloat16
     flops = scaled([*batches, rows, parts.column.extent, parts.depth.extent], 2.0)
     cycles = total(
@@ -146,8 +147,10 @@ def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     panel_bytes = depth * width * itemsize
     again = panel_reads * itemsize / unit if panel_bytes > _L1_SHARE * cpu.l1_bytes else 0.0
     left = (panels - 1) * count * itemsize / unit
+    blocks = tiles.row_blocks(rows, known(parts.depth.extent), width)  # of rows that stay where all panels pass by
+    left_bytes = count * depth * itemsize if blocks is None else 0
     near = far = 0.0
-    for amount, size in ((again, panel_bytes), (left, count * depth * itemsize)):
+    for amount, size in ((again, panel_bytes), (left, left_bytes)):
         fits = size <= _L2_SHARE * cpu.l2_bytes
         near, far = near + (amount if fits else 0.0), far + (0.0 if fits else amount)
     serial = isinstance(flops, int) and flops < matmul.PARALLEL_FLOPS
@@ -155,7 +158,7 @@ def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
         flops,
         cycles,
         scaled(deep, near),
-        scaled(deep, far),
+        total(scaled(deep, far), 0 if blocks is None else scaled([*batches, blocks, *right], itemsize)),
         1 if serial else scaled(scale, panels * max(1.0, count / 8) / unit),
         [parts.right.source] if parts.width else [],
         2 if paired else 1,

@@ -9,6 +9,7 @@ High-Performance Matrix Multiplication, 2008; Low et al., Analytical Modeling Is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -18,6 +19,10 @@ from optimizer.target import Cpu
 
 _MAX_VECTORS = 6
 _ROWS_WHEN_SYMBOLIC = 128
+_L1_SHARE = 0.7
+"""Of the lines of a set of the first-level cache: for A; the others are for B and for the results."""
+_LINE_BYTES, _PAGE_BYTES = 64, 4096
+"""A set of the first-level cache is chosen by the address within a page (so it can be looked up before the page is)."""
 _L2_SHARE = 0.7
 _BLOCK_SHARE = 0.55
 """Of the second-level cache: for a panel of B and what is reused while the other passes by; for a block of A."""
@@ -68,10 +73,29 @@ class Tiles:
         rest = total % rows
         return total // rows * self.step_cycles(rows, vectors) + (self.step_cycles(rest, vectors) if rest else 0.0)
 
-    def tile_rows(self, total: int | None, vectors: int) -> int:
-        """The best number of rows for tiles of so many vectors."""
+    def rows_together(self, apart: int) -> int:
+        """Rows of A, so many bytes apart, of which the first-level cache holds a line each beside the lines of B.
+
+        A set of it takes the lines whose addresses are equal in all but the page: rows that lie a multiple of a page
+        apart, as those of 1,024 float32, share one set of `ways` lines.
+        """
+        lines = _PAGE_BYTES // _LINE_BYTES
+        shared = math.gcd(max(1, apart // _LINE_BYTES), lines)
+        return max(1, int(_L1_SHARE * (self.cpu.l1_bytes // _PAGE_BYTES) * (lines // shared)))
+
+    def tile_rows(self, total: int | None, vectors: int, apart: int = 0) -> int:
+        """The best number of rows for tiles of so many vectors.
+
+        Args:
+            total: of all tiles; `None` if that is symbolic.
+            vectors: of columns.
+            apart: bytes between the rows of A, 0 where they lie close together.
+        """
         wanted = _ROWS_WHEN_SYMBOLIC if total is None else max(total, 1)
+        if apart:
+            wanted = min(wanted, self.rows_together(apart))
         options = [r for r in range(1, self.cpu.vector_registers) if self.fits(r, vectors) and r <= wanted] or [1]
+        wanted = _ROWS_WHEN_SYMBOLIC if total is None else max(total, 1)
         return min(options, key=lambda r: (self.sweep_cycles(wanted, r, vectors), -r))
 
     def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
@@ -85,14 +109,15 @@ class Tiles:
         """
         lanes = self.lanes(dtype)
         total = _ROWS_WHEN_SYMBOLIC if rows is None else max(rows, 1)
+        apart = depth * 4
 
         def cost(vectors: int) -> float:
             width = vectors * lanes
             full, rest = divmod(columns, width)
-            sweep = full * self.sweep_cycles(total, self.tile_rows(total, vectors), vectors)
+            sweep = full * self.sweep_cycles(total, self.tile_rows(total, vectors, apart), vectors)
             if rest:
                 narrow = -(-rest // lanes)
-                sweep += self.sweep_cycles(total, self.tile_rows(total, narrow), narrow)
+                sweep += self.sweep_cycles(total, self.tile_rows(total, narrow, apart), narrow)
             return sweep * (_SPILL_PENALTY if depth * width * 4 > _L2_SHARE * self.cpu.l2_bytes else 1.0)
 
         options = [v for v in range(1, _MAX_VECTORS + 1) if self.fits(1, v)]

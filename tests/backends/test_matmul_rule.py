@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from backends.cpu.tiles import Tiles
 from optimizer.errors import ExecutionError
-from optimizer.target import Target
+from optimizer.target import CPUS, Target
 from tests.backends.running import check, compiled, parse
 
 RNG = np.random.default_rng(7)
@@ -100,6 +100,25 @@ def test_many_rows_get_tiles_near_the_peak() -> None:
     vectors = tiles.panel_width(128, 3072, 768) // tiles.lanes()
     rows = tiles.tile_rows(128, vectors)
     assert rows * vectors / 2 / tiles.step_cycles(rows, vectors) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("depth", "together"), [(1024, 8), (4096, 8), (3072, 8), (512, 16), (1536, 16), (768, 33), (1000, 268), (65, 134)]
+)
+def test_rows_that_share_a_set_of_the_cache_are_few(depth: int, together: int) -> None:
+    tiles = Tiles(CPUS["znver5"])
+    apart = depth * 4
+    assert tiles.rows_together(apart) == together  # of 12 lines a set, and of 64 sets
+    assert tiles.tile_rows(512, 1, apart) <= together
+    assert tiles.tile_rows(512, 1) > 16
+    assert tiles.tile_rows(512, 1, 4096) <= 8
+
+
+def test_rows_a_page_apart_are_multiplied_right() -> None:
+    check(
+        parse("g (float[37,1024] a) => (float[37,16] y) { y = MatMul(a, b) }", {"b": normal(1024, 16)}),
+        [normal(37, 1024)],
+    )
 
 
 def test_a_weight_is_packed_once() -> None:
