@@ -59,7 +59,7 @@ class Cost:
 
     Attributes:
         operations: Arithmetic, where a product and the sum that takes it count as one.
-        slow: Cycles of divisions, roots and calls, which overlap with nothing.
+        slow: Cycles of divisions, roots and calls, which have a unit of their own.
         flops: Arithmetic for each element, products and sums counted alone.
     """
 
@@ -69,7 +69,7 @@ class Cost:
 
     def cycles(self, pipes: int) -> float:
         """Of a processor with so many pipes."""
-        return self.operations / pipes + self.slow
+        return max(self.operations / pipes, self.slow)
 
 
 def cost_of(value: Expr, lanes: int) -> Cost:

@@ -19,7 +19,7 @@ from backends.cpu.epilogue import Epilogue
 from backends.cpu.kernel import Kernel, Stage
 from backends.cpu.key_bounds import key_bounds
 from backends.cpu.loops import Expr, Var, known, loads_of, product
-from backends.cpu.stage_work import parallel_rows, spilled, stage_cycles, stage_flops
+from backends.cpu.stage_work import parallel_rows, spilled, stage_cycles, stage_flops, tail_cycles
 from backends.cpu.tiles import Tiles
 from backends.relax.plan import Formula, Work
 from backends.relax.size_formula import formula
@@ -73,7 +73,7 @@ def _predict(kernel: Kernel, cpu: Cpu) -> Work:
     return Work(
         _arguments(kernel),
         total(heavy.flops, stage_flops(following, cpu)),
-        total(heavy.cycles, stage_cycles(kernel, following, cpu)),
+        total(heavy.cycles, *(tail_cycles(stage, cpu) for stage in following)),
         heavy.near,
         heavy.far,
         weights,
@@ -104,13 +104,13 @@ def _light(kernel: Kernel, cpu: Cpu) -> Work:
         tasks = scaled(rows, 1.0) if generic.worthwhile(stages) else 1
     kept = 0 if shared else spilled(kernel, stages)
     data = total(argument_bytes(kernel), kept)
-    flops, cycles = stage_flops(stages, cpu), stage_cycles(kernel, stages, cpu)
+    flops, cycles = stage_flops(stages, cpu), stage_cycles(stages, cpu)
     return Work(_arguments(kernel), flops, cycles, 0, 0, 0, data, tasks)
 
 
 def _output_cycles(cpu: Cpu) -> float:
-    """To store a vector of results by way of the buffer in which the epilogue finds it."""
-    return 2.0 + 2.0 / cpu.load_ports
+    """To store a vector of results; its way through the epilogue's buffer overlaps with the next tile's arithmetic."""
+    return 1.0 + 1.0 / cpu.load_ports
 
 
 def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:

@@ -12,10 +12,12 @@ from backends.cpu.nest import along_reduction, stride_of
 from backends.relax.plan import Formula
 from optimizer.target import Cpu
 
-__all__ = ["stage_cycles", "stage_flops"]
+__all__ = ["parallel_rows", "spilled", "stage_cycles", "stage_flops", "tail_cycles"]
 
-_ROW_CYCLES = 6.0
-"""To begin the loop over a row: addresses, bounds, and the branch that is guessed wrong now and then."""
+_ROW_CYCLES = 2.0
+"""To begin the loop over a row; most of it overlaps with the row before."""
+_VECTOR_CYCLES = 0.5
+"""For the loop over vectors: its counter and its branch."""
 _FOLD_CYCLES = 20.0
 """To combine the vectors of partial results of a reduction, and their lanes."""
 _LINE_BYTES = 64
@@ -31,12 +33,17 @@ def stage_flops(stages: Sequence[Stage], cpu: Cpu) -> Formula:
     return total(*(scaled([a.extent for a in s.axes], cost_of(s.value, cpu.lanes).flops) for s in stages))
 
 
-def stage_cycles(kernel: Kernel, stages: Sequence[Stage], cpu: Cpu) -> Formula:
+def tail_cycles(stage: Stage, cpu: Cpu) -> Formula:
+    """Cycles of a stage that is done on the tiles of a heavy one: its arithmetic alone, its operands are at hand."""
+    return scaled([a.extent for a in stage.axes], cost_of(stage.value, cpu.lanes).cycles(cpu.fma_pipes) / cpu.lanes)
+
+
+def stage_cycles(stages: Sequence[Stage], cpu: Cpu) -> Formula:
     """Cycles of one core, if all data is in its first-level cache."""
-    return total(*(_cycles(kernel, stage, cpu) for stage in stages))
+    return total(*(_cycles(stage, cpu) for stage in stages))
 
 
-def _cycles(kernel: Kernel, stage: Stage, cpu: Cpu) -> Formula:
+def _cycles(stage: Stage, cpu: Cpu) -> Formula:
     along = along_reduction(stage)
     cost = cost_of(stage.value, cpu.lanes)
     vector = along or (stage.spatial[-1] if stage.spatial else None)
@@ -69,6 +76,8 @@ def _vectors(axis: Axis, lanes: int) -> tuple[int, float]:
 def _vector_cycles(stage: Stage, axis: Axis, cost: Cost, cpu: Cpu) -> float:
     """Of one vector: arithmetic or loads and stores, whichever takes longer, and elements that are read one by one."""
     width = max([element_bytes(stage.buffer.dtype), 4]) / 4
+    vectors, _ = _vectors(axis, cpu.lanes)
+    lanes = cpu.lanes if not vectors else min(float(cpu.lanes), (known(axis.extent) or 0) / vectors)
     loads = scattered = misses = 0.0
     for load in loads_of(stage.value):
         if load.source.same_as(stage.buffer):
@@ -76,11 +85,11 @@ def _vector_cycles(stage: Stage, axis: Axis, cost: Cost, cpu: Cpu) -> float:
         if stride_of(load, axis.var) in (0, 1):
             loads += 1
         else:
-            scattered += cpu.lanes
-            misses += cpu.lanes * _miss_cycles(load, axis, cpu)
+            scattered += lanes
+            misses += lanes * _miss_cycles(load, axis, cpu)
     stores = 0 if stage.reduction else 1
     moved = max((loads + scattered) / cpu.load_ports, stores)
-    return 1.0 + width * max(cost.cycles(cpu.fma_pipes) + scattered / 2, moved) + misses
+    return _VECTOR_CYCLES + width * max(cost.cycles(cpu.fma_pipes) + scattered / 2, moved) + misses
 
 
 def _miss_cycles(load: TensorLoad, axis: Axis, cpu: Cpu) -> float:
