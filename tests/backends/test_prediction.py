@@ -25,9 +25,9 @@ HERE = Conditions(CPUS["x86-64-v3"], Peaks(32 * 3e9, 20e9), 1, 0)
 COUNTS = ("flops", "cycles", "near", "far", "weights", "data", "tasks")
 
 
-def works(body: str, weights: Mapping[str, Array] | None = None) -> list[Work]:
+def works(body: str, weights: Mapping[str, Array] | None = None, target: str = TARGET) -> list[Work]:
     """What the kernels of a model have to do, in order."""
-    executable = compiled(parse(body, dict(weights or {})), TARGET)
+    executable = compiled(parse(body, dict(weights or {})), target)
     assert isinstance(executable, RelaxExecutable)
     return list(executable._plan.work.values())
 
@@ -47,6 +47,16 @@ def test_a_matrix_product_counts_its_multiplications_and_reads_each_weight_once(
     fewest = 96 * 200 * 64 / 8 / 2  # two pipes of eight lanes
     assert fewest < found["cycles"] < 1.7 * fewest
     assert found["tasks"] > 1
+
+
+def test_the_example_of_the_documentation() -> None:
+    body = "g (float[128,768] x) => (float[128,3072] y) { y = MatMul(x, w) }"
+    (work,) = works(body, {"w": np.zeros((768, 3072), np.float32)}, "cpu:znver5")
+    found = counts(work)
+    assert found["cycles"] == 32 * 384 * 768 + 24_576 + 36_864 == 9_498_624
+    assert found["near"] == pytest.approx(314e6, rel=1e-3)
+    assert found["far"] == 0
+    assert found["weights"] == 4 * 768 * 3072
 
 
 def test_small_products_are_one_task() -> None:
