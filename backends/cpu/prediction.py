@@ -253,9 +253,14 @@ def _depthwise(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
 
 def _attention(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     stages, cpu = {s.kind: s for s in kernel.stages}, tiles.cpu
-    scores, masked, context = (stages[f"attention{part}"] for part in ("", ".masked", ".context"))
+    names = [f"attention{part}" for part in ("", ".masked", ".context")]
+    if any(name not in stages for name in names):
+        return None
+    scores, masked, context = (stages[name] for name in names)
     batch, heads, rows, keys = (a.extent for a in scores.spatial)
-    depth, values = int(scores.reduction[0].extent), int(context.spatial[3].extent)
+    depth, values = known(scores.reduction[0].extent), known(context.spatial[3].extent)
+    if depth is None or values is None:
+        return None
     lanes = tiles.lanes()
     known_rows = known(rows)
     vectors = min(4 if tiles.fits(5, 4) else 2, -(-(known_rows or 4 * lanes) // lanes))
