@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from optimizer.executable import Executable
+from optimizer.executable import Array, Executable
 from optimizer.target import Target
 
 if TYPE_CHECKING:
@@ -39,11 +39,17 @@ class BackendInfo:
 
 
 class Backend(Protocol):
-    """Turns an optimized graph into something that runs."""
+    """Turns an optimized graph into something that runs.
+
+    Attributes:
+        name: the target's kind.
+        mappable: the parts that `load` also takes as arrays.
+    """
 
     name: str
     precisions: tuple[str, ...]
     """What `optimize(precision=...)` may ask for."""
+    mappable: Collection[str]
 
     def prewarm(self) -> None:
         """Start whatever takes time to start; called as early as the target is known. Returns at once."""
@@ -70,11 +76,12 @@ class Backend(Protocol):
         """
         ...
 
-    def load(self, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
+    def load(self, parts: Mapping[str, Path | Array], manifest: Mapping[str, object]) -> Executable:
         """Make a saved executable runnable again.
 
         Args:
-            parts: name -> a verified file on disk, for every part that `Executable.parts` gave.
+            parts: name -> a verified file on disk, for every part that `Executable.parts` gave; one that is `mappable`
+                may be an array of its bytes, aligned to 64.
             manifest: what `Executable.manifest` gave.
         """
         ...

@@ -102,7 +102,7 @@ def contestants(tokens: int, threads: int, folder: Path) -> dict[str, Build]:
     path, artifact = folder / "attention.onnx", folder / "attention.tersor"
     onnx.save(model(tokens), path)
     # Without the reference: ONNX Runtime's has a matrix of scores, 13 GB at 16,384 tokens. Outputs are compared below.
-    optimize(path, target="cpu", verify="off", progress=False).save(artifact)
+    optimize(path, target="cpu", verify="off", progress=False, cache=False).save(artifact)
     given = inputs(tokens)
     return {
         "tersor": partial(on_aligned, tersor, artifact, given, threads),

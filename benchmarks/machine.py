@@ -100,7 +100,7 @@ def product(weight: np.ndarray) -> onnx.ModelProto:
 def _compiled(path: Path, inputs: list[np.ndarray], threads: int) -> Callable[[], Outputs]:
     from optimizer import optimize
 
-    compiled = optimize(path, target="cpu")
+    compiled = optimize(path, target="cpu", cache=False)
     compiled.num_threads = threads
     return lambda: [np.asarray(compiled(*inputs))]
 

@@ -40,6 +40,7 @@ def optimize(
     fallback: str = "onnxruntime",
     seed: int = 0,
     progress: bool | None = None,
+    cache: bool | str | os.PathLike[str] = True,
 ) -> CompiledModel:
     """Optimize a model, compile it for a target, and check that it still computes the same.
 
@@ -64,6 +65,8 @@ def optimize(
             in the report, `"error"` refuses them.
         seed: For the inputs of the verification. Same model, options and versions: same result.
         progress: Whether to show the stages on standard error; by default if it is a terminal.
+        cache: Whether a result that was made before, of the same model with the same options on the same machine, may
+            be used again, and this one be kept for that; or the folder to keep it in. `verify="each"` always runs.
 
     Returns:
         The compiled model, with a report of what was done.
@@ -71,6 +74,8 @@ def optimize(
     Raises:
         TersorError: One of `optimizer.errors`, by what went wrong.
     """
+    arguments = dict(locals())  # whatever is a parameter, now or one day, is a part of the cache's key
+    from optimizer.cache import Lookup
     from optimizer.frontends import load_model
     from optimizer.graph_stage import run_passes
     from optimizer.ir.weights import weight_bytes
@@ -82,10 +87,14 @@ def optimize(
     check_precision(precision, str(place), backend.precisions)
     _check_options(calibration, memory_budget, verify, fallback, seed)
     pipeline = pipeline_of(passes, place, precision)
+    stages = Stages(progress)
+    lookup = Lookup(arguments, pipeline, place)
+    found = lookup.find(get_backend, stages)
+    if found is not None:
+        return found
     prewarm(verify)
     backend.prewarm()
     cpu = place.cpu or detect_cpu()
-    stages = Stages(progress)
     with stages("reading the model"):
         graph = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
         original = read_side(graph, "original")
@@ -117,7 +126,7 @@ def optimize(
         usage=run.usage,
         near_misses=tuple(NearMissRow(m.pass_name, m.node, m.reason, m.origins) for m in run.near_misses),
     )
-    return CompiledModel(
+    compiled = CompiledModel(
         executable,
         graph=lambda: graph,
         original=lambda: original,
@@ -125,6 +134,7 @@ def optimize(
         target=str(place),
         num_threads=cpu.cores,
     )
+    return lookup.keep(compiled, executable, original)
 
 
 def load(path: str | os.PathLike[str]) -> CompiledModel:

@@ -26,7 +26,7 @@ import struct
 import weakref
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from optimizer.artifact_reader import FORMAT, ArtifactReader
 from optimizer.atomic_file import atomic_write
 from optimizer.compiled import CompiledModel
 from optimizer.errors import ArtifactError
-from optimizer.executable import Executable, Part, TensorSpec
+from optimizer.executable import Array, Executable, Part, TensorSpec
 from optimizer.machine import machine_needed, why_unusable
 from optimizer.report import Report
 from optimizer.scratch import folder_kept_on_success
@@ -49,7 +49,16 @@ if TYPE_CHECKING:
 
     from optimizer.model_diff.facts import Side
 
-__all__ = ["Loader", "load_artifact", "read_graph", "read_original", "read_report", "save_artifact", "signature_of"]
+__all__ = [
+    "Loader",
+    "load_artifact",
+    "load_open_artifact",
+    "read_graph",
+    "read_original",
+    "read_report",
+    "save_artifact",
+    "signature_of",
+]
 
 _ALIGNMENT = 64
 _PADDING_ID = 0xD935
@@ -66,13 +75,23 @@ _TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 class Loader(Protocol):
     """The part of a backend that loading needs."""
 
-    def load(self, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
+    mappable: Collection[str]
+    """The parts that it also takes as they lie in memory."""
+
+    def load(self, parts: Mapping[str, Path | Array], manifest: Mapping[str, object]) -> Executable:
         """Make a saved executable runnable again."""
         ...
 
 
 def save_artifact(
-    compiled: CompiledModel, executable: Executable, path: Path, *, with_graph: bool, original: Side | None
+    compiled: CompiledModel,
+    executable: Executable,
+    path: Path,
+    *,
+    with_graph: bool,
+    original: Side | None,
+    facts: Mapping[str, object] | None = None,
+    private: bool = False,
 ) -> None:
     """Write a compiled model into one file.
 
@@ -82,6 +101,8 @@ def save_artifact(
         path: The file.
         with_graph: Whether to store the optimized graph.
         original: The original graph, stored with the optimized one.
+        facts: Further entries of the manifest.
+        private: See `atomic_write`.
 
     Raises:
         ArtifactError: The file cannot be written; nothing is left behind.
@@ -99,6 +120,7 @@ def save_artifact(
 
             parts[_ORIGINAL] = pack_side(original)
     manifest = {
+        **(facts or {}),
         "format": FORMAT,
         "target": compiled.target,
         "backend": executable.backend,
@@ -109,7 +131,7 @@ def save_artifact(
         "outputs": [asdict(spec) for spec in compiled.outputs],
         "backend_manifest": executable.manifest(),
     }
-    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_write(path, private=private) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         manifest["parts"] = _write_parts(archive, file, parts)
         archive.writestr(zipfile.ZipInfo("manifest.json", _TIMESTAMP), json.dumps(manifest, indent=1, sort_keys=True))
 
@@ -124,14 +146,29 @@ def load_artifact(path: Path, get_loader: Callable[[str], Loader]) -> CompiledMo
     Raises:
         ArtifactError: The file cannot be read, is damaged or was changed, or is of another format or machine.
     """
-    reader = ArtifactReader(path)
+    return load_open_artifact(ArtifactReader(path), get_loader)
+
+
+def load_open_artifact(
+    reader: ArtifactReader, get_loader: Callable[[str], Loader], *, in_place: bool = False
+) -> CompiledModel:
+    """The same from a file that is open already.
+
+    Args:
+        reader: The file.
+        get_loader: As for `load_artifact`.
+        in_place: Whether the file stays as it is while it is open, so that its weights need not be copied.
+    """
     reason = why_unusable(reader.mapping("machine"))
     if reason:
-        raise ArtifactError(f"{str(path)!r} cannot run here: {reason}: compile it again on this machine")
+        raise ArtifactError(f"{str(reader.path)!r} cannot run here: {reason}: compile it again on this machine")
     with folder_kept_on_success() as folder:
-        files = reader.extract(_BACKEND, folder)
+        loader = get_loader(reader.text("backend"))
+        left = [name for name in loader.mappable if in_place and _BACKEND + name in reader.names]
+        parts: dict[str, Path | Array] = dict(reader.extract(_BACKEND, folder, left))
+        parts.update((name, reader.map(_BACKEND + name)) for name in left)
         reader.check_others(_BACKEND)
-        executable = get_loader(reader.text("backend")).load(files, reader.mapping("backend_manifest"))
+        executable = loader.load(parts, reader.mapping("backend_manifest"))
         compiled = CompiledModel(
             executable,
             graph=partial(read_graph, reader),

@@ -6,13 +6,18 @@ import hashlib
 import hmac
 import json
 import mmap
+import os
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from optimizer.errors import ArtifactError
 
@@ -44,6 +49,7 @@ class ArtifactReader:
         try:
             with path.open("rb") as file:
                 self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                self._own = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
                 with zipfile.ZipFile(file) as archive:
                     self._places = {info.filename: self._place(info) for info in archive.infolist()}
                     self._manifest_crc = archive.getinfo(_MANIFEST).CRC
@@ -65,20 +71,36 @@ class ArtifactReader:
         self._check_hash(name, hashlib.sha256(content).hexdigest())
         return content
 
-    def extract(self, prefix: str, folder: Path) -> dict[str, Path]:
-        """Copy the parts below `prefix` into an empty, private folder; what was written is what was hashed."""
+    def extract(self, prefix: str, folder: Path, leave: Collection[str] = ()) -> dict[str, Path]:
+        """Copy the parts below `prefix` into an empty, private folder; what was written is what was hashed.
+
+        Args:
+            prefix: Of the names.
+            folder: Where to.
+            leave: Names, without the prefix, of those that are not wanted.
+        """
         files: dict[str, Path] = {}
         for name in self._below(prefix):
+            if name.removeprefix(prefix) in leave:
+                continue
             target = folder / name.removeprefix(prefix)
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._copy(name, target)
             files[name.removeprefix(prefix)] = target
         return files
 
+    def map(self, name: str) -> npt.NDArray[np.uint8]:
+        """A part as it lies in the file, after its hash was checked; what is written to it stays in this process."""
+        start, size = self._places[self._parts[name]["entry"]] if self.read(name) else (0, 0)
+        return np.frombuffer(self._own, np.uint8, size, start)
+
     def check_others(self, prefix: str) -> None:
         """Check the hashes of all parts that are not below `prefix`."""
-        for name in set(self.names) - set(self._below(prefix)):
-            self.read(name)
+        below = set(self._below(prefix))
+        content = {(part["entry"], part["sha256"]): name for name, part in self._parts.items() if name not in below}
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for _ in pool.map(self.read, content.values()):
+                pass
 
     def size(self, name: str) -> int:
         """A part's size in bytes."""

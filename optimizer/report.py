@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from optimizer.atomic_file import atomic_write
+from optimizer.cache_record import CacheRecord
 from optimizer.energy import ASSUMPTIONS, MODEL, Energy, estimate_energy
 from optimizer.errors import InputError
 from optimizer.ir.figures import Costs
@@ -106,6 +107,7 @@ class Report:
         usage_before: Where work and memory of the original graph go; `None` in a report that does not say.
         usage: The same of the optimized graph.
         near_misses: Where a fusion nearly fired, and why it did not.
+        cached: When it was made, if it is from the cache; `stages` are then those of this call.
     """
 
     target: str
@@ -121,6 +123,7 @@ class Report:
     usage_before: Usage | None = None
     usage: Usage | None = None
     near_misses: tuple[NearMissRow, ...] = ()
+    cached: CacheRecord | None = None
 
     @property
     def seconds(self) -> float:
@@ -175,6 +178,7 @@ class Report:
             "usage": None if self.usage is None else self.usage.to_dict(),
             "energy": _energy_dict(self.energy_before, self.energy),
             "near_misses": [dataclasses.asdict(row) for row in self.near_misses],
+            "cached": None if self.cached is None else self.cached.to_dict(),
         }
 
     @classmethod
@@ -200,6 +204,7 @@ class Report:
             near_misses=tuple(
                 NearMissRow(**{**row, "origins": tuple(row["origins"])}) for row in data.get("near_misses", ())
             ),
+            cached=None if data.get("cached") is None else CacheRecord.from_dict(data["cached"]),
         )
 
     def to_json(self) -> str:
@@ -210,6 +215,8 @@ class Report:
         parts: list[RenderableType] = [f"target {self.target}, precision {self.precision}", _pass_table(self)]
         parts.append("stages: " + ", ".join(f"{name} {seconds(time)}" for name, time in self.stages.items()))
         parts.append(str(self.verification))
+        if self.cached is not None:
+            parts.append(str(self.cached))
         if self.energy is not None:
             parts.append(_energy_text(self.energy_before, self.energy, "at least " if self.after.symbolic else ""))
         parts.extend(_near_miss_texts(self.near_misses))

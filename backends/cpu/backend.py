@@ -10,11 +10,11 @@ import numpy as np
 
 from backends.base import BackendInfo, Progress
 from backends.cpu.linker import cross_linker
-from backends.relax.executable import RelaxExecutable, load_executable
+from backends.relax.executable import WEIGHTS, RelaxExecutable, load_executable
 from backends.relax.packing import TRANSFORMS, aligned_empty, carried, element_type, offsets
 from backends.relax.plan import ONNXRUNTIME, Plan
 from optimizer.errors import CompileError, TargetError
-from optimizer.executable import Executable
+from optimizer.executable import Array, Executable
 from optimizer.machine import machine_needed, why_unusable
 from optimizer.scratch import folder_kept_on_success
 from optimizer.target import Target
@@ -31,6 +31,7 @@ class CpuBackend:
 
     name = "cpu"
     precisions = ("float32", "bfloat16")
+    mappable = (WEIGHTS,)
 
     def prewarm(self) -> None:
         """Start the compile process."""
@@ -74,7 +75,7 @@ class CpuBackend:
             executable.prepare(target.cpu.cores)  # what ONNX Runtime cannot load is an error of this call
             return executable
 
-    def load(self, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
+    def load(self, parts: Mapping[str, Path | Array], manifest: Mapping[str, object]) -> Executable:
         """See `backends.base.Backend.load`."""
         return load_executable(self.name, parts, manifest)
 

@@ -66,6 +66,7 @@ class OrtBackend:
 
     name = "onnx"
     precisions = ("float32",)  # ONNX Runtime has next to no kernels for bfloat16 on the CPU
+    mappable: tuple[str, ...] = ()
 
     def prewarm(self) -> None:
         """Nothing takes time to start."""
@@ -92,16 +93,17 @@ class OrtBackend:
         parts: dict[str, Part] = {_MODEL: session.model, **files}
         return OrtExecutable(session, specs_of(model.graph.inputs), specs_of(model.graph.outputs), parts)
 
-    def load(self, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
+    def load(self, parts: Mapping[str, Path | Array], manifest: Mapping[str, object]) -> Executable:
         """Load a saved graph from disk, where ONNX Runtime maps its weights.
 
         Raises:
             ArtifactError: The manifest or the parts are not those of this backend.
         """
-        if _MODEL not in parts:
+        model = parts.get(_MODEL)
+        if not isinstance(model, Path):
             raise ArtifactError(f"the saved model lacks its part {_MODEL!r}")
         inputs, outputs = (TensorSpec.from_json(manifest.get(key)) for key in ("inputs", "outputs"))
-        return OrtExecutable(OrtSession(parts[_MODEL]), inputs, outputs, parts)
+        return OrtExecutable(OrtSession(model), inputs, outputs, parts)
 
     def describe(self) -> BackendInfo:
         """What the backend needs and can do."""

@@ -24,7 +24,8 @@ from optimizer.ort_session import OrtSession
 Array = npt.NDArray[Any]
 
 _LIBRARY = "kernels.so"
-_WEIGHTS = "weights.bin"
+WEIGHTS = "weights.bin"
+"""The part that may be mapped from where it is."""
 
 
 class AbsentMachine:
@@ -113,7 +114,7 @@ class RelaxExecutable:
         files: dict[str, Part] = {f"{name}.onnx": data for name, data in self._partitions.items()}
         if self._library is not None:
             files[_LIBRARY] = self._library
-        files[_WEIGHTS] = self._weights
+        files[WEIGHTS] = self._weights
         return files
 
     def manifest(self) -> dict[str, object]:
@@ -122,17 +123,18 @@ class RelaxExecutable:
         return result
 
 
-def load_executable(backend: str, parts: Mapping[str, Path], manifest: Mapping[str, object]) -> Executable:
-    """From verified files on disk.
+def load_executable(backend: str, parts: Mapping[str, Path | Array], manifest: Mapping[str, object]) -> Executable:
+    """From verified files on disk; the weights may be an array.
 
     Raises:
         ArtifactError: the manifest is not one of this backend's, or a part is missing.
     """
     try:
         plan = Plan.from_json(dict(manifest))
-        partitions = {s.entry: parts[f"{s.entry}.onnx"].read_bytes() for s in plan.steps if s.engine == ONNXRUNTIME}
-        library = parts[_LIBRARY] if any(s.engine == RELAX for s in plan.steps) else None
-        weights = _map(parts[_WEIGHTS], plan.weight_bytes)
+        files = {name: part for name, part in parts.items() if isinstance(part, Path)}
+        partitions = {s.entry: files[f"{s.entry}.onnx"].read_bytes() for s in plan.steps if s.engine == ONNXRUNTIME}
+        library = files[_LIBRARY] if any(s.engine == RELAX for s in plan.steps) else None
+        weights = _checked(parts[WEIGHTS], plan.weight_bytes)
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"the manifest does not describe a compiled plan ({error!r}); save the model again"
@@ -147,17 +149,17 @@ def _session(name: str, data: bytes, num_threads: int) -> Partition:
         raise UnsupportedError(f"the fallback partition {name}: {error.reason}", node=error.node) from error
 
 
-def _map(path: Path, size: int) -> Array:
+def _checked(part: Path | Array, size: int) -> Array:
+    """The weights, mapped if they are a file; DLPack takes no read-only arrays, but nothing is ever written."""
     if size == 0:
         return np.empty(0, np.uint8)
-    if path.stat().st_size != size:
-        raise ArtifactError(
-            f"the weights have {path.stat().st_size} bytes where the manifest says {size}; save the model again"
-        )
-    mapped = np.memmap(path, np.uint8, "c")  # DLPack takes no read-only arrays; nothing is ever written
-    if mapped.ctypes.data % ALIGNMENT:
+    found = part.stat().st_size if isinstance(part, Path) else part.nbytes
+    if found != size:
+        raise ArtifactError(f"the weights have {found} bytes where the manifest says {size}; save the model again")
+    weights = np.memmap(part, np.uint8, "c") if isinstance(part, Path) else part
+    if weights.ctypes.data % ALIGNMENT:
         raise ArtifactError("the weights are not aligned in memory; save the model again")
-    return mapped
+    return weights
 
 
 def _spec(value: Value) -> TensorSpec:

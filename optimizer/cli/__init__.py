@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from optimizer.cli import bench, bisect, diff, explain, inspect, optimize, passes, targets
+from optimizer.cli import bench, bisect, cache, diff, explain, inspect, optimize, passes, targets
 from optimizer.cli.command import CheckFailedError, Verb
 from optimizer.errors import InputError, PipelineError, PrecisionError, TargetError, TersorError
 
@@ -34,6 +34,7 @@ _VERBS: dict[str, Verb] = {
     "diff": diff,
     "bisect": bisect,
     "explain": explain,
+    "cache": cache,
     "passes": passes,
     "targets": targets,
 }

@@ -65,6 +65,7 @@ def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", default="final", help="off, final or each (default: %(default)s)")
     parser.add_argument("--fallback", default="onnxruntime", help="onnxruntime or error (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="for the inputs of the check (default: %(default)s)")
+    parser.add_argument("--no-cache", action="store_true", help="compile in any case, and keep nothing for next time")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
@@ -85,6 +86,7 @@ def compile_model(options: argparse.Namespace) -> CompiledModel:
         fallback=options.fallback,
         seed=options.seed,
         progress=False if options.quiet else None,
+        cache=not options.no_cache,
     )
 
 

@@ -30,6 +30,8 @@ def sections(report: Report) -> Iterator[str]:
     yield f'<p class="dim">target {_text(report.target)}, precision {_text(report.precision)}</p>'
     checked = report.verification.error is not None
     yield f'<p class="{"good" if checked else "bad"}">{_text(str(report.verification))}</p>'
+    if report.cached is not None:
+        yield f"<p>{_text(str(report.cached))}</p>"
     yield _cards(report)
     yield _section("Passes", *_passes(report))
     yield _section("Where the time of optimize() went", _stages(report))
