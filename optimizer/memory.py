@@ -1,13 +1,27 @@
-"""Memory that was freed, given back to the system."""
+"""Memory that was freed, given back to the system, and the search for more of it, put off."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-__all__ = ["give_back_free_memory"]
+__all__ = ["collector_paused", "give_back_free_memory"]
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Look for no garbage meanwhile: the collector would go through the whole model, which stays, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def give_back_free_memory() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from optimizer.errors import PassError, TersorError
 from optimizer.ir import provenance
 from optimizer.ir.analysis import analyse, changed, keep_analyses
 from optimizer.ir.near_miss import NearMiss, RewriteResult
+from optimizer.memory import collector_paused
 from optimizer.pipeline_text import PipelineParser, format_options
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class PassManager:
 
         provenance.mark_originals(model)
         # The copies of the model that a guard is given are garbage that must not pile up.
-        with keep_analyses(model), _collector_paused() if guard is None else contextlib.nullcontext():
+        with keep_analyses(model), collector_paused() if guard is None else contextlib.nullcontext():
             changes = [run(pass_) for pass_ in self.passes]
         return RunResult(model, any(changes), tuple(miss for found in near_misses.values() for miss in found))
 
@@ -240,18 +240,6 @@ def call_pass(pass_: Pass, model: ir.Model) -> tuple[ir.passes.PassResult, float
         before.mark_changes(model, pass_.name)
         changed(model)
     return result, seconds
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Look for no garbage meanwhile: the collector would go through the whole model, which stays, again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _snapshot(model: ir.Model, outdated: provenance.Snapshot | None) -> provenance.Snapshot:

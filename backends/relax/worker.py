@@ -11,10 +11,16 @@ from typing import Any
 
 from backends.relax.without_torch import torch_kept_out
 from optimizer.child_process import serve
+from optimizer.memory import collector_paused
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
     """Compile one graph; see `backends.relax.client.compile_graph` for the fields."""
+    with collector_paused():
+        return _compile(request)
+
+
+def _compile(request: dict[str, Any]) -> dict[str, Any]:
     import onnx
     import onnx_ir as ir
 
@@ -40,10 +46,16 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Serve until the parent closes the pipe."""
-    serve(handle, _import_tvm)
+    serve(handle, _import_compiler)
 
 
-def _import_tvm() -> None:
+def _import_compiler() -> None:
+    """Import all that a request needs, while the parent still reads its model."""
     with torch_kept_out():
         import tvm  # noqa: F401
         from tvm import relax  # noqa: F401
+
+        from backends.cpu import lowering, schedule, tiles  # noqa: F401
+        from backends.relax import build, registry  # noqa: F401
+
+        registry.emitters()

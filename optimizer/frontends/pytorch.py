@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.errors import InputError, UnsupportedError
+from optimizer.memory import collector_paused
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,7 @@ def from_torch(
             "a torch.nn.Module needs example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments"
         )
     args, kwargs = ((), {}) if is_program else _arguments(example_inputs)
-    with _quiet(), _eval_mode(model), torch.no_grad():
+    with _quiet(), _eval_mode(model), torch.no_grad(), collector_paused():
         try:
             exported = torch.onnx.export(
                 model,

@@ -43,7 +43,7 @@ def test_python_blocks_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: p
 def run_commands(folder: Path) -> None:
     """Each command of the console blocks, on the files that the Python blocks left."""
     commands = [line[2:] for block in blocks("console", README.read_text()) for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 10
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "tersor"
