@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-__all__ = ["ChildDiedError", "ChildProcess", "serve"]
+__all__ = ["LONGEST_SECONDS", "ChildDiedError", "ChildProcess", "serve"]
 
 LONGEST_SECONDS = 600.0
 """A request that takes longer is given up, unless it brings a limit of its own as `"seconds"`."""

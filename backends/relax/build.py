@@ -13,6 +13,7 @@ import tvm
 from tvm import relax, tirx
 
 from backends.relax.attribution import Attribution, label
+from backends.relax.codegen import write_library
 from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name, element_name
 from backends.relax.learned import learned_scalars
@@ -138,8 +139,8 @@ class Builder:
             kernels = attribution.fused(module)
             passes = [_T.FuseTIR(), *_BEFORE_SCHEDULES, self.schedule, *_AFTER_SCHEDULES]
             module = tvm.transform.Sequential(passes)(module)
-            executable = relax.build(module, target, relax_pipeline=None, tir_pipeline=self.lowering)
-        executable.export_library(str(library), fcompile=partial(_link, linker) if linker else None)
+            link = partial(_link, linker) if linker else None
+            write_library(module, target, self.lowering, library, link)
         return kernels
 
     def _probe(self, nodes: list[ir.Node]) -> None:
