@@ -154,7 +154,7 @@ class ObjectWalk:
         if isinstance(value, np.ndarray) and type(value) is np.ndarray and not value.dtype.hasobject:
             self.digest.add_array(value)
         elif isinstance(value, (np.dtype, np.ufunc)) or (isinstance(value, np.generic) and value.dtype.kind != "O"):
-            self.digest.add(type(value).__name__, f"{value}")
+            self.digest.add("numpy", repr(value))
         elif isinstance(value, enum.Enum):
             self.digest.add("enum", value.name)
             self.visit(type(value), value.name)
@@ -162,7 +162,7 @@ class ObjectWalk:
         elif isinstance(value, PurePath):
             self.digest.add("path", str(value))
         elif isinstance(value, re.Pattern):
-            self.digest.add("pattern", value.pattern, value.flags)
+            self.digest.add("pattern", repr(value.pattern), value.flags)
         elif isinstance(value, logging.Logger):
             self.digest.add("logger", value.name)
         elif isinstance(value, (types.GenericAlias, types.UnionType)):
