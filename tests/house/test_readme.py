@@ -51,7 +51,7 @@ def run_commands(folder: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             cwd=folder,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "TERSOR_CACHE": str(folder / "cache")},
             capture_output=True,
             text=True,
             timeout=120,
