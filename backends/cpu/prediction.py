@@ -266,10 +266,16 @@ def _attention(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     vectors = min(4 if tiles.fits(5, 4) else 2, -(-(known_rows or 4 * lanes) // lanes))
     blocks = 1.0 if known_rows is None else -(-known_rows // (vectors * lanes))
     block_rows = [] if known_rows is not None else [rows]
-    _, high = key_bounds(masked, scores.spatial[2].var, scores.spatial[2].var)
+    in_batch, head, row = (axis.var for axis in scores.spatial[:3])
+    _, high = key_bounds(masked, row, row, (in_batch, head))
     seen = 1.0 if high is None else 0.5 + 0.5 / max(blocks, 1.0)
     mask = cost_of(masked.value, cpu.lanes)
     power = cost_of(tirx.exp(tirx.const(0, "float32") + scores.spatial[3].var.astype("float32")), cpu.lanes)
+    if known_rows is not None and known_rows <= lanes // 2:  # see `few_queries`: keys are read once, in a stream
+        weights = (mask.cycles(cpu.fma_pipes) + power.cycles(cpu.fma_pipes)) / lanes
+        few = known_rows * ((depth + values) / lanes / cpu.fma_pipes + weights)
+        flops = scaled([batch, heads, keys], 2.0 * (depth + values) * known_rows)
+        return _Heavy(flops, scaled([batch, heads, keys], few), 0, 0, scaled([batch, heads], 1.0))
     tile = tiles.tile_rows(known(keys), vectors)
     a_key = tiles.sweep_cycles(tile, tile, vectors) / tile * depth
     a_key += tiles.sweep_cycles(values, tiles.tile_rows(values, vectors), vectors)

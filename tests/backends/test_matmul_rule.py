@@ -1,5 +1,7 @@
 """Matrix products on register tiles: every remainder, batches, symbolic sizes, tails, instruction sets."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -143,6 +145,6 @@ def test_a_weight_with_other_users_is_transposed_when_it_is_packed(perm: str, ke
         {{ row = Gather(w, i) t = Transpose<perm={perm}>(w) y = MatMul(a, t) }}"""
     inputs = [np.array([0, 7, 39]), normal(3, 40)]
     executable = check(parse(text, {"w": normal(40, 40)}), inputs)
-    weights = executable.manifest()["weights"]  # type: ignore[attr-defined]
+    weights: list[dict[str, Any]] = executable.manifest()["weights"]  # type: ignore[assignment]
     packed = [dict(weight["options"]).get("transposed") for weight in weights if weight["transform"] == "panels"]
     assert packed == ([] if kept else [True])
