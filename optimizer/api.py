@@ -125,6 +125,7 @@ def optimize(
         usage_before=run.usage_before,
         usage=run.usage,
         near_misses=tuple(NearMissRow(m.pass_name, m.node, m.reason, m.origins) for m in run.near_misses),
+        memory=executable.memory,
     )
     compiled = CompiledModel(
         executable,

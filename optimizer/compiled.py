@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimizer.activation_memory import ActivationMemory
 from optimizer.errors import InputError
 from optimizer.executable import Executable, TensorSpec, run_executable
 from optimizer.profile import Profile
@@ -90,6 +91,14 @@ class CompiledModel:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"num_threads must be a positive integer, not {count!r}")
         self._num_threads = count
+
+    @property
+    def memory(self) -> ActivationMemory | None:
+        """What runs allocate besides weights and inputs, for the sizes of the last one.
+
+        `None` where it is not known: with `target="onnx"`, and with symbolic sizes before the first run.
+        """
+        return self._executable.memory
 
     @property
     def graph(self) -> ir.Model:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import numpy.typing as npt
 
+from optimizer.activation_memory import ActivationMemory
 from optimizer.errors import ArtifactError, ExecutionError, TersorError
 from optimizer.forecast import Forecast
 
@@ -93,6 +94,15 @@ class Executable(Protocol):
     outputs: tuple[TensorSpec, ...]
     backend: str
     notes: list[str]
+
+    @property
+    def memory(self) -> ActivationMemory | None:
+        """What a run allocates, for the threads that it was last prepared for.
+
+        `None` where it is not known: in ONNX Runtime, and with symbolic sizes before the first run; then those of the
+        last run count.
+        """
+        ...
 
     def run(self, inputs: Sequence[Array], num_threads: int) -> list[Array]:
         """Compute the outputs. The inputs are C-contiguous, of the declared types, and are not changed."""

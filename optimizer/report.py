@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from optimizer.activation_memory import ActivationMemory
 from optimizer.atomic_file import atomic_write
 from optimizer.cache_record import CacheRecord
 from optimizer.energy import ASSUMPTIONS, MODEL, Energy, estimate_energy
@@ -108,6 +109,7 @@ class Report:
         usage: The same of the optimized graph.
         near_misses: Where a fusion nearly fired, and why it did not.
         cached: When it was made, if it is from the cache; `stages` are then those of this call.
+        memory: What a run allocates, for the sizes of the verification; `None` where that is not known.
     """
 
     target: str
@@ -124,6 +126,7 @@ class Report:
     usage: Usage | None = None
     near_misses: tuple[NearMissRow, ...] = ()
     cached: CacheRecord | None = None
+    memory: ActivationMemory | None = None
 
     @property
     def seconds(self) -> float:
@@ -179,6 +182,7 @@ class Report:
             "energy": _energy_dict(self.energy_before, self.energy),
             "near_misses": [dataclasses.asdict(row) for row in self.near_misses],
             "cached": None if self.cached is None else self.cached.to_dict(),
+            "memory": None if self.memory is None else self.memory.to_dict(),
         }
 
     @classmethod
@@ -205,6 +209,7 @@ class Report:
                 NearMissRow(**{**row, "origins": tuple(row["origins"])}) for row in data.get("near_misses", ())
             ),
             cached=None if data.get("cached") is None else CacheRecord.from_dict(data["cached"]),
+            memory=None if data.get("memory") is None else ActivationMemory.from_dict(data["memory"]),
         )
 
     def to_json(self) -> str:
@@ -217,6 +222,8 @@ class Report:
         parts.append(str(self.verification))
         if self.cached is not None:
             parts.append(str(self.cached))
+        if self.memory is not None:
+            parts.append(str(self.memory))
         if self.energy is not None:
             parts.append(_energy_text(self.energy_before, self.energy, "at least " if self.after.symbolic else ""))
         parts.extend(_near_miss_texts(self.near_misses))

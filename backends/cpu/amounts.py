@@ -13,8 +13,8 @@ from tvm.ir import Call
 from backends.cpu.kernel import Axis, Kernel, Stage
 from backends.cpu.loops import Expr, TensorLoad, Var, known, loads_of, product, uses
 from backends.cpu.polynomials import expand
-from backends.relax.plan import Formula
 from backends.relax.size_formula import formula
+from backends.relax.size_value import Formula
 
 __all__ = ["Cost", "argument_bytes", "cost_of", "element_bytes", "scaled", "total"]
 

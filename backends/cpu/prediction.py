@@ -21,8 +21,9 @@ from backends.cpu.key_bounds import key_bounds
 from backends.cpu.loops import Expr, Var, known, loads_of, product
 from backends.cpu.stage_work import parallel_rows, spilled, stage_cycles, stage_flops, tail_cycles
 from backends.cpu.tiles import Tiles
-from backends.relax.plan import Formula, Work
+from backends.relax.plan import Work
 from backends.relax.size_formula import formula
+from backends.relax.size_value import Formula
 from backends.relax.values import Refused
 from optimizer.target import Cpu
 

@@ -9,7 +9,7 @@ from backends.cpu.amounts import Cost, cost_of, element_bytes, scaled, total
 from backends.cpu.kernel import Axis, Kernel, Stage
 from backends.cpu.loops import TensorLoad, known, lanes_of, loads_of, product, uses
 from backends.cpu.nest import along_reduction, stride_of
-from backends.relax.plan import Formula
+from backends.relax.size_value import Formula
 from optimizer.target import Cpu
 
 __all__ = ["parallel_rows", "spilled", "stage_cycles", "stage_flops", "tail_cycles"]

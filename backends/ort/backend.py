@@ -38,6 +38,7 @@ class OrtExecutable:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.notes: list[str] = []
+        self.memory = None  # its arena is its own
         self._session = session
         self._parts = dict(parts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,13 @@ from backends.relax.attribution import Attribution, label
 from backends.relax.codegen import write_library
 from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name, element_name
+from backends.relax.kernel_order import reordered
 from backends.relax.learned import learned_scalars
+from backends.relax.memory import Memory, Workspace
+from backends.relax.memory_plan import MemoryPlan, plan_memory
 from backends.relax.partition import Segment, captured, reads, segments
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Step, Value, WeightSpec
+from backends.relax.scratch import ScratchCensus
 from backends.relax.size_formula import formula
 from backends.relax.values import Packed, PanelChoice, Refused, Result, static_int
 from backends.relax.walk import emit_nodes
@@ -34,11 +39,9 @@ _AS_KERNELS = tvm.transform.Sequential(
     ]
 )
 _BEFORE_SCHEDULES = (_T.DeadCodeElimination(), _T.BundleModelParams(), _T.RewriteDataflowReshape())
-_AFTER_SCHEDULES = (
-    _T.ToNonDataflow(),
-    _T.RemovePurityChecking(),
-    _T.CallTIRRewrite(),
-    _T.StaticPlanBlockMemory(),
+_AFTER_SCHEDULES = (_T.ToNonDataflow(), _T.RemovePurityChecking(), _T.CallTIRRewrite())
+_AFTER_MEMORY_PLAN = (
+    _T.StaticPlanBlockMemory(),  # of what has no known size before the run
     _T.LowerAllocTensor(),
     _T.KillAfterLastUse(),
     _T.LowerRuntimeBuiltin(),
@@ -46,6 +49,21 @@ _AFTER_SCHEDULES = (
     _T.VMShapeLower(),
     _T.AttachGlobalSymbol(),
 )
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What is known of a module once it is compiled.
+
+    Attributes:
+        kernels: the nodes that each kernel computes.
+        memories: what each function needs besides its weights.
+        workspaces: what each kernel takes for itself.
+    """
+
+    kernels: dict[str, list[str]]
+    memories: dict[str, Memory]
+    workspaces: dict[str, list[Workspace]]
 
 
 class RefusedNodes(Exception):
@@ -108,8 +126,13 @@ class Builder:
         steps = self._emit(module, segments(nodes, set(self.reasons)))
         kernels = {s.entry: s.nodes for s in steps if s.engine == ONNXRUNTIME}
         compiled = {s.entry: s.nodes for s in steps if s.engine == RELAX}
+        workspaces: dict[str, list[Workspace]] = {}
         if compiled:
-            kernels |= self._compile(module.get(), target, library, linker, Attribution(compiled))
+            compilation = self._compile(module.get(), target, library, linker, Attribution(compiled))
+            kernels |= compilation.kernels
+            workspaces = compilation.workspaces
+            for step in steps:
+                step.memory = compilation.memories.get(step.entry, step.memory)
         weights = [
             WeightSpec(p.source, p.transform, dict(p.options), list(p.shape), p.dtype)
             for p in self.table  # insertion order
@@ -120,6 +143,7 @@ class Builder:
             steps,
             weights,
             kernels=kernels,
+            workspaces=workspaces,
             derived={v.name: formula(e) for v, e in self.definitions.items()},
         )
 
@@ -130,18 +154,22 @@ class Builder:
         library: Path,
         linker: Sequence[str],
         attribution: Attribution,
-    ) -> dict[str, list[str]]:
-        """Fuse, schedule, plan the memory, generate code; gives the nodes that each kernel computes."""
+    ) -> Compilation:
+        """Fuse, schedule, plan the memory, generate code."""
+        census = ScratchCensus(library.with_suffix(".scratch"))
         with target:
             module = _AS_KERNELS(module)
             attribution.emitted(module)
             module = _T.FuseOps()(module)
             kernels = attribution.fused(module)
-            passes = [_T.FuseTIR(), *_BEFORE_SCHEDULES, self.schedule, *_AFTER_SCHEDULES]
-            module = tvm.transform.Sequential(passes)(module)
+            module = tvm.transform.Sequential([_T.FuseTIR(), *_BEFORE_SCHEDULES, self.schedule])(module)
+            plan = _with_memory_plan(module)
+            kernels |= {name: kernels.get(original, []) for name, original in plan.names.items()}
+            module = tvm.transform.Sequential(_AFTER_MEMORY_PLAN)(plan.module)
             link = partial(_link, linker) if linker else None
-            write_library(module, target, self.lowering, library, link)
-        return kernels
+            with tvm.transform.PassContext(instruments=[census]):
+                write_library(module, target, self.lowering, library, link)
+        return Compilation(kernels, plan.memories, census.collect())
 
     def _probe(self, nodes: list[ir.Node]) -> None:
         """Emit everything once, to learn which nodes are refused."""
@@ -265,6 +293,14 @@ def _link(command: Sequence[str], output: str, objects: Sequence[str]) -> None:
     done = subprocess.run([*command, "-o", output, *objects], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{command[0]}: {done.stderr.strip()}")
+
+
+def _with_memory_plan(module: tvm.IRModule) -> MemoryPlan:
+    """The module with its memory planned; with its kernels in another order, if that makes the arenas shorter."""
+    lower = tvm.transform.Sequential(_AFTER_SCHEDULES)
+    planned = plan_memory(lower(module))
+    other = reordered(module)
+    return planned if other is None else min(planned, plan_memory(lower(other)), key=lambda plan: plan.bytes)
 
 
 _UNKNOWN_TO_RELAX = {

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from backends.relax.memory_use import memory_use
 from backends.relax.packing import ALIGNMENT
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Value
 from backends.relax.profiling import conditions, kernel_times
 from backends.relax.runtime import Hook, Machine, Partition
+from optimizer.activation_memory import ActivationMemory
 from optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from optimizer.executable import Executable, KernelTime, Part, TensorSpec
 from optimizer.ort_session import OrtSession
@@ -30,6 +32,9 @@ WEIGHTS = "weights.bin"
 
 class AbsentMachine:
     """Stands for code that another machine runs."""
+
+    sizes: dict[str, int] | None = None
+    arena_bytes = 0
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -78,6 +83,7 @@ class RelaxExecutable:
         self._partitions = dict(partitions)
         self._lock = threading.Lock()
         self._sessions: dict[int, dict[str, Partition]] = {}
+        self._threads = 1
         self._machine = AbsentMachine(unusable) if unusable else Machine(library, plan, weights)
         if folder is not None:
             weakref.finalize(self, shutil.rmtree, folder, True)
@@ -89,6 +95,7 @@ class RelaxExecutable:
             UnsupportedError: ONNX Runtime cannot load one of them.
         """
         with self._lock:
+            self._threads = num_threads
             if num_threads not in self._sessions:
                 self._sessions[num_threads] = {
                     name: _session(name, data, num_threads) for name, data in self._partitions.items()
@@ -98,6 +105,11 @@ class RelaxExecutable:
         """See `Executable.run`."""
         self.prepare(num_threads)
         return self._machine.run(inputs, num_threads, self._sessions[num_threads])
+
+    @property
+    def memory(self) -> ActivationMemory | None:
+        """See `Executable.memory`."""
+        return memory_use(self._plan, self._machine.sizes, self._threads, self._machine.arena_bytes)
 
     def profile(self, inputs: Sequence[Array], num_threads: int, repeats: int) -> list[KernelTime]:
         """See `Executable.profile`; fallback partitions are one row each."""

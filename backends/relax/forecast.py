@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from backends.relax.plan import Formula, Work
-from backends.relax.runtime import evaluate
+from backends.relax.plan import Work
+from backends.relax.size_value import Formula, evaluate
 from optimizer.cpus import Cpu
 from optimizer.forecast import Forecast
 from optimizer.peaks import Peaks

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-Formula = int | str | list[Any]
-"""A size: a number, the name of a symbolic size, or [operator, operands...]."""
+from backends.relax.memory import Memory, Workspace
+from backends.relax.size_value import Formula
 
 RELAX = "relax"
 ONNXRUNTIME = "onnxruntime"
@@ -65,6 +65,7 @@ class Step:
         nodes: names of the graph's nodes.
         reasons: for `ONNXRUNTIME`: why, one line a kind of node.
         checks: what must hold of the sizes before it runs.
+        memory: what it needs besides its weights; nothing is known of `ONNXRUNTIME`'s.
     """
 
     engine: str
@@ -76,6 +77,7 @@ class Step:
     nodes: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass
@@ -128,6 +130,7 @@ class Plan:
         derived: sizes that are computed from the symbolic ones.
         work: kernel name -> what a call of it has to do, where the tile model can tell.
         cpu: the processor that it was compiled for, as the fields of `optimizer.cpus.Cpu`.
+        workspaces: kernel name -> what it takes for itself while it runs, and gives back, in order.
     """
 
     inputs: list[Value]
@@ -139,6 +142,7 @@ class Plan:
     derived: dict[str, Formula] = field(default_factory=dict)
     work: dict[str, Work] = field(default_factory=dict)
     cpu: dict[str, Any] = field(default_factory=dict)
+    workspaces: dict[str, list[Workspace]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only."""
@@ -157,9 +161,8 @@ class Plan:
 
         def step(item: dict[str, Any]) -> Step:
             checks = [Check(**c) for c in item["checks"]]
-            return Step(
-                **{**item, "inputs": values(item["inputs"]), "outputs": values(item["outputs"]), "checks": checks}
-            )
+            parts = {"inputs": values(item["inputs"]), "outputs": values(item["outputs"]), "checks": checks}
+            return Step(**{**item, **parts, "memory": Memory.from_json(item["memory"])})
 
         return cls(
             values(data["inputs"]),
@@ -171,4 +174,5 @@ class Plan:
             data["derived"],
             {name: Work(**w) for name, w in data["work"].items()},
             data["cpu"],
+            {name: [Workspace(**w) for w in taken] for name, taken in data["workspaces"].items()},
         )

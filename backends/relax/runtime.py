@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import operator
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from backends.relax.packing import ALIGNMENT, USER_TYPE, aligned_empty, carried, element_type
-from backends.relax.plan import RELAX, Check, Formula, Plan, Step, Value
+from backends.relax.packing import ALIGNMENT, USER_TYPE, carried, element_type
+from backends.relax.plan import RELAX, Check, Plan, Step, Value
+from backends.relax.size_value import evaluate
+from backends.relax.storage import Storage
 from backends.relax.without_torch import torch_kept_out
 from optimizer.errors import ExecutionError
+from optimizer.memory import give_back_free_memory
 
 Array = npt.NDArray[Any]
 Partition = Callable[[Sequence[Any]], list[Any]]
@@ -57,15 +59,6 @@ def use_threads(count: int) -> None:
         _threads.count = count
 
 
-def aligned(array: Array) -> Array:
-    """The array itself if a kernel can read it in place, else a copy that it can (DLPack refuses what is read-only)."""
-    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous and array.flags.writeable:
-        return array
-    copy = aligned_empty(max(array.nbytes, 1))[: array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
 def as_tensor(array: Array) -> Any:
     """An aligned array as TVM's tensor; DLPack knows no ml_dtypes: narrow ones go as bytes, bfloat16 is renamed."""
     tvm_ffi = ffi()
@@ -95,6 +88,11 @@ def _renamed(tensor: Any, shape: Sequence[int], dtype: str) -> Any:
     return view(tensor, tvm_ffi.Shape(tuple(shape)), tvm_ffi.dtype(dtype), 0)
 
 
+def _tuple(arrays: Sequence[Array]) -> Any:
+    tensors = {id(array): as_tensor(array) for array in {id(array): array for array in arrays}.values()}
+    return ffi().convert(tuple(tensors[id(array)] for array in arrays))
+
+
 class Machine:
     """The compiled module and its weights.
 
@@ -111,7 +109,10 @@ class Machine:
         self._machine: Any = None if library is None else self._load(library)
         self._arguments = [self._weight_tuple(step) for step in plan.steps]
         self._last_use = _last_uses(plan)
-        self._latest: list[Any] = [None] * len(plan.steps)  # the sizes of the last run, and their shape
+        self._latest: list[Any] = [None] * len(plan.steps)  # the sizes of the last run, all of them, and their shape
+        self._storage = Storage([step.memory for step in plan.steps], _tuple)
+        self.sizes: dict[str, int] | None = None
+        """The symbolic sizes of the last run."""
 
     def run(
         self, inputs: Sequence[Array], num_threads: int, partitions: Mapping[str, Partition], hook: Hook | None = None
@@ -142,7 +143,15 @@ class Machine:
                     _learn_sizes(sizes, value, array)
                 for name in self._last_use[index]:
                     environment.pop(name, None)
+            first, self.sizes = self.sizes is None, sizes
+        if first:  # kernels' workspaces have grown to their sizes: what was too small is free, but still held
+            give_back_free_memory()
         return [self._own(environment[v.name], inputs) for v in self.plan.outputs]
+
+    @property
+    def arena_bytes(self) -> int:
+        """Length of the arena; 0 before the first run."""
+        return self._storage.bytes
 
     @contextmanager
     def _instrumented(self, hook: Hook | None) -> Iterator[None]:
@@ -156,20 +165,23 @@ class Machine:
             self._machine["set_instrument"](None)
 
     def _run_compiled(self, index: int, step: Step, inputs: list[Any], sizes: Mapping[str, int]) -> list[Any]:
-        held = [aligned(a) for a in inputs]
         if self._latest[index] is None or self._latest[index][0] != sizes:
-            self._latest[index] = (dict(sizes), self._shape(step, sizes))
-        shape = self._latest[index][1]
+            if self._latest[index] is not None:  # outputs of the sizes before are wanted no more
+                ffi().get_global_func("vm.builtin.memory_manager.clear")()
+            known = self._known(step, sizes)
+            self._latest[index] = (dict(sizes), known, ffi().Shape(tuple(known.get(name, 1) for name in step.sizes)))
+        _, known, shape = self._latest[index]
+        memory = self._storage.tensors(index, known)
+        held = [self._storage.aligned(index, position, a) for position, a in enumerate(inputs)]
         arguments = [as_tensor(a) for a in held]
-        results = self._machine[step.entry](*arguments, shape, self._arguments[index])
+        results = self._machine[step.entry](*arguments, shape, self._arguments[index], memory)
         return [as_array(t, value.dtype) for t, value in zip(results, step.outputs, strict=True)]
 
-    def _shape(self, step: Step, sizes: Mapping[str, int]) -> Any:
-        """The sizes that a step takes, once they are found to fit."""
+    def _known(self, step: Step, sizes: Mapping[str, int]) -> dict[str, int]:
+        """All sizes that follow from these, once they are found to fit."""
         for check in step.checks:
             _demand(check, sizes)
-        known = {**sizes, **{name: evaluate(f, sizes) for name, f in self.plan.derived.items()}}
-        return ffi().Shape(tuple(known.get(name, 1) for name in step.sizes))
+        return {**sizes, **{name: evaluate(f, sizes) for name, f in self.plan.derived.items()}}
 
     def _load(self, library: Path) -> Any:
         module = ffi().load_module(str(library))
@@ -180,14 +192,13 @@ class Machine:
     def _weight_tuple(self, step: Step) -> Any:
         if step.engine != RELAX:
             return None
-        tvm_ffi = ffi()
-        tensors = []
+        arrays = []
         for position in step.weights:
             spec = self.plan.weights[position]
             size = int(np.prod(spec.shape, dtype=np.int64)) * element_type(spec.dtype).itemsize
             flat = self.weights[spec.offset : spec.offset + size]
-            tensors.append(as_tensor(flat.view(element_type(spec.dtype)).reshape(spec.shape)))
-        return tvm_ffi.convert(tuple(tensors))
+            arrays.append(flat.view(element_type(spec.dtype)).reshape(spec.shape))
+        return _tuple(arrays)
 
     def _own(self, output: Any, inputs: Sequence[Array]) -> Any:
         """A copy of an output that shares memory with an input or a weight; the output itself otherwise."""
@@ -223,30 +234,6 @@ def _demand(check: Check, sizes: Mapping[str, int]) -> None:
         raise ExecutionError(
             f"node {check.node!r}: {check.what}: {left} and {right} are not the same; give inputs whose sizes fit"
         )
-
-
-_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "//": operator.floordiv,
-    "%": operator.mod,
-    "max": max,
-    "min": min,
-    "<": operator.lt,
-}
-
-
-def evaluate(formula: Formula, sizes: Mapping[str, int]) -> int:
-    """The value of a derived size; a symbolic size that no tensor has shown yet counts as 1."""
-    if isinstance(formula, int):
-        return formula
-    if isinstance(formula, str):
-        return sizes.get(formula, 1)
-    if formula[0] == "if":
-        return evaluate(formula[2 if evaluate(formula[1], sizes) else 3], sizes)
-    name, left, right = formula
-    return _ARITHMETIC[name](evaluate(left, sizes), evaluate(right, sizes))
 
 
 def _last_uses(plan: Plan) -> list[list[str]]:

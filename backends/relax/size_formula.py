@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from backends.relax.plan import Formula
+from backends.relax.size_value import Formula
 from backends.relax.values import Refused
 
 _BINARY = {

@@ -37,7 +37,9 @@ def sections(report: Report) -> Iterator[str]:
     yield _section("Where the time of optimize() went", _stages(report))
     if report.usage is not None:
         yield _section("Where the work of a run goes", *_operators(report.usage, report.usage_before))
-        yield _section("Memory of a run", *_memory(report.usage, report.usage_before, report.after))
+        yield _section(
+            "Memory of a run", *_memory(report.usage, report.usage_before, report.after), *_allocated(report)
+        )
         yield _section("Estimated energy of a run", *_energy(report))
     if report.profile is not None:
         yield _section("Where the time of a run goes, as measured", *_profile(report))
@@ -59,6 +61,8 @@ def _cards(report: Report) -> str:
         ("FLOPs", count(before.flops), least + count(after.flops)),
         ("peak of activations", size(before.peak_activation_bytes), least + size(after.peak_activation_bytes)),
     ]
+    if report.memory is not None:
+        facts.append(("memory of a run", "", size(report.memory.peak)))
     if report.energy is not None:
         was = "" if report.energy_before is None else joules(report.energy_before.total)
         facts.append(("energy, estimated", was, least + joules(report.energy.total)))
@@ -166,6 +170,12 @@ def _memory(now: Usage, was: Usage | None, costs: Costs) -> Iterator[str]:
         series.insert(0, ("before", was.memory))
         across += " (dashed: before)"
     yield line_chart(series, size, across)
+
+
+def _allocated(report: Report) -> Iterator[str]:
+    """What the compiled graph takes, whose kernels stand for several nodes and write over what they are done with."""
+    if report.memory is not None:
+        yield f"<p>As it was compiled: {_text(str(report.memory))}.</p>"
 
 
 def _energy(report: Report) -> Iterator[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from backends.relax.client import PROCESS
 from backends.relax.partition import segments
-from backends.relax.runtime import evaluate
+from backends.relax.size_value import evaluate
 from optimizer import child_process
 from optimizer.child_process import ChildProcess
 from optimizer.errors import CompileError, UnsupportedError

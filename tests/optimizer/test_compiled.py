@@ -118,6 +118,10 @@ class Slow:
         self.overlapped = False
         self.pause = threading.Event()
 
+    @property
+    def memory(self) -> None:
+        return None
+
     def run(self, inputs: Sequence[Any], num_threads: int) -> list[Any]:
         self.running += 1
         self.overlapped |= self.running > 1

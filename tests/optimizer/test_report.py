@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from optimizer import Report, optimize
+from optimizer.activation_memory import ActivationMemory
 from optimizer.executable import KernelTime
 from optimizer.forecast import Forecast
 from optimizer.ir.figures import Costs
@@ -40,6 +41,7 @@ def report() -> Report:
         verification=Verification("each", 2e-6, 1e-4),
         notes=("2 nodes run in ONNX Runtime: no emitter for NonMaxSuppression",),
         versions={"onnx": "1.0"},
+        memory=ActivationMemory(3 << 20, 4096, 2 << 20, 2, 3 << 20),
     )
 
 
@@ -53,6 +55,7 @@ def test_the_text_has_every_figure(report: Report) -> None:
     assert "note: 2 nodes run in ONNX Runtime: no emitter for NonMaxSuppression" in text
     assert "stages: reading 500 ms, compiling 1.25 s" in text
     assert "relative error 2.0e-06 (allowed: 1.0e-04)" in text
+    assert "memory of a run: 5 MiB (arena 3 MiB, outputs 4 KiB, scratch 2 MiB on 2 threads)" in text
     assert "\x1b" not in text
 
 
@@ -65,7 +68,18 @@ def test_the_numbers_survive_json(report: Report) -> None:
     data = json.loads(report.to_json())
     assert data["seconds"] == 1.75
     assert data["passes"][0]["after"]["nodes"] == 7
+    assert data["memory"]["peak"] == (5 << 20) + 4096
     assert Report.from_dict(data) == report
+
+
+def test_what_is_not_counted_is_said() -> None:
+    assert str(ActivationMemory(1, 1, 1, 1, 1, complete=False)).endswith("; what ONNX Runtime takes is not counted)")
+
+
+def test_memory_that_is_not_known_is_not_in_the_report() -> None:
+    unknown = Report("onnx", "float32", BEFORE, AFTER)
+    assert "memory of a run" not in str(unknown)
+    assert Report.from_dict(json.loads(unknown.to_json())) == unknown
 
 
 def test_a_profile_joins_the_report(report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from optimizer import Report, load, optimize
+from optimizer.activation_memory import ActivationMemory
 from optimizer.energy import estimate_energy
 from optimizer.errors import InputError
 from optimizer.ir.costs import model_costs
@@ -126,6 +128,16 @@ def test_the_page_has_every_part(report: Report, tmp_path: Path) -> None:
     ):
         assert part in page
     ElementTree.fromstring(page[page.index("<main>") : page.index("</main>") + 7])
+
+
+def test_the_page_says_what_is_allocated(report: Report, tmp_path: Path) -> None:
+    report.save(tmp_path / "unknown.html")
+    memory = ActivationMemory(arena=3 << 20, outputs=4096, scratch=2 << 20, threads=2, least=3 << 20)
+    dataclasses.replace(report, memory=memory).save(tmp_path / "known.html")
+    unknown, known = ((tmp_path / f"{name}.html").read_text() for name in ("unknown", "known"))
+    assert "<b>5 MiB</b><span>memory of a run</span>" in known
+    assert "As it was compiled: memory of a run: 5 MiB (arena 3 MiB" in known
+    assert "memory of a run" not in unknown
 
 
 def test_the_page_needs_nothing_from_elsewhere(report: Report, tmp_path: Path) -> None:
