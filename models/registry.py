@@ -21,6 +21,8 @@ _BUILDERS = {
     "ppocr-rec": ("ppocr", "recognition"),
     "resnet-50": ("resnet", "resnet50"),
     "resnet-50-b8": ("resnet", "resnet50_batch_8"),
+    "unet-1024": ("unet", "base"),
+    "vit-1024": ("vit", "base16_1024"),
     "vit-b16": ("vit", "base16"),
     "whisper-base-encoder": ("whisper", "base_encoder"),
     "whisper-tiny-encoder": ("whisper", "tiny_encoder"),

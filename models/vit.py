@@ -19,3 +19,8 @@ def build(config: ViTConfig, name: str, size: int = 224, seed: int = 0) -> Model
 def base16() -> ModelCase:
     """ViT-B/16: 12 layers of 768, patches of 16, 86 million parameters, one image of 224."""
     return build(with_classes(ViTConfig()), "vit-b16")
+
+
+def base16_1024() -> ModelCase:
+    """The same for one image of 1024: 4,097 tokens."""
+    return build(with_classes(ViTConfig(image_size=1024)), "vit-1024", 1024)

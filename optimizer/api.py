@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +12,19 @@ from backends import get_backend
 from optimizer.artifact import load_artifact
 from optimizer.compiled import CompiledModel
 from optimizer.errors import InputError, PipelineError, UnsupportedError
+from optimizer.memory_budget import Fitted, Stage, check_sizes, fit, joined, parse_budget
 from optimizer.precision import check_precision, precision_notes
 from optimizer.progress import Stages
 from optimizer.report import NearMissRow, Report
-from optimizer.target import Target, detect_cpu
+from optimizer.target import Cpu, Target, detect_cpu
 from optimizer.versions import versions
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from optimizer.executable import Executable
     from optimizer.pass_manager import Pass
+    from optimizer.reference import Oracle
 
 __all__ = ["load", "optimize", "pipeline_of"]
 
@@ -55,7 +61,8 @@ def optimize(
         precision: `"float32"`, or for the CPU `"bfloat16"`: products, convolutions and what lies between them are
             computed in that; inputs and outputs stay float32, as does what would lose too much.
         calibration: Reserved for quantization.
-        memory_budget: Reserved for memory planning.
+        memory_budget: The most that intermediate results and outputs may take at one time: bytes, or `"512MB"`. Parts
+            of the graph are then computed piece by piece, as far as that is needed; the report gives the price in time.
         passes: A pipeline string such as `"fold-constants,remove-unused"`, or a list of passes; the target's own
             pipeline when not given.
         verify: `"final"` compares the compiled model with the original in ONNX Runtime on seeded inputs; `"each"` also
@@ -85,7 +92,8 @@ def optimize(
     place = Target.parse(target)
     backend = get_backend(place.kind)
     check_precision(precision, str(place), backend.precisions)
-    _check_options(calibration, memory_budget, verify, fallback, seed)
+    _check_options(calibration, verify, fallback, seed)
+    budget = parse_budget(memory_budget)
     pipeline = pipeline_of(passes, place, precision)
     stages = Stages(progress)
     lookup = Lookup(arguments, pipeline, place)
@@ -95,6 +103,7 @@ def optimize(
     prewarm(verify)
     backend.prewarm()
     cpu = place.cpu or detect_cpu()
+    notes: tuple[str, ...] = ()
     with stages("reading the model"):
         graph = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
         original = read_side(graph, "original")
@@ -108,8 +117,15 @@ def optimize(
     with stages("optimizing the graph"):
         run = run_passes(graph, pipeline, oracle, verify, cpu.l3_bytes)
         original.removed_by = run.removed_by
+    compile_graph = partial(backend.compile, target=place, fallback=fallback, progress=stages.detail)
     with stages("compiling"):
-        executable = backend.compile(graph, place, fallback=fallback, progress=stages.detail)
+        if budget is None:
+            executable = compile_graph(graph)
+        else:
+            fitted = _fit(graph, budget, place, compile_graph, oracle, verify, cpu)
+            graph, executable, run = fitted.model, fitted.executable, joined(run, fitted.run)
+            original.removed_by = run.removed_by
+            notes = fitted.notes
     with stages("verifying"):
         verification = verify_executable(executable, oracle, verification, cpu.cores, graph)
     report = Report(
@@ -120,7 +136,7 @@ def optimize(
         passes=run.rows,
         stages=stages.seconds,
         verification=verification,
-        notes=(*run.notes, *precision_notes(graph, precision), *executable.notes),
+        notes=(*notes, *run.notes, *precision_notes(graph, precision), *executable.notes),
         versions=versions(),
         usage_before=run.usage_before,
         usage=run.usage,
@@ -138,6 +154,31 @@ def optimize(
     return lookup.keep(compiled, executable, original)
 
 
+def _fit(
+    graph: ir.Model,
+    budget: int,
+    target: Target,
+    compile_graph: Callable[[ir.Model], Executable],
+    oracle: Oracle | None,
+    verify: str,
+    cpu: Cpu,
+) -> Fitted:
+    """Cut the graph until it is within the budget; see `optimizer.memory_budget`."""
+    from optimizer.graph_stage import run_passes
+    from passes.tile_memory import TileMemory, figures_of
+
+    check_sizes(graph)
+    fused = target.kind != "onnx"
+    stage = Stage(
+        cut=lambda model, aim: run_passes(model, [TileMemory(aim, fused)], oracle, verify, cpu.l3_bytes),
+        predict=lambda model: figures_of(model, fused),
+        compile=compile_graph,
+        inputs=None if oracle is None else oracle.inputs,
+        num_threads=cpu.cores,
+    )
+    return fit(graph, budget, stage)
+
+
 def load(path: str | os.PathLike[str]) -> CompiledModel:
     """Read a compiled model that `CompiledModel.save` wrote. Imports neither PyTorch, nor the passes, nor a compiler.
 
@@ -149,15 +190,12 @@ def load(path: str | os.PathLike[str]) -> CompiledModel:
 
 def _check_options(
     calibration: object,
-    memory_budget: object,
     verify: str,
     fallback: str,
     seed: int,
 ) -> None:
     if calibration is not None:
         raise UnsupportedError("calibration serves quantization, which is not available; leave it out")
-    if memory_budget is not None:
-        raise UnsupportedError("memory_budget is not available; leave it out")
     _one_of("verify", verify, ("off", "final", "each"))
     _one_of("fallback", fallback, ("onnxruntime", "error"))
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:

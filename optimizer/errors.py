@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "ArtifactError",
+    "BudgetError",
     "CompileError",
     "ExecutionError",
     "InputError",
@@ -42,6 +43,18 @@ class UnsupportedError(TersorError):
         super().__init__(f"node {node!r}: {reason}" if node else reason)
         self.node = node
         self.reason = reason
+
+
+class BudgetError(UnsupportedError):
+    """A memory budget cannot be met.
+
+    Attributes:
+        smallest: The smallest that can be met, in bytes.
+    """
+
+    def __init__(self, reason: str, *, smallest: int) -> None:
+        super().__init__(reason)
+        self.smallest = smallest
 
 
 class TargetError(TersorError):

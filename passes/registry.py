@@ -37,6 +37,7 @@ from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
 from passes.simplify_gathers import SimplifyGathers
 from passes.simplify_shapes import SimplifyShapes
+from passes.tile_memory import TileMemory
 from passes.unflatten_matmul import UnflattenMatmul
 from passes.unflatten_softmax import UnflattenSoftmax
 from passes.unpack_sequences import UnpackSequences
@@ -79,6 +80,7 @@ PASSES: dict[str, type[Pass]] = {
     "replace-cast-like": ReplaceCastLike,
     "simplify-gathers": SimplifyGathers,
     "simplify-shapes": SimplifyShapes,
+    "tile-memory": TileMemory,
     "unflatten-matmul": UnflattenMatmul,
     "unflatten-softmax": UnflattenSoftmax,
     "unpack-sequences": UnpackSequences,

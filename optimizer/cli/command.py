@@ -61,6 +61,7 @@ def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
     """The options of `optimize()`."""
     parser.add_argument("--target", default="cpu", help="where the model will run (default: %(default)s)")
     _add_precision(parser)
+    parser.add_argument("--memory-budget", metavar="BYTES", help='for activations, such as "512MB" (default: no limit)')
     parser.add_argument("--passes", help='a pipeline such as "fold-constants,remove-unused" (default: the target\'s)')
     parser.add_argument("--verify", default="final", help="off, final or each (default: %(default)s)")
     parser.add_argument("--fallback", default="onnxruntime", help="onnxruntime or error (default: %(default)s)")
@@ -81,6 +82,7 @@ def compile_model(options: argparse.Namespace) -> CompiledModel:
         options.model,
         options.target,
         precision=options.precision,
+        memory_budget=options.memory_budget,
         passes=options.passes,
         verify=options.verify,
         fallback=options.fallback,

@@ -51,9 +51,13 @@ class Sizes:
         """The number of elements, a lower bound; 0 where the rank is not known."""
         return 0 if value is None or self._dims(value) is None else math.prod(self.shape(value))
 
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """The element type, if it is known."""
+        return self._shapes.dtype(value)
+
     def bytes(self, value: ir.Value) -> int:
         """The memory that the value takes; 0 where the type or the rank is not known, or for strings."""
-        dtype = self._shapes.dtype(value)
+        dtype = self.dtype(value)
         if dtype in (None, ir.DataType.UNDEFINED, ir.DataType.STRING):
             return 0
         return (self.elements(value) * dtype.bitwidth + 7) // 8

@@ -37,6 +37,7 @@ from models import (
     ppocr,
     registry,
     resnet,
+    unet,
     vit,
     whisper,
 )
@@ -66,6 +67,7 @@ def tiny_cases() -> dict[str, models.ModelCase]:
         "vit": vit.build(ViTConfig(image_size=32, patch_size=16, **size), "vit", size=32),
         "resnet": resnet.build(ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1]), "resnet", size=32),
         "mobilenet": mobilenet.build(MobileNetV2Config(depth_multiplier=0.25), "mobilenet", size=64),
+        "unet": unet.build(4, 3, 32, "unet"),
         "whisper": whisper.build(
             WhisperConfig(
                 encoder_layers=1, d_model=32, encoder_attention_heads=2, encoder_ffn_dim=64, max_source_positions=20

@@ -108,7 +108,7 @@ def test_passes_can_be_chosen() -> None:
         ),
         ({"precision": "int8", "target": "cpu"}, PrecisionError, "target 'cpu'; available: float32, bfloat16"),
         ({"calibration": [X]}, UnsupportedError, "calibration serves quantization, which is not available"),
-        ({"memory_budget": "512MB"}, UnsupportedError, "memory_budget is not available; leave it out"),
+        ({"memory_budget": "much"}, InputError, "memory_budget must be a positive number of bytes, or one such as"),
         (
             {"passes": "fold-constant"},
             PipelineError,

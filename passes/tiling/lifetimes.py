@@ -1,0 +1,133 @@
+"""From when to when each value is there, while the units run in their order, and while some values are dropped.
+
+The inputs of the graph count until they are read for the last time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from passes.tiling.facts import Facts
+from passes.tiling.pieces import Segment
+
+__all__ = ["Lifetimes"]
+
+_LONG = 4
+"""A value that is read so many units after it was made is one that may be dropped."""
+
+
+@dataclass
+class Lifetimes:
+    """Where values begin and end.
+
+    Args:
+        facts: Of the graph.
+        dropped: Values that are not kept: whoever reads them computes them again, from what is kept.
+    """
+
+    facts: Facts
+    dropped: frozenset[ir.Value] = frozenset()
+    _made: dict[ir.Value, int] = field(init=False)
+    _last: dict[ir.Value, int] = field(init=False)
+    _before: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        graph, units = self.facts.model.graph, self.facts.units
+        self._made = dict.fromkeys(graph.inputs, -1)
+        self._made.update((value, index) for index, unit in enumerate(units) for value in unit.outputs)
+        self._last = {}
+        for index, unit in enumerate(units):
+            for value in unit.reads:
+                self._last.update(dict.fromkeys(self._sources(value), index))
+        self._last.update((value, len(units)) for value in graph.outputs)
+        change = [0] * (len(units) + 2)
+        for value, made in self._made.items():
+            if value not in self.dropped:
+                size = self.facts.bytes(value)
+                change[made + 1] += size
+                change[max(self._last.get(value, made), made) + 1] -= size
+        self._before = [sum(change[: index + 1]) for index in range(len(units) + 1)]
+
+    def _sources(self, value: ir.Value) -> Iterator[ir.Value]:
+        """The value, and what it is computed from if it is dropped."""
+        yield value
+        if value in self.dropped:
+            for source in self.facts.units[self._made[value]].reads:
+                yield from self._sources(source)
+
+    def before(self, index: int) -> int:
+        """Bytes that are there when a unit begins: what was made before it, and is needed by it or later."""
+        return self._before[index]
+
+    def peak(self, index: int) -> int:
+        """Bytes that are there while a unit runs as it is."""
+        unit = self.facts.units[index]
+        return self._before[index] + sum(map(self.facts.bytes, unit.outputs)) + unit.inner
+
+    def targets(self, start: int, stop: int) -> list[ir.Value]:
+        """What a segment gives to those behind it."""
+        made = (value for unit in self.facts.units[start:stop] for value in unit.outputs)
+        return [value for value in made if self._last.get(value, -1) >= stop and value not in self.dropped]
+
+    def dying(self, start: int, stop: int) -> frozenset[ir.Value]:
+        """What is there before a segment, and not needed behind it."""
+        read = {value for unit in self.facts.units[start:stop] for value in unit.reads}
+        sources = {source for value in read for source in self._sources(value)}
+        return frozenset(
+            value
+            for value in sources
+            if value not in self.dropped and self._made.get(value, start) < start and self._last[value] < stop
+        )
+
+    def segment(self, start: int, stop: int) -> Segment:
+        """The nodes of a segment, with those that compute dropped values again."""
+        units = self.facts.units
+        chosen = set(range(start, stop))
+        waiting = [value for unit in units[start:stop] for value in unit.reads]
+        while waiting:
+            value = waiting.pop()
+            made = self._made.get(value, -1)
+            if value in self.dropped and made not in chosen:
+                chosen.add(made)
+                waiting.extend(units[made].reads)
+        nodes = [node for index in sorted(chosen) for node in units[index].nodes]
+        return Segment(nodes, self.targets(start, stop))
+
+    @classmethod
+    def variants(cls, facts: Facts, most: int) -> Iterator[Lifetimes]:
+        """With nothing dropped; then with the largest of those that are kept for long, and with up to `most` of them.
+
+        What is dropped takes with it what it is computed from, as far back as that would have been gone by then: to the
+        inputs, or only to values of at most half its size.
+        """
+        plain = cls(facts)
+        yield plain
+        long = [
+            value
+            for value, made in plain._made.items()
+            if made >= 0 and plain._last.get(value, -1) - made >= _LONG and plain._last[value] < len(facts.units)
+        ]
+        long.sort(key=lambda value: (-facts.bytes(value), plain._made[value]))
+        seen = {frozenset[ir.Value]()}
+        for count in range(1, min(most, len(long)) + 1):
+            for to_the_inputs in (True, False):
+                dropped = frozenset(plain._behind(long[:count], to_the_inputs))
+                if dropped not in seen:
+                    seen.add(dropped)
+                    yield cls(facts, dropped)
+
+    def _behind(self, values: list[ir.Value], to_the_inputs: bool) -> Iterator[ir.Value]:
+        waiting = [(value, self.facts.bytes(value)) for value in values]
+        seen = set()
+        while waiting:
+            value, size = waiting.pop()
+            made = self._made.get(value, -1)
+            small = value not in values and not to_the_inputs and self.facts.bytes(value) * 2 <= size
+            if made < 0 or value in seen or small or len(self.facts.units[made].outputs) != 1:
+                continue
+            seen.add(value)
+            yield value
+            waiting.extend((source, size) for source in self.facts.units[made].reads)

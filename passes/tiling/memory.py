@@ -1,0 +1,89 @@
+"""Memory and time of the steps of a segment."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from passes.tiling.cut import WHOLE
+from passes.tiling.facts import Facts, seconds
+from passes.tiling.pieces import Key, Step
+
+__all__ = ["Need", "need_of"]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a segment needs.
+
+    Attributes:
+        bytes: The most that its steps need at one time, beyond what is there before it; freed inputs count against it.
+        seconds: What it takes.
+    """
+
+    bytes: int
+    seconds: float
+
+
+def need_of(facts: Facts, steps: Sequence[Step], targets: Collection[ir.Value], dying: Collection[ir.Value]) -> Need:
+    """Run the steps in thought.
+
+    Args:
+        facts: Of the graph.
+        steps: In order.
+        targets: What is needed behind them.
+        dying: What is there before them and not needed behind them.
+    """
+    made = {step.gives for step in steps}
+    unstored = _unstored(facts, steps)
+    reads: dict[Key, list[Key]] = {}
+    flops: dict[Key, float] = {}
+    last: dict[Key, int] = {}
+    for number, step in enumerate(steps):
+        given = [operand for operand in step.operands if isinstance(operand, Key)]
+        reads[step.gives] = [source for key in given for source in (reads[key] if key in unstored else [key])]
+        flops[step.gives] = step.flops + sum(flops[key] for key in given if key in unstored)
+        if step.gives not in unstored:
+            last.update(dict.fromkeys(reads[step.gives], number))
+    kept = {Key(target) for target in targets}
+    ends: dict[int, list[Key]] = {}
+    for key, number in last.items():
+        if key not in kept and (key in made or key.value in dying):
+            ends.setdefault(number, []).append(key)
+    alive = most = 0
+    time = 0.0
+    for number, step in enumerate(steps):
+        if step.gives in unstored:
+            continue
+        size = _bytes(facts, step.gives)
+        alive += size
+        most = max(most, alive)
+        time += seconds(flops[step.gives], size + sum(_bytes(facts, key) for key in reads[step.gives]))
+        alive -= sum(_bytes(facts, key) for key in ends.get(number, ()))
+    return Need(most, time)
+
+
+def _unstored(facts: Facts, steps: Sequence[Step]) -> set[Key]:
+    """What is fused to its only user."""
+    users = Counter(key for step in steps for key in step.operands if isinstance(key, Key))
+    copied = {
+        key for step in steps if step.op_type in ("Concat", "Slice") for key in step.operands if isinstance(key, Key)
+    }
+    result = set()
+    for step in steps:
+        key = step.gives
+        if users[key] == 1 and key not in copied and not key.part and key.value in facts.unstored:
+            result.add(key)
+    return result
+
+
+def _bytes(facts: Facts, key: Key) -> int:
+    whole = facts.bytes(key.value)
+    shape = facts.shape(key.value)
+    if key.window == WHOLE or not shape or not math.prod(shape):
+        return whole
+    return whole * key.window.size // shape[key.window.axis]

@@ -1,0 +1,331 @@
+"""A segment computed piece by piece: which steps that takes.
+
+From the windows of the results that a piece is to give, what is needed of each value is worked out backwards, operator
+by operator; where several windows of a value overlap, one that holds them all is computed. What comes from outside the
+segment is sliced, what every piece needs whole is computed once, and the pieces of each result are put together at the
+end: concatenated, or summed where the segment ends in a product over the axis that is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from optimizer.ir.query import constant, input_at, int_attribute, is_op
+from passes.tiling.cut import WHOLE, Array, Cut, Window, piece_windows
+from passes.tiling.facts import Facts
+
+__all__ = ["Key", "Operand", "Segment", "Step", "Way", "steps_of"]
+
+
+_SHARED_WORK = 0.2
+"""The part of a convolution that is the same for all channels, such as what Winograd's method does with the image."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a segment is cut.
+
+    Attributes:
+        axis: The axis of its results; -1 for the axis that its last product sums over.
+        count: The number of pieces.
+    """
+
+    axis: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Key:
+    """A window of a value as one piece has it; piece -1 for what all have, `part` for what is only a summand."""
+
+    value: ir.Value
+    window: Window = WHOLE
+    piece: int = -1
+    part: str = ""
+
+
+Operand = Key | tuple[ir.Value, Window] | Array | None
+"""What a step is given: something computed, a window of a weight, a new constant, or nothing."""
+
+
+@dataclass(eq=False)
+class Step:
+    """One node of the result.
+
+    Attributes:
+        op_type: Its operator.
+        like: The node whose attributes and origins it has.
+        operands: Its inputs.
+        gives: Its output.
+        attributes: Those that differ.
+        flops: Its arithmetic.
+    """
+
+    op_type: str
+    like: ir.Node
+    operands: Sequence[Operand]
+    gives: Key
+    attributes: dict[str, ir.Attr | None]
+    flops: float = 0.0
+
+
+@dataclass
+class Segment:
+    """Nodes that are computed together.
+
+    Attributes:
+        nodes: In order, those that are computed anew among them.
+        targets: The values that are needed behind it.
+    """
+
+    nodes: list[ir.Node]
+    targets: list[ir.Value]
+
+
+def steps_of(facts: Facts, segment: Segment, way: Way) -> list[Step] | None:
+    """The steps of all pieces, in order; `None` where the segment cannot be cut like this."""
+    return _Cutting(facts, segment, way).run()
+
+
+class _Impossible(Exception):
+    """A node cannot be cut."""
+
+
+class _Cutting:
+    def __init__(self, facts: Facts, segment: Segment, way: Way) -> None:
+        self.facts, self.way, self.segment = facts, way, segment
+        self.inside = {value for node in segment.nodes for value in node.outputs}
+        self.steps: list[Step] = []
+        self.made: dict[Key, Key] = {}
+        self.piece = 0
+
+    def run(self) -> list[Step] | None:
+        try:
+            if self.way.axis < 0:
+                self._sum()
+            else:
+                self._concatenate()
+        except _Impossible:
+            return None
+        return self.steps
+
+    # --- results put together ---
+
+    def _concatenate(self) -> None:
+        pieces: dict[ir.Value, list[Key]] = {target: [] for target in self.segment.targets}
+        windows = {target: self._windows(target, self.way.axis) for target in pieces}
+        (count,) = counts if len(counts := {len(found) for found in windows.values()}) == 1 else (0,)
+        if count < 2:
+            raise _Impossible
+        for self.piece in range(count):
+            asked = {target: [windows[target][self.piece]] for target in pieces}
+            produced = self._compute(self.segment.nodes, asked)
+            for target, parts in pieces.items():
+                parts.append(self._window(target, asked[target][0], produced, _producer(target)))
+        for target, parts in pieces.items():
+            axis = ir.AttrInt64("axis", self.way.axis)
+            self._step("Concat", _producer(target), parts, Key(target), {"axis": axis}, bare=True)
+
+    def _windows(self, value: ir.Value, axis: int) -> list[Window]:
+        shape = self.facts.shape(value)
+        if shape is None or axis >= len(shape) or shape[axis] < self.way.count:
+            raise _Impossible
+        return piece_windows(axis, shape[axis], self.way.count, self._grain(value, axis))
+
+    def _grain(self, value: ir.Value, axis: int) -> int:
+        """Heads are cut as a whole: what an `Attention` gives is cut at their borders."""
+        node = value.producer()
+        if node is None or node.op_type != "Attention" or axis != 2:
+            return 1
+        heads = node.attributes.get("q_num_heads")
+        kept = node.attributes.get("kv_num_heads")
+        shape = self.facts.shape(value)
+        return 1 if heads is None or kept is None or shape is None else shape[2] // kept.as_int()
+
+    def _sum(self) -> None:
+        """Result = sum over the pieces of (piece of the operand) times (piece of the weight)."""
+        product, target = self.segment.nodes[-1], self.segment.targets[-1]
+        contraction = _contraction(self.facts, product)
+        if contraction is None or self.segment.targets != [product.outputs[0]]:
+            raise _Impossible
+        operand, axis, weight, weight_axis = contraction
+        if operand not in self.inside:
+            raise _Impossible
+        so_far: Key | None = None
+        windows = self._windows(operand, axis)
+        for self.piece, window in enumerate(windows):
+            produced = self._compute(self.segment.nodes[:-1], {operand: [window]})
+            part = self._window(operand, window, produced, product)
+            inputs: list[Operand] = [part, (weight, Window(weight_axis, window.start, window.stop))]
+            inputs += [self._operand(v, WHOLE, produced, product) for v in product.inputs[2:]] if so_far is None else []
+            partial = Key(target, WHOLE, self.piece, "summand")
+            share = self.facts.flops(product) * window.size / self._size(operand, axis)
+            self._step(product.op_type, product, inputs, partial, {}, flops=share)
+            if so_far is None:
+                so_far = partial
+                continue
+            last = self.piece == len(windows) - 1
+            total = Key(target) if last else Key(target, WHOLE, self.piece, "sum")
+            self._step("Add", product, [so_far, partial], total, {}, bare=True)
+            so_far = total
+
+    def _size(self, value: ir.Value, axis: int) -> int:
+        shape = self.facts.shape(value)
+        assert shape is not None, "its windows were made"
+        return shape[axis]
+
+    # --- one piece ---
+
+    def _compute(self, nodes: Sequence[ir.Node], asked: dict[ir.Value, list[Window]]) -> dict[ir.Value, list[Window]]:
+        """Add the steps that give the windows that are asked for; what is given instead may be larger."""
+        wanted = {value: list(windows) for value, windows in asked.items()}
+        cuts: dict[ir.Value, list[Cut]] = {}
+        for node in reversed(nodes):
+            for index, output in enumerate(node.outputs):
+                for window in _merged(wanted.get(output, ())):
+                    cut = self._cut(node, index, window)
+                    cuts.setdefault(output, []).append(cut)
+                    for value, needed in self._needs(node, cut):
+                        wanted.setdefault(value, []).append(needed)
+        produced: dict[ir.Value, list[Window]] = {}
+        for node in nodes:
+            for output in node.outputs:
+                for cut in cuts.get(output, ()):
+                    self._run(node, output, cut, produced)
+                    produced.setdefault(output, []).append(cut.gives)
+        return produced
+
+    def _cut(self, node: ir.Node, index: int, window: Window) -> Cut:
+        if window == WHOLE:
+            if len(node.outputs) != 1:
+                raise _Impossible
+            return Cut((WHOLE,) * len(node.inputs), WHOLE)
+        found = self.facts.cut(node, index, window)
+        if found is None:
+            raise _Impossible
+        return found
+
+    def _needs(self, node: ir.Node, cut: Cut) -> Iterable[tuple[ir.Value, Window]]:
+        for index, window in enumerate(cut.windows):
+            value = node.inputs[index] if index < len(node.inputs) and index not in cut.constants else None
+            if value is not None and value in self.inside:
+                yield value, self._whole_if_all(value, window)
+
+    def _whole_if_all(self, value: ir.Value, window: Window) -> Window:
+        shape = self.facts.shape(value)
+        if window != WHOLE and shape is not None and (window.start, window.stop) == (0, shape[window.axis]):
+            return WHOLE
+        return window
+
+    def _run(self, node: ir.Node, output: ir.Value, cut: Cut, produced: dict[ir.Value, list[Window]]) -> None:
+        key = self._key(output, cut.gives)
+        if key in self.made:
+            return
+        operands: list[Operand] = []
+        for index, window in enumerate(cut.windows):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            given = cut.constants.get(index)
+            operands.append(given if given is not None else self._operand(value, window, produced, node))
+        if cut.op_type == "":
+            first = operands[0]
+            assert isinstance(first, Key), "it is a window of something computed"
+            self.made[key] = first
+            return
+        shape = self.facts.shape(output) or ()
+        share = 1.0 if cut.gives == WHOLE else cut.gives.size / shape[cut.gives.axis]
+        if node.op_type == "Conv" and cut.gives.axis == 1 and cut.windows[0] == WHOLE:
+            share += _SHARED_WORK
+        self._step(
+            cut.op_type or node.op_type, node, operands, key, dict(cut.attributes), flops=self.facts.flops(node) * share
+        )
+
+    def _operand(
+        self, value: ir.Value | None, window: Window, produced: dict[ir.Value, list[Window]], node: ir.Node
+    ) -> Operand:
+        if value is None:
+            return None
+        if constant(value) is not None or value.is_initializer():
+            return value, window
+        return self._window(value, window, produced, node)
+
+    def _window(self, value: ir.Value, window: Window, produced: dict[ir.Value, list[Window]], node: ir.Node) -> Key:
+        """A window of something computed, cut out of a larger one if that is what there is."""
+        window = self._whole_if_all(value, window)
+        source = WHOLE
+        if value in self.inside and WHOLE not in (given := produced.get(value, [])):
+            source = next((each for each in given if each.covers(window)), WHOLE)
+            if source == WHOLE:
+                raise _Impossible
+        found = self.made.get(self._key(value, source), self._key(value, source))
+        if source == window:
+            return found
+        key = Key(value, window, self.piece, "window")
+        if key not in self.made:
+            start = 0 if source == WHOLE else source.start
+            self._slice(found, window, start, key, node)
+        return key
+
+    def _slice(self, source: Key, window: Window, origin: int, key: Key, node: ir.Node) -> None:
+        bounds = [window.start - origin, window.stop - origin, window.axis]
+        self._step("Slice", node, [source, *map(_vector, bounds)], key, {}, bare=True)
+
+    def _key(self, value: ir.Value, window: Window) -> Key:
+        return Key(value, window, -1 if window == WHOLE else self.piece)
+
+    def _step(
+        self,
+        op_type: str,
+        like: ir.Node,
+        operands: Sequence[Operand],
+        gives: Key,
+        attributes: dict[str, ir.Attr | None],
+        *,
+        bare: bool = False,
+        flops: float = 0.0,
+    ) -> None:
+        if bare:
+            attributes = {**dict.fromkeys(like.attributes), **attributes}
+        self.made[gives] = gives
+        self.steps.append(Step(op_type, like, operands, gives, attributes, flops))
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None, "a result of a segment has a producer"
+    return node
+
+
+def _vector(number: int) -> Array:
+    return np.array([number], np.int64)
+
+
+def _merged(windows: Sequence[Window]) -> list[Window]:
+    """As few windows as hold all of these, none of which overlap."""
+    if WHOLE in windows:
+        return [WHOLE]
+    result: list[Window] = []
+    for window in sorted(set(windows), key=lambda w: (w.axis, w.start, w.stop)):
+        if result and result[-1].overlaps(window):
+            result[-1] = result[-1].hull(window)
+        else:
+            result.append(window)
+    return result
+
+
+def _contraction(facts: Facts, node: ir.Node) -> tuple[ir.Value, int, ir.Value, int] | None:
+    """What a product sums over: the operand and its axis, the weight and its axis."""
+    operand, weight = input_at(node, 0), input_at(node, 1)
+    shape, kernel = facts.shape(operand), facts.shape(weight)
+    if operand is None or weight is None or constant(weight) is None or shape is None or kernel is None:
+        return None
+    if is_op(node, "MatMul") and len(kernel) == 2:
+        return operand, len(shape) - 1, weight, 0
+    if is_op(node, "Gemm") and not int_attribute(node, "transA", 0):
+        return operand, 1, weight, int_attribute(node, "transB", 0)
+    if is_op(node, "Conv") and int_attribute(node, "group", 1) == 1:
+        return operand, 1, weight, 1
+    return None

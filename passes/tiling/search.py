@@ -1,0 +1,255 @@
+"""Which segments to compute in pieces, so that a graph stays within its budget for the least time.
+
+The units of a graph in their order are divided into segments. A unit on its own runs as it is; a longer segment runs in
+pieces, and only what is needed behind it is stored whole. What a segment needs depends on nothing but where it begins
+and ends, so the cheapest division is a shortest path over the borders between units, and the smallest budget that can
+be met is the path whose worst segment is best.
+
+A value that is kept for long, such as a skip connection, can be *dropped*: it is then computed again wherever a segment
+reads it. The search is done for a few sets of such values, largest first (after Chen et al. 2016, "Training Deep Nets
+with Sublinear Memory Cost", where checkpoints divide a network in the same way; pieces with a halo are those of Lin et
+al. 2021, "MCUNetV2", and pieces of channels and heads those of Stahl et al. 2023, "Fused Depthwise Tiling").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from passes.tiling.facts import Facts, Unit
+from passes.tiling.lifetimes import Lifetimes
+from passes.tiling.memory import Need, need_of
+from passes.tiling.pieces import Segment, Step, Way, steps_of
+from passes.tiling.rules import is_cuttable
+from passes.tiling.signature import signature_of
+
+__all__ = ["Choice", "Plan", "Search", "steps_of_choice"]
+
+_COUNTS = (2, 4, 8, 16)
+"""How many pieces are tried; each is a copy of the segment's operators."""
+
+_LONGEST = 40
+"""Units of a segment."""
+
+_MOST_DROPPED = 3
+
+_CHEAP = 0.01
+"""A plan that takes so little longer, as a part of the time, that no other one is looked for."""
+
+_EXACTNESS = 0.03
+"""How far the smallest peak that is found may be from the smallest there is."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A segment of a plan.
+
+    Attributes:
+        start: Its first unit.
+        stop: The unit behind its last.
+        way: How it is cut; `None` where it runs as it is.
+        peak: Bytes that are alive at its worst moment.
+        seconds: What it takes more than its units did.
+    """
+
+    start: int
+    stop: int
+    way: Way | None
+    peak: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A division of a graph.
+
+    Attributes:
+        choices: The segments, in order.
+        lifetimes: Of the values, with those that are dropped.
+    """
+
+    choices: tuple[Choice, ...]
+    lifetimes: Lifetimes
+
+    @property
+    def peak(self) -> int:
+        """Bytes that are alive at the worst moment."""
+        return max((choice.peak for choice in self.choices), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """What the pieces take more than the whole."""
+        return sum(choice.seconds for choice in self.choices)
+
+
+class Search:
+    """Looks for plans of one graph; what it finds out for one budget it remembers for the next."""
+
+    def __init__(self, facts: Facts) -> None:
+        memo: dict[object, Need | None] = {}
+        self.facts = facts
+        self._paths = [_Paths(facts, lifetimes, memo) for lifetimes in Lifetimes.variants(facts, _MOST_DROPPED)]
+
+    @property
+    def peak(self) -> int:
+        """What the graph needs as it is, in bytes."""
+        return max((self._paths[0].lifetimes.peak(index) for index in range(len(self.facts.units))), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """What the graph takes as it is."""
+        return sum(unit.seconds for unit in self.facts.units)
+
+    def cheapest(self, budget: int) -> Plan | None:
+        """The plan that takes the least time within a budget in bytes; `None` where there is none."""
+        best: Plan | None = None
+        for paths in self._paths:
+            plan = paths.cheapest(budget)
+            if plan is not None and (best is None or plan.seconds < best.seconds):
+                best = plan
+            if best is not None and best.seconds <= _CHEAP * self.seconds:
+                break  # To compute something again takes longer.
+        return best
+
+    def smallest(self, above: int = 0) -> Plan:
+        """The plan with the smallest peak, to within a few percent.
+
+        Args:
+            above: A budget for which there is no plan.
+        """
+        best = self.cheapest(self.peak)
+        assert best is not None, "without pieces that is what it needs"
+        low, high = above, best.peak
+        while high - low > max(1, low * _EXACTNESS):
+            middle = (low + high) // 2
+            plan = self.cheapest(middle)
+            if plan is None:
+                low = middle
+            else:
+                best, high = plan, plan.peak
+        return best
+
+
+@dataclass
+class _Paths:
+    """Plans with the same values dropped."""
+
+    facts: Facts
+    lifetimes: Lifetimes
+    memo: dict[object, Need | None]
+    _segments: dict[tuple[int, int], tuple[Segment, frozenset[ir.Value], object]] = field(default_factory=dict)
+
+    @property
+    def units(self) -> list[Unit]:
+        return self.facts.units
+
+    def cheapest(self, budget: int) -> Plan | None:
+        """The shortest path over segments within the budget."""
+        count = len(self.units)
+        best: list[tuple[float, Choice | None]] = [(math.inf, None)] * (count + 1)
+        best[0] = (0.0, None)
+        for start in range(count):
+            if best[start][0] < math.inf and self.lifetimes.before(start) <= budget:
+                for choice in self._within(start, budget):
+                    cost = best[start][0] + choice.seconds
+                    if cost < best[choice.stop][0]:
+                        best[choice.stop] = (cost, choice)
+        if best[count][0] == math.inf:
+            return None
+        path: list[Choice] = []
+        while count:
+            last = best[count][1]
+            assert last is not None, "it was reached"
+            path.append(last)
+            count = last.start
+        return Plan(tuple(reversed(path)), self.lifetimes)
+
+    def _within(self, start: int, budget: int) -> Iterator[Choice]:
+        """The segments from here that stay within the budget, in as few pieces as that takes."""
+        single = self._single(start)
+        if single is not None and single.peak <= budget:
+            yield single
+        for stop in self._stops(start, budget):
+            for axis in self._axes(start, stop):
+                choice = self._fewest(start, stop, axis, budget)
+                if choice is not None:
+                    yield choice
+
+    def _fewest(self, start: int, stop: int, axis: int, budget: int) -> Choice | None:
+        """A segment in as few pieces as fit."""
+        halves: int | None = None
+        before = self.lifetimes.before(start)
+        for count in _COUNTS:
+            if halves is not None and before + (halves - before) * 2 // count > budget:
+                continue  # What is beyond `before` shrinks with the pieces at best.
+            choice = self._cut(start, stop, Way(axis, count))
+            if choice is None:
+                return None
+            if choice.peak <= budget:
+                return choice
+            halves = halves or choice.peak
+        return None
+
+    def _stops(self, start: int, budget: int) -> Iterator[int]:
+        """The ends of segments from here in which something is too large, up to a node that cannot be cut."""
+        too_large = False
+        for stop in range(start + 1, min(start + _LONGEST, len(self.units)) + 1):
+            if not is_cuttable(self.units[stop - 1].nodes):
+                return
+            too_large = too_large or self._is_too_large(stop - 1, budget)
+            targets = self.lifetimes.targets(start, stop)
+            # In the end the pieces of a result are there, and the result.
+            if too_large and targets and self.lifetimes.before(stop) + self.facts.bytes(targets[-1]) <= budget:
+                yield stop
+
+    def _is_too_large(self, index: int, budget: int) -> bool:
+        single = self._single(index)
+        return single is None or single.peak > budget
+
+    def _axes(self, start: int, stop: int) -> list[int]:
+        targets = self.lifetimes.targets(start, stop)
+        shape = self.facts.shape(targets[-1]) or ()
+        # The other axis of an image is no better than the first.
+        axes = [axis for axis, size in enumerate(shape) if size > 1 and axis < 3]
+        # A compiler fuses all additions of a sum to one kernel, and then all summands are there at one time.
+        return [*axes, -1] if len(targets) == 1 and not self.facts.fused else axes
+
+    def _single(self, index: int) -> Choice | None:
+        """A unit as it is; one of which everything is dropped does not run at all."""
+        lifetimes, unit = self.lifetimes, self.units[index]
+        if unit.outputs and lifetimes.dropped.issuperset(unit.outputs):
+            return Choice(index, index + 1, None, lifetimes.before(index), -unit.seconds)
+        if not lifetimes.dropped.isdisjoint(unit.reads):
+            return None
+        return Choice(index, index + 1, None, lifetimes.peak(index), 0.0)
+
+    def _cut(self, start: int, stop: int, way: Way) -> Choice | None:
+        segment, dying, signature = self._segment(start, stop)
+        if not segment.targets:
+            return None
+        known = way, signature
+        if known not in self.memo:
+            steps = steps_of(self.facts, segment, way)
+            self.memo[known] = None if steps is None else need_of(self.facts, steps, segment.targets, dying)
+        need = self.memo[known]
+        if need is None:
+            return None
+        was = sum(unit.seconds for unit in self.units[start:stop])
+        return Choice(start, stop, way, self.lifetimes.before(start) + need.bytes, need.seconds - was)
+
+    def _segment(self, start: int, stop: int) -> tuple[Segment, frozenset[ir.Value], object]:
+        if (start, stop) not in self._segments:
+            segment, dying = self.lifetimes.segment(start, stop), self.lifetimes.dying(start, stop)
+            self._segments[start, stop] = segment, dying, signature_of(self.facts, segment, dying)
+        return self._segments[start, stop]
+
+
+def steps_of_choice(facts: Facts, lifetimes: Lifetimes, choice: Choice) -> list[Step]:
+    """The steps of a segment of a plan."""
+    assert choice.way is not None, "it is cut"
+    steps = steps_of(facts, lifetimes.segment(choice.start, choice.stop), choice.way)
+    assert steps is not None, "its need was found"
+    return steps
