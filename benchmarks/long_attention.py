@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from backends.relax.runtime import aligned
+from backends.relax.storage import aligned
 from benchmarks.contestants import onnx_runtime, tersor
 from benchmarks.results import Section, console, versions
 from optimizer.timing import Build, Outputs, compete, ratio, relative_error

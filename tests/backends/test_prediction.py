@@ -12,7 +12,7 @@ import pytest
 from backends.relax.executable import RelaxExecutable, load_executable
 from backends.relax.forecast import CALL_SECONDS, Conditions, forecast, sizes_of_call
 from backends.relax.plan import Work
-from backends.relax.runtime import evaluate
+from backends.relax.size_value import evaluate
 from optimizer.cpus import CPUS
 from optimizer.executable import Part
 from optimizer.peaks import Peaks, read_bandwidth
