@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optimizer.errors import PrecisionError
-from optimizer.ir.walk import all_nodes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,6 +32,8 @@ def check_precision(precision: object, target: str, available: Sequence[str]) ->
 
 def precision_notes(model: ir.Model, precision: str) -> list[str]:
     """What the report says of a model that was to be computed in `precision`, after the passes."""
+    from optimizer.ir.walk import all_nodes  # ONNX, which loading a saved model does without
+
     if precision != "bfloat16":
         return []
     types = Counter(value.dtype.name for node in all_nodes(model) for value in node.outputs if value.dtype is not None)

@@ -42,7 +42,7 @@ from backends.cpu.loops import (
     simplify,
     vectorized,
 )
-from backends.cpu.register_tile import RegisterTile, lines_ahead, span, wide
+from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, span, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
@@ -79,6 +79,13 @@ class Taps:
         if last is None or last >= 0:
             end = tirx.Min(i64(self.kh), tirx.floordiv(height - top + (self.dh - 1), self.dh))
         return begin, simplify(end - begin)
+
+    def column_range(self, x: Expr, width: Expr) -> tuple[Expr, Expr]:
+        """First tap and number of taps along KW that lie inside the image, for output column `x`."""
+        left = x * self.sw - self.pw
+        begin = tirx.Max(i64(0), tirx.floordiv(i64(self.dw - 1) - left, self.dw))
+        end = tirx.Min(i64(self.kw), tirx.floordiv(width - left + (self.dw - 1), self.dw))
+        return begin, simplify(tirx.Max(i64(0), end - begin))
 
     def inside(self, pixel: int, tap: int, width: int) -> bool:
         """Whether a tap of an output pixel lies inside the row."""
@@ -184,7 +191,7 @@ class _Nest:
         return sequence(
             [
                 loop(whole, lambda t: at(t * tile, tile, True), name="tile"),
-                loop(out_width - done, lambda r: at(done + r, 1, True), name="rest"),
+                remainder(out_width - done, done, tile, lambda start, count: at(start, count, True)),
             ]
         )
 

@@ -17,6 +17,7 @@ from backends.cpu.loops import (
     Expr,
     Stmt,
     allocate,
+    bind,
     i64,
     known,
     loads_of,
@@ -26,9 +27,10 @@ from backends.cpu.loops import (
     parallel,
     product,
     sequence,
+    simplify,
     vectorized,
 )
-from backends.cpu.register_tile import RegisterTile, span
+from backends.cpu.register_tile import RegisterTile, remainder, span
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
@@ -72,18 +74,7 @@ class _Nest:
         out_width = self.stage.spatial[2].extent
         size, width = known(out_width), known(self.data.shape[2])
         if size is None or width is None:
-            whole = tirx.floordiv(out_width, self.most)
-            done = whole * self.most
-            return sequence(
-                [
-                    loop(
-                        whole, lambda t: self._tile(image, y, first, lanes, t * self.most, self.most, True), name="tile"
-                    ),
-                    loop(
-                        out_width - done, lambda r: self._tile(image, y, first, lanes, done + r, 1, True), name="rest"
-                    ),
-                ]
-            )
+            return self._symbolic_row(image, y, first, lanes)
         tile = -(-size // -(-size // self.most))
         statements = []
         for start, count, interior in edges(self.taps, size, width, tile):
@@ -99,6 +90,34 @@ class _Nest:
                 statements.append(self._tile(image, y, first, lanes, start, count, False))
         return sequence(statements)
 
+    def _symbolic_row(self, image: Expr, y: Expr, first: Expr, lanes: int) -> Stmt:
+        """A width that only the run knows: tiles where all taps lie inside, and the pixels at the edges singly."""
+        taps, out_width, width = self.taps, self.stage.spatial[2].extent, self.data.shape[2]
+        low = tirx.Min(i64(-(-taps.pw // taps.sw)), out_width)
+        last = width - 1 - ((taps.kw - 1) * taps.dw - taps.pw)
+        high = tirx.Max(low, tirx.Min(out_width, tirx.floordiv(last, taps.sw) + 1))
+
+        def tile(start: Expr, count: int) -> Stmt:
+            return self._tile(image, y, first, lanes, start, count, True)
+
+        def edge(x: Expr) -> Stmt:
+            return self._tile(image, y, first, lanes, x, 1, False)
+
+        def row(bound: list[Expr]) -> Stmt:
+            low, high = bound
+            whole = tirx.floordiv(high - low, self.most)
+            done = low + whole * self.most
+            return sequence(
+                [
+                    loop(low, edge, name="edge"),
+                    loop(whole, lambda t: tile(low + t * self.most, self.most), name="tile"),
+                    remainder(high - done, done, self.most, tile),
+                    loop(out_width - high, lambda x: edge(high + x), name="edge"),
+                ]
+            )
+
+        return bind([simplify(low), simplify(high)], row)
+
     def _tile(
         self, image: Expr, y: Expr, first: Expr, lanes: int, start: Expr | int, pixels: int, interior: bool
     ) -> Stmt:
@@ -108,6 +127,8 @@ class _Nest:
         def window_row(ry: Expr) -> Stmt:
             row = y * taps.sh + ry * taps.dh - taps.ph
             width = known(self.data.shape[2])
+            if not interior and (width is None or not isinstance(start, int)):
+                return edge_row(row, ry)
             statements = []
             for t in range(taps.kw):
                 weight = BufferLoad(self.weights, [ry, i64(t), span(first, lanes)])
@@ -124,6 +145,17 @@ class _Nest:
                         tile.add(p, 0, BufferLoad(self.data, [image, row, x, span(first, lanes)]) * weight)
                     )
             return sequence(statements)
+
+        def edge_row(row: Expr, ry: Expr) -> Stmt:
+            """One pixel, of whose taps only the run knows which lie inside."""
+            begin, count = taps.column_range(i64(start), self.data.shape[2])
+
+            def tap(t: Expr) -> Stmt:
+                x = i64(start) * taps.sw + t * taps.dw - taps.pw
+                weight = BufferLoad(self.weights, [ry, t, span(first, lanes)])
+                return tile.add(0, 0, BufferLoad(self.data, [image, row, x, span(first, lanes)]) * weight)
+
+            return sequence([loop(count, tap, start=begin, name="rx")])
 
         begin, count = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)
 

@@ -126,6 +126,24 @@ def prefetch(load: BufferLoad) -> Stmt:
     return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", *arguments))
 
 
+def bind(values: Sequence[Index], body: Callable[[list[Expr]], Stmt]) -> Stmt:
+    """The body with each value computed once; a constant or a variable stays what it is.
+
+    A value goes through a buffer that LLVM makes a register of: TVM looks through the variable of a `Bind`, and takes
+    minutes to find out about products and quotients of symbols what it does not need to know.
+    """
+    statements: list[Stmt] = []
+    names: list[Expr] = []
+    for value in values:
+        if known(value) is not None or isinstance(value, Var):
+            names.append(i64(value))
+            continue
+        buffer = local([1], "int64", "bound")
+        statements += [AllocBuffer(buffer), BufferStore(buffer, i64(value), [i64(0)])]
+        names.append(BufferLoad(buffer, [i64(0)]))
+    return sequence([*statements, body(names)])
+
+
 def unflatten(index: Expr, extents: Sequence[Index]) -> list[Expr]:
     """The coordinates of a row-major position."""
     result: list[Expr] = []
@@ -180,6 +198,7 @@ __all__ = [
     "TensorLoad",
     "Var",
     "allocate",
+    "bind",
     "i64",
     "known",
     "lanes_of",

@@ -27,6 +27,7 @@ from backends.cpu.loops import (
     TensorLoad,
     Var,
     allocate,
+    bind,
     i64,
     known,
     local,
@@ -42,7 +43,7 @@ from backends.cpu.loops import (
     uses,
     vectorized,
 )
-from backends.cpu.register_tile import RegisterTile, lines_ahead, span, wide
+from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, span, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
@@ -137,9 +138,14 @@ class _Nest:
             inner = [chunks, panels] if blocks is not None else [panels, chunks]
             first, second, third = unflatten(index, [batches, *inner])
             panel, chunk = (third, second) if blocks is not None else (second, third)
-            batch = unflatten(first, batch_extents)
-            point = {a.var: b for a, b in zip(self.parts.batch, batch, strict=True)}
-            return allocate([self.staged], self._panel(point, panel, chunk, chunks))
+
+            def body(place: list[Expr]) -> Stmt:
+                panel, chunk, *batch = place
+                point = {a.var: b for a, b in zip(self.parts.batch, batch, strict=True)}
+                return allocate([self.staged], self._panel(point, panel, chunk, chunks))
+
+            place = [panel, chunk, *unflatten(first, batch_extents)]
+            return body(place) if known(simplify(batches * panels * chunks)) is not None else bind(place, body)
 
         return sequence([parallel(simplify(batches * panels * chunks), task, worthwhile=self._worthwhile(batches))])
 
@@ -238,25 +244,23 @@ class _Nest:
         divided = known(chunks) != 1
         begin = simplify(tirx.floordiv(chunk * whole, chunks)) if divided else i64(0)
         end = simplify(tirx.floordiv((chunk + 1) * whole, chunks)) if divided else whole
-        main = loop(simplify(end - begin), lambda t: full(begin + t), name="tile")
         rest = self._rest(simplify(self.total_rows - whole * rows), whole * rows, rows, tile)
         if rest is not None and divided:
             rest = IfThenElse(tirx.EQ(chunk, chunks - 1), rest, None)
-        return sequence([main, rest])
+
+        def between(bounds: list[Expr]) -> Stmt:
+            begin, end = bounds
+            main = loop(simplify(end - begin), lambda t: full(begin + t), name="tile")
+            return sequence([main, rest])
+
+        return between([begin, end]) if known(whole) is not None else bind([begin, end], between)
 
     def _rest(self, count: Expr, start: Expr, rows: int, tile: Callable[[Expr, int], Stmt]) -> Stmt | None:
         """Fewer rows than a tile has: one smaller tile, or a few if their number is symbolic."""
         size = known(count)
         if size is not None:
             return tile(start, size) if size else None
-        statements = []
-        step = 1 << ((rows - 1).bit_length() - 1) if rows > 1 else 0
-        while step:
-            bit = tirx.floormod(tirx.floordiv(count, step), 2)
-            done = count - tirx.floormod(count, 2 * step)
-            statements.append(loop(bit, lambda _, s=step, d=done: tile(start + d, s), name="rest"))  # type: ignore[misc]
-            step //= 2
-        return sequence(statements) if statements else None
+        return remainder(count, start, rows, tile)
 
     def _tile(
         self,

@@ -210,13 +210,18 @@ def _winograd(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     filters, lanes = _operand(stage, 5), tiles.lanes()
     images, height, width, channels = (a.extent for a in stage.spatial)
     panels, depth, panel = (int(filters.shape[i]) for i in (0, 3, 4))
-    across = -(-int(height) // 4) * -(-int(width) // 4)
-    batch = known(images)
-    patches = across * (batch or 1)
-    blocks, size = tiles.winograd_blocks(patches, depth, panel)
+    batch, down, across = known(images), known(height), known(width)
+    scale, unit = ([images] if batch is None else []), 1.0
+    if down is None or across is None:  # as many whole blocks as the pixels fill
+        _, size = tiles.winograd_blocks(None, depth, panel)
+        blocks, patches = 1, size
+        scale, unit = [images, height, width], 16.0 * size
+    else:
+        patches = -(-down // 4) * -(-across // 4) * (batch or 1)
+        divided, size = tiles.winograd_blocks(patches, depth, panel)
+        blocks = divided or 1
     vectors = panel // lanes
     rows = tiles.tile_rows(size, vectors)
-    scale = [images] if batch is None else []
     points = _POINTS * blocks * panels
     sweep = points * tiles.sweep_cycles(size, rows, vectors) * depth
     starts = points * -(-size // rows)
@@ -225,12 +230,13 @@ def _winograd(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     filter_bytes = _POINTS * depth * int(channels) * 4
     shares = 1 if blocks % cpu.cores == 0 or blocks >= 4 * cpu.cores or batch is None else min(cpu.cores, panels)
     extra = patches * depth / lanes * tiles.transform_cycles * (shares - 1)
+    filters_again = filter_bytes * (blocks - 1 if unit == 1.0 else 1)
     return _Heavy(
-        scaled([*scale, channels], 2.0 * _POINTS * patches * depth),
-        scaled(scale, sweep + starts * _TILE_CYCLES + transforms + extra),
-        scaled(scale, again),
-        scaled(scale, (blocks - 1) * filter_bytes),
-        scaled(scale, blocks * shares),
+        scaled([*scale, channels], 2.0 * _POINTS * patches * depth / unit),
+        scaled(scale, (sweep + starts * _TILE_CYCLES + transforms + extra) / unit),
+        scaled(scale, again / unit),
+        scaled(scale, filters_again / unit),
+        scaled(scale, blocks * shares / unit),
         [filters],
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tvm import tirx
 
 from backends.cpu.bfloat16 import pair_product
-from backends.cpu.loops import BufferLoad, BufferStore, Expr, Stmt, Var, i64, local, loop
+from backends.cpu.loops import BufferLoad, BufferStore, Expr, Stmt, Var, i64, local, loop, sequence
 
 LINE_ELEMENTS = 16
 """Elements of four bytes in a cache line."""
@@ -37,6 +37,25 @@ def lines_ahead(tile: Expr, tiles: int | None, elements: int) -> list[Expr]:
     lines = -(-elements // LINE_ELEMENTS)
     share = 1 if tiles is None else -(-lines // tiles)
     return [tirx.Min(tile * share + i, i64(lines - 1)) * LINE_ELEMENTS for i in range(share)]
+
+
+def remainder(count: Expr, start: Expr, size: int, tile: Callable[[Expr, int], Stmt]) -> Stmt | None:
+    """What tiles of `size` leave over, where only the run knows how much: one tile for each power of two in it.
+
+    Args:
+        count: how many are left, fewer than `size`.
+        start: the first of them.
+        size: of a whole tile.
+        tile: generates a smaller tile, by its first position and its size.
+    """
+    statements: list[Stmt | None] = []
+    step = 1 << ((size - 1).bit_length() - 1) if size > 1 else 0
+    while step:
+        bit = tirx.floormod(tirx.floordiv(count, step), 2)
+        done = count - tirx.floormod(count, 2 * step)
+        statements.append(loop(bit, lambda _, n=step, d=done: tile(start + d, n), name="rest"))  # type: ignore[misc]
+        step //= 2
+    return sequence(statements) if statements else None
 
 
 class RegisterTile:

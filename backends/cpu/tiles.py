@@ -32,6 +32,8 @@ _PATCH_OUTPUTS = 4
 """Of Winograd's F(4, 3): products a patch, and outputs of it along an axis."""
 _TRANSFORM_CYCLES = 110
 """Cycles to transform a vector of patches or of results on two pipes: 36 loads, some 130 operations, 36 stores."""
+_CHANNELS_TIMES_SIDE = 3584
+"""Input channels times the side of the image, in networks for images of 224 pixels: 64 x 56, 128 x 28, 256 x 14..."""
 _WINOGRAD_GAIN = 0.8
 """What Winograd's method has to save to be worth its memory and its rounding."""
 
@@ -146,14 +148,21 @@ class Tiles:
         return simplify(tirx.floordiv(rows + (block - 1), block))
 
     def winograd_width(
-        self, images: int, height: int, width: int, depth: int, columns: int, dtype: str = "float32"
+        self,
+        images: int | None,
+        height: int | None,
+        width: int | None,
+        depth: int,
+        columns: int,
+        dtype: str = "float32",
     ) -> int | None:
         """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method, F(4, 3).
 
         Args:
-            images: in the batch.
-            height: of the result.
-            width: of the result.
+            images: in the batch; counted as one if that is symbolic.
+            height: of the result; guessed from the channels if that is symbolic: networks have more of them the
+                smaller their images are.
+            width: of the result, likewise.
             depth: input channels.
             columns: output channels.
             dtype: of the elements; Winograd's products are float32 all the same.
@@ -163,11 +172,14 @@ class Tiles:
             or filters (four times as large as the taps) that take longer to read than the products take.
         """
         lanes = self.lanes()
+        side = max(_PATCH_OUTPUTS, _CHANNELS_TIMES_SIDE // depth)
+        images, height, width = (1 if images is None else images), height or side, width or side
         patches = images * -(-height // _PATCH_OUTPUTS) * -(-width // _PATCH_OUTPUTS)
         if depth % lanes or columns % lanes:
             return None
         panel = min(2 * lanes, columns)
         blocks, size = self.winograd_blocks(patches, depth, panel)
+        assert blocks is not None
         vectors = panel // lanes
         sweep = self.sweep_cycles(size, self.tile_rows(size, vectors), vectors)
         products = _POINTS * depth * -(-columns // panel) * blocks * sweep
@@ -179,13 +191,16 @@ class Tiles:
         direct = images * height * row * -(-columns // (direct_panel * lanes)) * steps
         return panel if max(products, stream) + transforms < _WINOGRAD_GAIN * direct else None
 
-    def winograd_blocks(self, patches: int, depth: int, panel: int) -> tuple[int, int]:
+    def winograd_blocks(self, patches: int | None, depth: int, panel: int) -> tuple[int | None, int]:
         """Into how many blocks the patches are cut, and the patches in a block.
 
-        The transformed patches of a block, and their products with a panel, share the second-level cache.
+        The transformed patches of a block, and their products with a panel, share the second-level cache. Of a
+        symbolic number only the size of a block is known: one that tiles of rows fill.
         """
         most = max(1, int(_L2_SHARE * self.cpu.l2_bytes) // (_POINTS * 4 * (depth + panel)))
         vectors = panel // self.lanes()
+        if patches is None:
+            return None, next(size for size in range(most, 0, -1) if size % self.tile_rows(size, vectors) == 0)
         fewest = -(-patches // most)
 
         def cost(blocks: int) -> float:

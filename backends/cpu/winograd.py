@@ -22,9 +22,11 @@ from backends.cpu.loops import (
     BufferLoad,
     BufferStore,
     Expr,
+    IfThenElse,
     Stmt,
     Var,
     allocate,
+    bind,
     i64,
     known,
     loads_of,
@@ -66,20 +68,25 @@ class _Nest:
         self.data: Var = next(ld.source for ld in loads if len(ld.indices) == 4)
         self.filters: Var = next(ld.source for ld in loads if len(ld.indices) == 5)
         self.pads = [int(v) for v in stage.annotations["tersor.pads"]]  # type: ignore[attr-defined]
-        self.images, height, width, out = (a.extent for a in stage.spatial)
-        self.height, self.width, self.out = int(height), int(width), int(out)
+        self.images, self.height, self.width, out = (a.extent for a in stage.spatial)
+        self.out = int(out)
         self.panels, _, _, self.depth, self.panel = (int(s) for s in self.filters.shape)
-        self.down, self.across = -(-self.height // OUT), -(-self.width // OUT)
-        images = known(self.images)
-        self.patches = (1 if images is None else images) * self.down * self.across
+        self.down, self.across = (simplify(tirx.floordiv(size + (OUT - 1), OUT)) for size in (self.height, self.width))
+        self.patches = simplify(self.down * self.across * (1 if known(self.images) is None else self.images))
         """Patches that are cut into blocks: those of all images, or of one if their number is symbolic."""
-        self.blocks, self.size = tiles.winograd_blocks(self.patches, self.depth, self.panel)
+        blocks, self.size = tiles.winograd_blocks(known(self.patches), self.depth, self.panel)
+        self.blocks = simplify(tirx.floordiv(self.patches + (self.size - 1), self.size)) if blocks is None else blocks
+        self.count = simplify(tirx.Min(i64(self.size), self.patches))
+        """Patches in a block: as many as it has room for, unless the image has fewer."""
         # A line more than the rows need keeps the 36 planes from falling into the same sets of the cache.
         self.plane = self.size * self.depth + self.lanes
         self.result_plane = self.size * self.panel + self.lanes
         self.transformed = local([_POINTS * self.plane], "float32", "transformed")
         self.products = local([_POINTS * self.result_plane], "float32", "products")
         self.staged = local([OUT * OUT * self.lanes], "float32", "staged")
+        open_sizes = known(self.data.shape[1]) is None or known(self.data.shape[2]) is None
+        self.gathered = local([_POINTS * self.depth], "float32", "gathered") if open_sizes else None
+        """A patch of an image of symbolic size: 36 addresses without a common stride take LLVM most of a minute."""
 
     def build(self) -> Stmt:
         """The statement."""
@@ -89,43 +96,43 @@ class _Nest:
         def task(index: Expr) -> Stmt:
             share = tirx.floormod(index, shares)
             rest = tirx.floordiv(index, shares)
-            block = tirx.floormod(rest, self.blocks)
-            image = tirx.floordiv(rest, self.blocks)
-            first = simplify(tirx.Min(block * self.size, i64(self.patches - self.size)))
-            begin = tirx.floordiv(share * self.panels, shares)
-            end = tirx.floordiv((share + 1) * self.panels, shares)
-            body = sequence(
-                [
-                    loop(self.size, lambda t: self._transform(image, first, t), name="patch"),
-                    loop(
-                        simplify(end - begin),
-                        lambda p: self._panel(image, first, simplify(begin + p)),
-                        name="panel",
-                    ),
-                ]
-            )
-            return allocate([self.transformed, self.products, self.staged], body)
+            block = tirx.floormod(rest, i64(self.blocks))
+            image = tirx.floordiv(rest, i64(self.blocks))
+            first = simplify(tirx.Min(block * self.size, self.patches - self.count))
+            begin = simplify(tirx.floordiv(share * self.panels, shares))
+            end = simplify(tirx.floordiv((share + 1) * self.panels, shares))
 
-        return sequence([parallel(simplify(i64(images) * (self.blocks * shares)), task)])
+            def body(bound: list[Expr]) -> Stmt:
+                image, first, begin = bound
+                panel = loop(simplify(end - begin), lambda p: self._panel(image, first, begin + p), name="panel")
+                return sequence([loop(self.count, lambda t: self._transform(image, first, t), name="patch"), panel])
+
+            own = [self.transformed, self.products, self.staged, *([] if self.gathered is None else [self.gathered])]
+            return allocate(own, bind([image, first, begin], body))
+
+        return sequence([parallel(simplify(i64(images) * i64(self.blocks) * shares), task)])
 
     def _shares(self) -> int:
         """Into how many shares the panels are cut, so that every thread has work; each transforms the patches."""
         cores = self.tiles.cpu.cores
-        if known(self.images) is None or self.blocks % cores == 0 or self.blocks >= 4 * cores:
+        blocks = known(self.blocks)
+        if known(self.images) is None or (blocks is not None and (blocks % cores == 0 or blocks >= 4 * cores)):
             return 1
         return min(cores, self.panels)
 
-    def _place(self, image: Expr, patch: Expr) -> tuple[Expr, Expr, Expr]:
+    def _place(self, image: Expr, patch: Expr) -> list[Expr]:
         """Image, row and column of a patch."""
         own = tirx.floordiv(patch, self.down * self.across) if known(self.images) is not None else image
         rest = tirx.floormod(patch, self.down * self.across)
-        return own, tirx.floordiv(rest, self.across), tirx.floormod(rest, self.across)
+        return [own, tirx.floordiv(rest, self.across), tirx.floormod(rest, self.across)]
 
     def _transform(self, image: Expr, first: Expr, t: Expr) -> Stmt:
         """B^T d B of one patch, all channels."""
-        image, row, column = self._place(image, first + t)
+        return bind(self._place(image, first + t), lambda place: self._patch(place, t))
+
+    def _patch(self, place: list[Expr], t: Expr) -> Stmt:
+        image, row, column = place
         top, left = row * OUT - self.pads[0], column * OUT - self.pads[1]
-        height, width = self.data.shape[1], self.data.shape[2]
         lanes = self.lanes
 
         def vector(v: Expr) -> Stmt:
@@ -135,23 +142,48 @@ class _Nest:
             statements: list[Stmt] = []
             for q in range(PATCH):
                 for p in range(PATCH):
-                    inside = tirx.all(top + p >= 0, top + p < height, left + q >= 0, left + q < width)
-                    load = widened(BufferLoad(self.data, [image, top + p, left + q, span(channel, lanes)]))
-                    zero = wide(tirx.const(0, "float32"), lanes)
-                    statements.append(
-                        BufferStore(given, tirx.if_then_else(inside, load, zero), [span(p * lanes, lanes)])
-                    )
+                    value = self._input(image, top, left, p, q, channel)
+                    statements.append(BufferStore(given, value, [span(p * lanes, lanes)]))
                 taken = [BufferLoad(given, [span(p * lanes, lanes)]) for p in range(PATCH)]
                 for i, value in enumerate(_by_rows(PATCH_MATRIX, taken, lanes)):
                     statements.append(BufferStore(half.buffers[i], value, [span(q * lanes, lanes)]))
             for i in range(PATCH):
                 taken = [BufferLoad(half.buffers[i], [span(q * lanes, lanes)]) for q in range(PATCH)]
                 for j, value in enumerate(_by_rows(PATCH_MATRIX, taken, lanes)):
-                    place = (i * PATCH + j) * self.plane + t * self.depth + channel
-                    statements.append(BufferStore(self.transformed, value, [span(place, lanes)]))
+                    at = (i * PATCH + j) * self.plane + t * self.depth + channel
+                    statements.append(BufferStore(self.transformed, value, [span(at, lanes)]))
             return allocate([given, *half.buffers], sequence(statements))
 
-        return sequence([loop(self.depth // lanes, vector, name="vector")])
+        gather = None
+        if self.gathered is not None:
+            gather = loop(_POINTS, lambda point: self._gather(image, top, left, point), name="point")
+        return sequence([gather, loop(self.depth // lanes, vector, name="vector")])
+
+    def _input(self, image: Expr, top: Expr, left: Expr, p: int, q: int, channel: Expr) -> Expr:
+        """A vector of channels of one pixel of a patch; zeros where the patch lies outside the image."""
+        if self.gathered is not None:
+            return BufferLoad(self.gathered, [span((p * PATCH + q) * self.depth + channel, self.lanes)])
+        load = BufferLoad(self.data, [image, top + p, left + q, span(channel, self.lanes)])
+        zero = wide(tirx.const(0, "float32"), self.lanes)
+        return tirx.if_then_else(self._inside(top + p, left + q), widened(load), zero)
+
+    def _inside(self, row: Expr, column: Expr) -> Expr:
+        return tirx.all(row >= 0, row < self.data.shape[1], column >= 0, column < self.data.shape[2])
+
+    def _gather(self, image: Expr, top: Expr, left: Expr, point: Expr) -> Stmt:
+        """Copy all channels of one pixel of a patch."""
+        row, column = top + tirx.floordiv(point, PATCH), left + tirx.floormod(point, PATCH)
+        lanes = self.lanes
+
+        def vector(v: Expr, inside: bool) -> Stmt:
+            load = widened(BufferLoad(self.data, [image, row, column, span(v * lanes, lanes)]))
+            value = load if inside else wide(tirx.const(0, "float32"), lanes)
+            return BufferStore(self.gathered, value, [span(point * self.depth + v * lanes, lanes)])
+
+        def vectors(inside: bool) -> Stmt:
+            return sequence([loop(self.depth // lanes, lambda v: vector(v, inside), name="vector")])
+
+        return IfThenElse(self._inside(row, column), vectors(True), vectors(False))
 
     def _panel(self, image: Expr, first: Expr, panel: Expr) -> Stmt:
         """The products with one panel, and the way back."""
@@ -168,13 +200,20 @@ class _Nest:
         return sequence(
             [
                 loop(_POINTS, lambda point: self._multiply(point, panel, vectors), name="point"),
-                loop(self.size, back, name="patch"),
+                loop(self.count, back, name="patch"),
             ]
         )
 
     def _multiply(self, point: Expr, panel: Expr, vectors: int) -> Stmt:
         """One of the 36 products: [patches, C] x [C, width]."""
         rows = self.tiles.tile_rows(self.size, vectors)
+        if known(self.count) is None:  # the last tile may compute what nobody reads: the block has room for it
+            tiles = simplify(tirx.floordiv(self.count + (rows - 1), rows))
+
+            def tile(r: Expr) -> Stmt:
+                return self._tile(point, panel, r * rows, rows, vectors, lines_ahead(r, None, self.panel))
+
+            return sequence([loop(tiles, tile, name="tile")])
         whole, rest = divmod(self.size, rows)
 
         def ahead(tile: Expr) -> list[Expr]:
@@ -217,8 +256,11 @@ class _Nest:
 
     def _back(self, image: Expr, first: Expr, t: Expr, channel: Expr, lane: Expr) -> Stmt:
         """A^T m A of one patch for one vector of channels, and what follows the convolution."""
+        return bind(self._place(image, first + t), lambda place: self._results(place, t, channel, lane))
+
+    def _results(self, place: list[Expr], t: Expr, channel: Expr, lane: Expr) -> Stmt:
+        image, row, column = place
         lanes = self.lanes
-        image, row, column = self._place(image, first + t)
         half = RegisterTile(OUT, PATCH, lanes, "float32")
         statements: list[Stmt | None] = []
         for j in range(PATCH):
@@ -249,9 +291,9 @@ class _Nest:
         return allocate(half.buffers, sequence([*statements, pixels]))
 
 
-def _left(size: int, patch: Expr) -> Expr:
+def _left(size: Expr, patch: Expr) -> Expr:
     """How many of a patch's outputs lie inside the image."""
-    return i64(OUT) if size % OUT == 0 else tirx.Min(i64(OUT), i64(size) - patch * OUT)
+    return i64(OUT) if known(simplify(tirx.floormod(size, OUT))) == 0 else tirx.Min(i64(OUT), size - patch * OUT)
 
 
 def _by_rows(matrix: Matrix, values: Sequence[Expr], lanes: int) -> list[Expr]:

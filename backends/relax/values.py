@@ -108,7 +108,13 @@ class PanelChoice(Protocol):
         ...
 
     def winograd_width(
-        self, images: int, height: int, width: int, depth: int, columns: int, dtype: str = "float32"
+        self,
+        images: int | None,
+        height: int | None,
+        width: int | None,
+        depth: int,
+        columns: int,
+        dtype: str = "float32",
     ) -> int | None:
         """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method; `None` if it is no faster."""
         ...

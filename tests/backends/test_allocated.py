@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,8 @@ def check(model: object, example: object, warm_up: Path, path: Path) -> None:
     compiled.save(path, graph=False)
     assert load(path).report.memory == compiled.report.memory == compiled.memory
     command = [sys.executable, allocated.__file__, str(warm_up), str(path)]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=environment).stdout
     planned, held, grown = map(int, answer.split())
     assert planned == compiled.memory.peak
     assert abs(held - planned) <= 0.05 * planned, f"{planned} bytes are planned, {held} are allocated"

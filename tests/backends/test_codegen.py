@@ -42,7 +42,7 @@ folder, how, kernels = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 model = ShapeInferencePass()(ir.load(folder / "model.onnx")).model
 requests = []
 client.PROCESS.ask = lambda request: requests.append(request) or {"plan": None}
-client.compile_graph(model, Target.parse("cpu").cpu, folder / "kernels.so", allow_fallback=False)
+client.compile_graph(model, Target.parse("cpu").cpu, folder / "kernels.so", linker=[], allow_fallback=False)
 started = []
 real = codegen._start
 

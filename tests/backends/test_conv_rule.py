@@ -173,3 +173,24 @@ def test_runs_cover_every_pixel_once(out: int, tile: int, kw: int, sw: int, pw: 
         if interior:
             assert count % tile == 0
             assert all(taps.inside(p, t, width) for p in range(start, start + count) for t in range(kw))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes"),
+    [
+        (3, "pads=[1,1,1,1]"),
+        (3, "pads=[1,0,1,2], strides=[2,2]"),
+        (5, "pads=[2,3,2,1], strides=[1,2]"),
+        (3, "pads=[2,2,2,2], dilations=[2,2]"),
+        (3, "pads=[0,0,0,0]"),
+        (3, "pads=[0,0,1,1], strides=[3,3]"),
+    ],
+)
+@pytest.mark.parametrize("groups", [24, 1])
+def test_symbolic_images_of_every_width(kernel: int, attributes: str, groups: int) -> None:
+    text = f"g (float[1,24,h,w] x) => (float[n,c,oh,ow] y) {{ y = Conv<group={groups}, {attributes}>(x, f) }}"
+    model = parse(text, {"f": normal(24, 24 // groups, kernel, kernel)})
+    executable = compiled(model)
+    for width in (5, 6, 7, 8, 13, 16, 29, 33):
+        x = normal(1, 24, 9, width)
+        assert distance(executable.run([x], 2)[0], oracle(model, [x])[0]) <= 1e-5

@@ -108,9 +108,21 @@ def test_other_windows_are_summed_directly(x: tuple[int, ...], w: tuple[int, ...
     assert not uses_winograd(check(model(x, w, attributes), [data]), data)
 
 
-def test_symbolic_images_are_summed_directly() -> None:
-    data = normal(1, 64, 16, 16)
-    assert not uses_winograd(check(model((1, 64, "h", 16), (64, 64, 3, 3)), [data]), data)
+@pytest.mark.parametrize(
+    ("declared", "size"),
+    [
+        ((1, 64, "h", "w"), (1, 64, 5, 3)),  # fewer patches than a block has room for
+        ((1, 64, "h", "w"), (1, 64, 61, 58)),  # several blocks, the last overlaps
+        ((1, 64, "h", "w"), (1, 64, 1, 1)),
+        ((2, 32, "h", 15), (2, 32, 30, 15)),  # blocks that hold patches of two images
+        (("n", 32, "h", "w"), (3, 32, 14, 13)),
+    ],
+)
+@pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3"])
+def test_symbolic_images(declared: tuple[int | str, ...], size: tuple[int, ...], target: str) -> None:
+    data = normal(*size)
+    graph = model(declared, (64, size[1], 3, 3))
+    assert uses_winograd(check(graph, [data], target), data)
 
 
 def test_double_precision_is_summed_directly() -> None:
@@ -123,6 +135,15 @@ def test_large_filters_of_small_images_are_not_read_four_times() -> None:
     tiles = Tiles(CPUS["x86-64-v4"])
     assert tiles.winograd_width(1, 56, 56, 64, 64) == 32
     assert tiles.winograd_width(1, 7, 7, 512, 512) is None
+    assert tiles.winograd_width(1, None, None, 512, 512) is None
+
+
+@pytest.mark.parametrize("cpu", ["generic", "x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("depth", [16, 64, 512])
+def test_blocks_of_symbolically_many_patches_are_filled_by_tiles(cpu: str, depth: int) -> None:
+    tiles = Tiles(CPUS[cpu])
+    blocks, size = tiles.winograd_blocks(None, depth, 2 * tiles.lanes())
+    assert blocks is None and size % tiles.tile_rows(size, 2) == 0
 
 
 @pytest.mark.parametrize("cpu", ["generic", "x86-64-v3", "x86-64-v4"])
@@ -130,5 +151,6 @@ def test_large_filters_of_small_images_are_not_read_four_times() -> None:
 def test_blocks_cover_the_patches_and_fit_the_cache(cpu: str, patches: int, depth: int) -> None:
     tiles = Tiles(CPUS[cpu])
     blocks, size = tiles.winograd_blocks(patches, depth, 2 * tiles.lanes())
+    assert blocks is not None
     assert size <= patches <= blocks * size
     assert size == 1 or 36 * 4 * size * (depth + 2 * tiles.lanes()) <= tiles.cpu.l2_bytes

@@ -126,13 +126,16 @@ def _pointwise(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int]) -
     return product(ctx, data, weight, out, panels)
 
 
-def _padded(ctx: Emitter, data: relax.Var, window: Window) -> tuple[relax.Var, tuple[int, int]]:
+def _padded(
+    ctx: Emitter, data: relax.Var, window: Window, any_width: bool = False
+) -> tuple[relax.Var, tuple[int, int]]:
     """The data and the pads in front that are left to the kernel.
 
-    The schedule's edge tiles need to know the width and the pads; where these are symbolic, the padding is stored.
+    The schedule's edge tiles need to know the pads and, unless `any_width`, the width; where these are symbolic, the
+    padding is stored.
     """
     begins = [static_int(b) for b in window.before]
-    if static_int(window.sizes[1]) is not None and begins[0] is not None and begins[1] is not None:
+    if (any_width or static_int(window.sizes[1]) is not None) and begins[0] is not None and begins[1] is not None:
         return data, (begins[0], begins[1])
     return (data if window.inside() else _stored_padding(ctx, data, window)), (0, 0)
 
@@ -180,14 +183,13 @@ def _direct(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int], grou
 def _winograd_width(ctx: Emitter, data: relax.Var, w: ir.Value, groups: int, window: Window) -> int | None:
     """The panel width if the convolution is one that Winograd's method does, and faster; else `None`."""
     dtype = str(data.ty.dtype)
-    sizes = [static_int(v) for v in (*window.before, *window.outputs, *window.sizes)]
+    pads = [static_int(v) for v in window.before]
     plain = window.kernel == (TAPS, TAPS) and window.strides == window.dilations == (1, 1)
-    if not plain or groups != 1 or dtype not in ("float32", "bfloat16") or any(size is None for size in sizes):
+    if not plain or groups != 1 or dtype not in ("float32", "bfloat16") or any(pad is None for pad in pads):
         return None
-    height, width = (static_int(size) or 0 for size in window.outputs)
-    images = static_int(data.ty.shape.values[0])
+    height, width = map(static_int, window.outputs)
     out, c = ctx.static_shape(w)[:2]
-    return ctx.tiles.winograd_width(1 if images is None else images, height, width, c, out, dtype)
+    return ctx.tiles.winograd_width(static_int(data.ty.shape.values[0]), height, width, c, out, dtype)
 
 
 def _winograd(ctx: Emitter, data: relax.Var, w: ir.Value, width: int, window: Window) -> relax.Var:
@@ -228,9 +230,9 @@ def _never_outside(window: Window, ph: int, pw: int) -> bool:
 
 
 def _depthwise(ctx: Emitter, data: relax.Var, w: ir.Value, window: Window) -> relax.Var:
-    data, (ph, pw) = _padded(ctx, data, window)
+    data, (ph, pw) = _padded(ctx, data, window, any_width=True)
     (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.strides, window.dilations
-    inside_always = _never_outside(window, ph, pw)
+    inside_always = (ph, pw) == (0, 0) and window.inside()
     c = data.ty.shape.values[3]
     shape = ctx.static_shape(w)
     flat = ctx.weight(w, "depthwise", [*shape[2:], shape[0]])
