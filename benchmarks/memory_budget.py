@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,8 @@ SECTION = Section(
 
 def compiled_within(case: models.ModelCase, budget: int | None) -> CompiledModel:
     """The model within a budget, or within the smallest that can be met."""
-    compile_model = partial(optimize, case.model, verify="off", progress=False, example_inputs=case.example_inputs)
+    options: dict[str, Any] = {"example_inputs": case.example_inputs, "verify": "off", "cache": False}
+    compile_model = partial(optimize, case.model, progress=False, **options)
     try:
         return compile_model(memory_budget=budget)
     except BudgetError as error:

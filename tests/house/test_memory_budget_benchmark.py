@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.memory_budget import SECTION, measure
 from benchmarks.results import RESULTS
 from models import unet
 
 
+@pytest.mark.slow
 def test_a_small_network_at_half_of_its_memory() -> None:
     whole, half = measure(unet.build(4, 3, 64, "unet"), [0.5], threads=1, rounds=1)
     assert len(whole) == len(half) == len(SECTION.columns)
