@@ -17,6 +17,7 @@ import onnx
 
 from benchmarks import contestants
 from benchmarks.contestants import OPENVINO, ORT, TERSOR
+from optimizer.peaks import Peaks
 from optimizer.timing import Build, Measurement, Outputs
 
 __all__ = ["Machine", "measure"]
@@ -29,24 +30,16 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(Peaks):
     """What a machine can do at most, and who showed it.
 
     Attributes:
-        flops: Floating-point operations a second, in float32.
-        flops_by: The program that did the most.
-        bandwidth: Bytes read a second.
-        bandwidth_by: The program that read the most.
+        flops_by: The program that did the most operations a second.
+        bandwidth_by: The program that read the most bytes a second.
     """
 
-    flops: float
     flops_by: str
-    bandwidth: float
     bandwidth_by: str
-
-    def roof(self, intensity: float) -> float:
-        """The most operations a second at this many operations a byte."""
-        return min(self.flops, intensity * self.bandwidth)
 
     def sentence(self) -> str:
         """Both roofs, for RESULTS.md."""
@@ -85,7 +78,7 @@ def measure(threads: int, rounds: int = ROUNDS, size: int = PRODUCT, rows: int =
     read, _ = contestants.compete_without_failures(readers, rounds)
     flops_by, seconds = _fastest(computed)
     bandwidth_by, read_seconds = _fastest(read)
-    return Machine(2 * size**3 / seconds, flops_by, 4 * rows * COLUMNS / read_seconds, bandwidth_by)
+    return Machine(2 * size**3 / seconds, 4 * rows * COLUMNS / read_seconds, flops_by, bandwidth_by)
 
 
 def product(weight: np.ndarray) -> onnx.ModelProto:

@@ -26,12 +26,9 @@ from backends.cpu.loops import (
     Expr,
     IfThenElse,
     Stmt,
-    TensorLoad,
-    Var,
     allocate,
     i64,
     known,
-    loads_of,
     local,
     loop,
     over_vectors,
@@ -124,9 +121,7 @@ class _Nest:
         self.tiles = tiles
         self.taps = Taps.of(stage)
         self.groups = int(stage.annotations["tersor.groups"])  # type: ignore[call-overload]
-        loads = [ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer)]
-        self.data = _source(loads, 4)
-        self.weights = _source(loads, 5)
+        self.data, self.weights = stage.operand(4), stage.operand(5)
         self.dtype = str(stage.buffer.dtype)
         self.lanes = tiles.lanes(self.dtype)
         self.staged = local([tiles.cpu.vector_registers * self.lanes], self.dtype, "staged")
@@ -294,7 +289,3 @@ class _Nest:
             return sequence([vectorized(n, one)])
 
         return over_vectors(channels, self.lanes, vector)
-
-
-def _source(loads: list[TensorLoad], rank: int) -> Var:
-    return next(ld.source for ld in loads if len(ld.indices) == rank)

@@ -20,7 +20,6 @@ from backends.cpu.loops import (
     bind,
     i64,
     known,
-    loads_of,
     local,
     loop,
     over_vectors,
@@ -52,9 +51,7 @@ class _Nest:
         self.stage = stage
         self.epilogue = epilogue
         self.taps = Taps.of(stage)
-        loads = [ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer)]
-        self.data = next(ld.source for ld in loads if len(ld.indices) == 4)
-        self.weights = next(ld.source for ld in loads if len(ld.indices) == 3)
+        self.data, self.weights = stage.operand(4), stage.operand(3)
         self.dtype = str(stage.buffer.dtype)
         self.lanes = tiles.lanes(self.dtype)
         self.staged = local([tiles.cpu.vector_registers * self.lanes], self.dtype, "staged")

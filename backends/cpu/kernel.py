@@ -66,6 +66,14 @@ class Stage:
         """The heavy operator that this is, or ""."""
         return str(self.annotations.get("tersor.kernel", ""))
 
+    def operand(self, rank: int) -> Var:
+        """The first buffer with so many axes that the value reads, besides the stage's own."""
+        return next(
+            load.source
+            for load in loads_of(self.value)
+            if len(load.indices) == rank and not load.source.same_as(self.buffer)
+        )
+
 
 @dataclass(frozen=True)
 class Kernel:

@@ -16,9 +16,9 @@ from backends.cpu.amounts import argument_bytes, cost_of, element_bytes, scaled,
 from backends.cpu.conv2d import Taps, edges
 from backends.cpu.depthwise import MOST_PIXELS
 from backends.cpu.epilogue import Epilogue
-from backends.cpu.kernel import Kernel, Stage
+from backends.cpu.kernel import Kernel
 from backends.cpu.key_bounds import key_bounds
-from backends.cpu.loops import Expr, Var, known, loads_of, product
+from backends.cpu.loops import Expr, Var, known, product
 from backends.cpu.stage_work import parallel_rows, spilled, stage_cycles, stage_flops, tail_cycles
 from backends.cpu.tiles import Tiles
 from backends.relax.plan import Work
@@ -170,7 +170,7 @@ def _convolution(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     """Counted for a row of pixels of all channels, or for some pixels where the width is symbolic."""
     stage, cpu = kernel.stages[0], tiles.cpu
     taps, groups = Taps.of(stage), int(stage.annotations["tersor.groups"])  # type: ignore[call-overload]
-    data, weights = _operand(stage, 4), _operand(stage, 5)
+    data, weights = stage.operand(4), stage.operand(5)
     lanes, itemsize = tiles.lanes(str(stage.buffer.dtype)), element_bytes(stage.buffer.dtype)
     images, rows, out_width, channels = (a.extent for a in stage.spatial)
     width, in_width, panel = known(out_width), known(data.shape[2]), int(weights.shape[4])
@@ -207,7 +207,7 @@ def _convolution(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
 
 def _winograd(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     stage, cpu = kernel.stages[0], tiles.cpu
-    filters, lanes = _operand(stage, 5), tiles.lanes()
+    filters, lanes = stage.operand(5), tiles.lanes()
     images, height, width, channels = (a.extent for a in stage.spatial)
     panels, depth, panel = (int(filters.shape[i]) for i in (0, 3, 4))
     batch, down, across = known(images), known(height), known(width)
@@ -243,7 +243,7 @@ def _winograd(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
 
 def _depthwise(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     stage, cpu = kernel.stages[0], tiles.cpu
-    taps, weights = Taps.of(stage), _operand(stage, 3)
+    taps, weights = Taps.of(stage), stage.operand(3)
     pixels = min(MOST_PIXELS, cpu.vector_registers // 2 - 1)
     window = taps.kh * taps.kw
     tap = max(1.0 / cpu.fma_pipes, (1.0 + 1.0 / pixels) / cpu.load_ports)
@@ -301,11 +301,6 @@ def _attention(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
         0 if fits else again,
         scaled(scale, blocks / unit),
     )
-
-
-def _operand(stage: Stage, rank: int) -> Var:
-    loads = (ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer))
-    return next(ld.source for ld in loads if len(ld.indices) == rank)
 
 
 _HEAVY: dict[str, Callable[[Kernel, Tiles], _Heavy | None]] = {

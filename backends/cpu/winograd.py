@@ -24,12 +24,10 @@ from backends.cpu.loops import (
     Expr,
     IfThenElse,
     Stmt,
-    Var,
     allocate,
     bind,
     i64,
     known,
-    loads_of,
     local,
     loop,
     parallel,
@@ -64,9 +62,7 @@ class _Nest:
         self.tiles = tiles
         self.lanes = tiles.lanes()
         self.dtype = str(stage.buffer.dtype)
-        loads = [ld for ld in loads_of(stage.value) if not ld.source.same_as(stage.buffer)]
-        self.data: Var = next(ld.source for ld in loads if len(ld.indices) == 4)
-        self.filters: Var = next(ld.source for ld in loads if len(ld.indices) == 5)
+        self.data, self.filters = stage.operand(4), stage.operand(5)
         self.pads = [int(v) for v in stage.annotations["tersor.pads"]]  # type: ignore[attr-defined]
         self.images, self.height, self.width, out = (a.extent for a in stage.spatial)
         self.out = int(out)

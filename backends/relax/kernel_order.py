@@ -22,6 +22,7 @@ from tvm.ir import Call
 
 from backends.relax.arena import rounded
 from backends.relax.packing import element_type
+from backends.relax.values import parts_of
 
 __all__ = ["Task", "best_order", "peak_of", "reordered"]
 
@@ -98,14 +99,7 @@ def _bytes(kind: tvm.ir.Type) -> int | None:
 def _variables(expr: relax.Expr) -> list[relax.Var]:
     if isinstance(expr, relax.Var):
         return [expr]
-    parts: Sequence[relax.Expr] = ()
-    if isinstance(expr, relax.Tuple):
-        parts = expr.fields
-    elif isinstance(expr, relax.TupleGetItem):
-        parts = [expr.tuple_value]
-    elif isinstance(expr, Call):
-        parts = expr.args
-    return [var for part in parts for var in _variables(part)]
+    return [var for part in parts_of(expr) for var in _variables(part)]
 
 
 def best_order(tasks: Sequence[Task]) -> list[int]:

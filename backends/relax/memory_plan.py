@@ -15,7 +15,7 @@ outputs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -29,7 +29,7 @@ from backends.relax.memory import Buffer, Memory, Slot
 from backends.relax.packing import element_type
 from backends.relax.size_formula import formula
 from backends.relax.size_value import Formula
-from backends.relax.values import Refused
+from backends.relax.values import Refused, parts_of
 
 __all__ = ["MemoryPlan", "plan_memory"]
 
@@ -186,14 +186,7 @@ class _Planner:
         """Whatever memory an expression may refer to."""
         if isinstance(expr, relax.Var):
             return self.roots.get(expr, _ALIASES_NOTHING)
-        parts: Iterable[relax.Expr] = ()
-        if isinstance(expr, relax.Tuple):
-            parts = expr.fields
-        elif isinstance(expr, relax.TupleGetItem):
-            parts = [expr.tuple_value]
-        elif isinstance(expr, Call):
-            parts = expr.args
-        return _ALIASES_NOTHING.union(*(self._roots_of(part) for part in parts))
+        return _ALIASES_NOTHING.union(*(self._roots_of(part) for part in parts_of(expr)))
 
     def _plan_tensor(self, var: relax.Var, known: set[str]) -> None:
         tensor = _tensor(var, known)

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 from tvm import relax, tirx
+from tvm.ir import Call
 
 
 class Refused(Exception):
@@ -118,3 +119,12 @@ class PanelChoice(Protocol):
     ) -> int | None:
         """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method; `None` if it is no faster."""
         ...
+
+
+def parts_of(expr: relax.Expr) -> list[relax.Expr]:
+    """The expressions that a tuple, an element of one, or a call is made of."""
+    if isinstance(expr, relax.TupleGetItem):
+        return [expr.tuple_value]
+    if isinstance(expr, relax.Tuple):
+        return list(expr.fields)
+    return list(expr.args) if isinstance(expr, Call) else []

@@ -50,6 +50,14 @@ def distance(ours: Array, theirs: Array) -> float:
     return float(np.linalg.norm(ours.astype(np.float64) - theirs.astype(np.float64))) / (norm or 1.0)
 
 
+def conv_relu(dtype: str, shape: str, stride: int, pads: Sequence[int], dilation: int = 1, group: int = 1) -> str:
+    """The text of a graph: a convolution of `x` with weights `w` and bias `b`, and a Relu."""
+    return f"""g ({dtype}[{shape}] x) => ({dtype}[n,c,oh,ow] y) {{
+        t = Conv<strides=[{stride},{stride}], pads=[{",".join(map(str, pads))}],
+                 dilations=[{dilation},{dilation}], group={group}>(x, w, b)
+        y = Relu(t) }}"""
+
+
 def check(model: onnx.ModelProto, inputs: Sequence[Array], target: str = "cpu", threads: int = 2) -> Executable:
     """Compile, run, and demand agreement within 1e-5."""
     executable = compiled(model, target)

@@ -15,6 +15,7 @@ from backends.relax.packing import conv_panels
 from optimizer.executable import Executable
 from optimizer.target import CPUS, Target
 from tests.backends.bfloat16 import TARGETS, Array, agrees, native, random, usable
+from tests.backends.running import conv_relu
 
 RNG = np.random.default_rng(13)
 
@@ -53,10 +54,7 @@ def conv(
     added = bias.astype(np.float64)[:, None, None]
     wanted = np.maximum(convolved(data, weights, stride, pads, dilation, group) + added, 0)
     size = convolved(np.abs(data), np.abs(weights), stride, pads, dilation, group) + np.abs(added)
-    text = f"""g (bfloat16[{declared or ",".join(map(str, x))}] x) => (bfloat16[n,c,oh,ow] y) {{
-        t = Conv<strides=[{stride},{stride}], pads=[{",".join(map(str, pads))}],
-                 dilations=[{dilation},{dilation}], group={group}>(x, w, b)
-        y = Relu(t) }}"""
+    text = conv_relu("bfloat16", declared or ",".join(map(str, x)), stride, pads, dilation, group)
     terms = int(np.prod(w[1:])) + 1
     return agrees(text, {"w": weights, "b": bias}, [data], wanted, size, terms, usable(target))
 

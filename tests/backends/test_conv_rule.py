@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.cpu.conv2d import Taps, edges
-from tests.backends.running import check, compiled, distance, oracle, parse
+from tests.backends.running import check, compiled, conv_relu, distance, oracle, parse
 
 RNG = np.random.default_rng(3)
 
@@ -26,10 +26,7 @@ def conv(
     declared: str = "",
 ) -> None:
     shape = declared or ",".join(map(str, x))
-    text = f"""g (float[{shape}] x) => (float[n,c,oh,ow] y) {{
-        t = Conv<strides=[{stride},{stride}], pads=[{",".join(map(str, pads))}],
-                 dilations=[{dilation},{dilation}], group={group}>(x, w, b)
-        y = Relu(t) }}"""
+    text = conv_relu("float", shape, stride, pads, dilation, group)
     check(parse(text, {"w": normal(*w), "b": normal(w[0])}), [normal(*x)])
 
 

@@ -19,7 +19,7 @@ from benchmarks.svg import Drawing
 from optimizer.timing import Measurement
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
-ROOFS = Machine(1e11, "ONNX Runtime", 1e10, "a sum")
+ROOFS = Machine(1e11, 1e10, "ONNX Runtime", "a sum")
 
 
 @pytest.fixture

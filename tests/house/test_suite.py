@@ -149,7 +149,7 @@ def test_writing_fills_both_sections_and_draws(row: Row, tmp_path: Path) -> None
     path = tmp_path / "RESULTS.md"
     path.write_text(results.RESULTS.read_text(encoding="utf-8"), encoding="utf-8")
     slow = replace(row, measured={**row.measured, TERSOR: measurement(0.004, 0.004, 0.006)})
-    suite.write("How.", [slow], Machine(1e12, "ONNX Runtime", 1e11, "a sum"), path)
+    suite.write("How.", [slow], Machine(1e12, 1e11, "ONNX Runtime", "a sum"), path)
     text = path.read_text(encoding="utf-8")
     speed = text.partition(SPEED.begin)[2].partition(SPEED.end)[0]
     assert speed.startswith("\nHow.\n\n| model |")
