@@ -155,8 +155,9 @@ def _serve(pipe: Connection, build: Build) -> None:
     """The life of a contestant: build, answer with the outputs, then with a burst's times at each request."""
     try:
         call = build()
-        pipe.send([np.asarray(output) for output in call()])
+        outputs = [np.asarray(output) for output in call()]
         warm_up = [_timed(call) for _ in range(WARM_UP_CALLS)]
+        pipe.send(outputs)  # After the warm-up, which would go on beside the next contestant's.
         calls = min(max(math.ceil(BURST_SECONDS / min(warm_up)), BURST_CALLS[0]), BURST_CALLS[1])
         while pipe.recv():
             call()  # Wakes the pool.
