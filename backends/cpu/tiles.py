@@ -168,23 +168,24 @@ class Tiles:
             dtype: of the elements; Winograd's products are float32 all the same.
 
         Returns:
-            `None` where it would not be faster: channels that do not fill vectors, images that hardly fill the patches,
-            or filters (four times as large as the taps) that take longer to read than the products take.
+            `None` where it would not be faster: input channels that do not fill vectors, images that hardly fill the
+            patches, or filters (four times as large as the taps) that take longer to read than the products take.
         """
         lanes = self.lanes()
         side = max(_PATCH_OUTPUTS, _CHANNELS_TIMES_SIDE // depth)
         images, height, width = (1 if images is None else images), height or side, width or side
         patches = images * -(-height // _PATCH_OUTPUTS) * -(-width // _PATCH_OUTPUTS)
-        if depth % lanes or columns % lanes:
+        if depth % lanes:
             return None
-        panel = min(2 * lanes, columns)
+        filled = -(-columns // lanes) * lanes
+        panel = min(2 * lanes, filled)
         blocks, size = self.winograd_blocks(patches, depth, panel)
         assert blocks is not None
         vectors = panel // lanes
         sweep = self.sweep_cycles(size, self.tile_rows(size, vectors), vectors)
         products = _POINTS * depth * -(-columns // panel) * blocks * sweep
-        stream = _POINTS * depth * columns * 4 / self.cpu.memory_bytes_a_cycle
-        transforms = patches * (depth + columns) / lanes * self.transform_cycles
+        stream = _POINTS * depth * filled * 4 / self.cpu.memory_bytes_a_cycle
+        transforms = patches * (depth + filled) / lanes * self.transform_cycles
         steps = -(-depth // 2) * 9 if self.paired(dtype) and self.cpu.bfloat16 else depth * 9
         direct_panel = self.panel_width(width, columns, steps) // lanes
         row = self.sweep_cycles(width, self.tile_rows(width, direct_panel), direct_panel)

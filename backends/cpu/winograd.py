@@ -184,7 +184,8 @@ class _Nest:
     def _panel(self, image: Expr, first: Expr, panel: Expr) -> Stmt:
         """The products with one panel, and the way back."""
         vectors = self.panel // self.lanes
-        valid = simplify(tirx.Min(i64(vectors), tirx.floordiv(i64(self.out) - panel * self.panel, self.lanes)))
+        left = i64(self.out + self.lanes - 1) - panel * self.panel
+        valid = simplify(tirx.Min(i64(vectors), tirx.floordiv(left, self.lanes)))
         if self.out % self.panel == 0:
             valid = i64(vectors)
 
@@ -274,17 +275,26 @@ class _Nest:
             for x, value in enumerate(_by_columns(OUTPUT_MATRIX, taken, lanes)):
                 statements.append(BufferStore(self.staged, value, [span((y * OUT + x) * lanes, lanes)]))
 
-        def pixel(y: Expr, x: Expr) -> Stmt:
+        def pixel(y: Expr, x: Expr, count: int) -> Stmt:
             def one(n: Expr) -> Stmt:
                 value = unrounded(BufferLoad(self.staged, [(y * OUT + x) * lanes + n]), self.dtype)
                 return self.epilogue.store([image, row * OUT + y, column * OUT + x, channel + lane + n], value)
 
-            return sequence([vectorized(lanes, one)])
+            return sequence([vectorized(count, one)])
 
         down = _left(self.height, row)
         across = _left(self.width, column)
-        pixels = loop(down, lambda y: sequence([loop(across, lambda x: pixel(y, x), name="x")]), name="y")
-        return allocate(half.buffers, sequence([*statements, pixels]))
+
+        def pixels(count: int) -> Stmt:
+            return sequence(
+                [loop(down, lambda y: sequence([loop(across, lambda x: pixel(y, x, count), name="x")]), name="y")]
+            )
+
+        rest = self.out % lanes
+        stored = pixels(lanes)
+        if rest:  # the last vector of channels is not full
+            stored = IfThenElse(channel + lane + lanes <= self.out, stored, pixels(rest))
+        return allocate(half.buffers, sequence([*statements, stored]))
 
 
 def _left(size: Expr, patch: Expr) -> Expr:

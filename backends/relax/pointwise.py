@@ -14,9 +14,9 @@ from tvm import relax, te, tirx
 
 from backends.relax.checks import require
 from backends.relax.emitter import Emitter
-from backends.relax.known import combined, same
+from backends.relax.known import combined, meant, same
 from backends.relax.scalars import cast, scalar_type, wider
-from backends.relax.values import Refused, Result, static_int
+from backends.relax.values import Result, static_int
 
 Formula = Callable[..., tirx.Expr]
 
@@ -75,7 +75,7 @@ def kernel(
         shape = broadcast_shape(ctx, [t.shape for t in arguments])
 
         def element(*index: tirx.Expr) -> tirx.Expr:
-            scalars = [s if not isinstance(s, te.Tensor) else read(s, shape, index) for s in sources]
+            scalars = [s if not isinstance(s, te.Tensor) else read(ctx, s, shape, index) for s in sources]
             return cast(formula(*(cast(s, wider(scalar_type(s))) if widen else s for s in scalars)), dtype)
 
         return te.compute(shape, element, name=name)
@@ -87,20 +87,20 @@ def broadcast_shape(ctx: Emitter, shapes: Sequence[Sequence[tirx.Expr]]) -> list
     """The shape that tensors of these shapes broadcast to; the run checks what cannot be proved.
 
     Raises:
-        Refused: two sizes differ, or only the run knows which of them is the larger one.
+        Refused: two sizes differ.
     """
     rank = max((len(s) for s in shapes), default=0)
     return [_broadcast_size(ctx, [s[i - rank + len(s)] for s in shapes if i >= rank - len(s)]) for i in range(rank)]
 
 
-def read(tensor: te.Tensor, shape: Sequence[tirx.Expr], index: Sequence[tirx.Expr]) -> tirx.Expr:
+def read(ctx: Emitter, tensor: te.Tensor, shape: Sequence[tirx.Expr], index: Sequence[tirx.Expr]) -> tirx.Expr:
     """The element of a tensor that a position in the broadcast shape reads."""
     skip = len(shape) - len(tensor.shape)
     places = []
     for size, wanted, position in zip(tensor.shape, shape[skip:], index[skip:], strict=True):
         if static_int(size) == 1 and static_int(wanted) != 1:
             places.append(tirx.const(0, "int64"))
-        elif static_int(size) is None and static_int(wanted) is not None:
+        elif static_int(size) is None and not same(ctx, size, wanted):
             places.append(tirx.Select(tirx.EQ(size, tirx.const(1, "int64")), tirx.const(0, "int64"), position))
         else:
             places.append(position)
@@ -108,15 +108,18 @@ def read(tensor: te.Tensor, shape: Sequence[tirx.Expr], index: Sequence[tirx.Exp
 
 
 def _broadcast_size(ctx: Emitter, sizes: Sequence[tirx.Expr]) -> tirx.Expr:
-    """The one size that is not 1; a symbolic size beside a fixed one is that one, or 1 at run time."""
+    """The one size that is not 1: a fixed one, if there is one; else a symbolic one, or the next where it is 1."""
     wide = [s for s in sizes if static_int(s) != 1]
     fixed = [s for s in wide if static_int(s) is not None]
     chosen = (fixed or wide or list(sizes))[0]
+    if not fixed:
+        for size in wide[1:]:
+            if not same(ctx, chosen, size):
+                is_one = tirx.EQ(meant(ctx, chosen), tirx.const(1, "int64"))
+                chosen = ctx.derived(tirx.Select(is_one, meant(ctx, size), meant(ctx, chosen)))
     for size in wide:
-        if fixed:
+        if not same(ctx, chosen, size):
             require(ctx, size, chosen, "sizes that are broadcast", or_one=True)
-        elif not same(ctx, chosen, size):
-            raise Refused(f"sizes {chosen} and {size} are not known to broadcast")
     return chosen
 
 

@@ -16,6 +16,7 @@ _BINARY = {
     tirx.Max: "max",
     tirx.Min: "min",
     tirx.LT: "<",
+    tirx.EQ: "==",
 }
 
 

@@ -20,6 +20,7 @@ _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "max": max,
     "min": min,
     "<": operator.lt,
+    "==": operator.eq,
 }
 
 

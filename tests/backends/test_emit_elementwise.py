@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 
-from optimizer.errors import UnsupportedError
+from optimizer.errors import ExecutionError, UnsupportedError
 from tests.backends.emitted import agrees, emitted, normal
 from tests.backends.running import compiled, parse
 
@@ -186,10 +186,31 @@ def test_symbolic_sizes_broadcast_against_one() -> None:
     agrees(model, [normal(5, 4), normal(1, 4), normal(5, 1)])
 
 
-def test_two_symbolic_sizes_are_not_assumed_equal() -> None:
-    model = parse("g (float[n] x, float[m] z) => (float[k] y) { y = Add(x, z) }")
-    with pytest.raises(UnsupportedError, match="not known to broadcast"):
-        compiled(model)
+TWO_SIZES = """g (float[n,4] x, float[m,4] z, float[k,1] c) => (float[p,4] y, float[p,4] u) {
+    a = Add(x, z) b = Mul(a, c) y = Relu(b) u = Sub(c, y) }"""
+
+
+@pytest.mark.parametrize(
+    "sizes", [(5, 5, 5), (1, 5, 5), (5, 1, 1), (1, 1, 3), (1, 1, 1), (0, 1, 1), (1, 0, 1), (0, 0, 0)]
+)
+def test_which_of_two_symbolic_sizes_is_one_is_seen_by_the_run(sizes: tuple[int, int, int]) -> None:
+    n, m, k = sizes
+    agrees(parse(TWO_SIZES), [normal(n, 4), normal(m, 4), normal(k, 1)])
+
+
+@pytest.mark.parametrize("sizes", [(5, 4, 1), (2, 2, 3), (0, 2, 1)])
+def test_two_symbolic_sizes_that_do_not_broadcast_are_an_error(sizes: tuple[int, int, int]) -> None:
+    n, m, k = sizes
+    with pytest.raises(ExecutionError, match="sizes that are broadcast"):
+        compiled(parse(TWO_SIZES)).run([normal(n, 4), normal(m, 4), normal(k, 1)], 1)
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (1, 6), (6, 1)])
+def test_channels_last_operands_of_two_symbolic_sizes(sizes: tuple[int, int]) -> None:
+    text = """g (float[1,8,n,7] x, float[1,8,m,7] z) => (float[1,8,p,7] y) {
+        a = Conv(x, w) b = Conv(z, w) c = Add(a, b) y = Relu(c) }"""
+    graph = parse(text, {"w": normal(8, 8, 1, 1)})
+    agrees(graph, [normal(1, 8, sizes[0], 7), normal(1, 8, sizes[1], 7)])
 
 
 def test_a_training_dropout_is_refused() -> None:

@@ -189,7 +189,7 @@ def expand(ctx: Emitter, node: ir.Node) -> Result:
         return forward(ctx, x)
 
     def build(tensor: te.Tensor, shape: list[tirx.Expr]) -> te.Tensor:
-        return te.compute(shape, lambda *index: read(tensor, shape, index), name="expand")
+        return te.compute(shape, lambda *index: read(ctx, tensor, shape, index), name="expand")
 
     return ctx.te(build, ctx.x(x), sizes)
 
