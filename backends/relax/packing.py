@@ -108,6 +108,13 @@ def winograd_panels(array: Array, *, width: int) -> Array:
     return np.moveaxis(panels(filters.reshape(PATCH, PATCH, c, out), width=width), 2, 0)
 
 
+def spread_panels(array: Array, *, groups: int, width: int, paired: bool = False) -> Array:
+    """[G*C, M, K...] of a transposed convolution -> [G, P, C, width], padded with zeros; the columns are taps x M."""
+    channels, per_group = array.shape[:2]
+    columns = array.reshape(groups, channels // groups, per_group, -1).swapaxes(-1, -2)
+    return panels(columns.reshape(groups, channels // groups, -1), width=width, paired=paired)
+
+
 def conv_matrix(array: Array, *, width: int, paired: bool = False) -> Array:
     """[O, C, 1...] -> [P, C, width], padded with zeros; `paired` as in `panels`."""
     return panels(array.reshape(array.shape[:2]), width=width, transposed=True, paired=paired)
@@ -119,7 +126,18 @@ def depthwise(array: Array) -> Array:
 
 
 TRANSFORMS: dict[str, Callable[..., Array]] = {
-    f.__name__: f for f in (identity, transpose, reshape, panels, conv_panels, winograd_panels, conv_matrix, depthwise)
+    f.__name__: f
+    for f in (
+        identity,
+        transpose,
+        reshape,
+        panels,
+        conv_panels,
+        winograd_panels,
+        spread_panels,
+        conv_matrix,
+        depthwise,
+    )
 }
 
 

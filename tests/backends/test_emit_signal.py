@@ -51,6 +51,19 @@ def test_transposed_convolution_of_symbolic_size_before_an_activation() -> None:
     check(model, [normal(2, 2, 6, 5)])
 
 
+@pytest.mark.parametrize(
+    "attributes", ["", ", output_padding=[1,0]", ", pads=[0,1,1,0]", ", dilations=[2,1]", ", group=2"]
+)
+@pytest.mark.parametrize("channels", [1, 20])
+def test_a_kernel_as_large_as_the_stride(attributes: str, channels: int) -> None:
+    """Without padding each output meets one element; with it, a few meet none or lie outside."""
+    model = parse(
+        f"g (float[n,4,5,w] x) => (float[n,c,u,v] y) {{ y = ConvTranspose<strides=[2,3]{attributes}>(x, k, b) }}",
+        {"k": normal(4, channels, 2, 3), "b": normal(channels * (2 if "group" in attributes else 1))},
+    )
+    check(model, [normal(2, 4, 5, 7)])
+
+
 def test_deformed_convolution_in_groups() -> None:
     text = (
         "g (float[2,4,5,5] x, float[2,36,3,3] o, float[2,18,3,3] m) => (float[2,6,3,3] y)"

@@ -15,11 +15,12 @@ from tvm import relax, te, tirx
 
 from backends.relax.attributes import declared_shape, get_int, get_ints, get_str
 from backends.relax.checks import require
-from backends.relax.contraction import product
+from backends.relax.contraction import FLOATS, Panels, product
 from backends.relax.emitter import Emitter
+from backends.relax.known import same
 from backends.relax.registry import emits
 from backends.relax.scalars import cast
-from backends.relax.values import ChannelsLast, Refused, Result, prim
+from backends.relax.values import ChannelsLast, Refused, Result, prim, static_int
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,20 @@ class _Spread:
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     before: tuple[tirx.Expr, ...]
+
+    @property
+    def covers(self) -> bool:
+        """Whether each output meets one element and one tap alone, as where an image is made larger."""
+        dense = all(
+            k == stride and d == 1 for k, stride, d in zip(self.kernel, self.strides, self.dilations, strict=True)
+        )
+        return dense and all(static_int(b) == 0 for b in self.before)
+
+    def only(self, position: Sequence[tirx.Expr], column: Callable[..., tirx.Expr]) -> tirx.Expr:
+        """`column(input position, taps)` of the pair that meets at a position, if the spread `covers`."""
+        sources = [tirx.floordiv(o, prim(stride)) for o, stride in zip(position, self.strides, strict=True)]
+        taps = [tirx.floormod(o, prim(stride)) for o, stride in zip(position, self.strides, strict=True)]
+        return column(sources, taps)
 
     def total(
         self, position: Sequence[tirx.Expr], taps: Sequence[tirx.IterVar], column: Callable[..., tirx.Expr], dtype: str
@@ -62,10 +77,13 @@ def conv_transpose(ctx: Emitter, node: ir.Node) -> Result:
     taps = math.prod(kernel)
     rows = ctx.derived(batch * math.prod(sizes, start=prim(1)))
     data = _by_group(ctx, ctx.channels_last(x), rows, groups, channels // groups)
-    columns = _kernel_columns(ctx, w, groups, channels, per_group, len(kernel))
-    products_GRKM = product(ctx, data, columns, prim(taps * per_group), None)
+    products_GRKM = _times_kernel(ctx, data, w, groups, taps * per_group)
     operands = [products_GRKM] + ([ctx.x(bias)] if bias is not None else [])
     dtype = ctx.dtype(x)
+    # With padding at the end, or more of it than the taps reach, an output may lie outside.
+    covers = spread.covers and all(
+        same(ctx, out, size * stride) for out, size, stride in zip(spread.outputs, sizes, spread.strides, strict=True)
+    )
 
     def build(products: te.Tensor, *bias_: te.Tensor) -> te.Tensor:
         axes = [te.reduce_axis((0, k), name=f"k{i}") for i, k in enumerate(kernel)]
@@ -80,7 +98,7 @@ def conv_transpose(ctx: Emitter, node: ir.Node) -> Result:
                     tirx.floordiv(c, prim(per_group)), row, tap * per_group + tirx.floormod(c, prim(per_group))
                 )
 
-            return spread.total(position, axes, column, dtype)
+            return spread.only(position, column) if covers else spread.total(position, axes, column, dtype)
 
         result = te.compute((batch, *spread.outputs, prim(groups * per_group)), total, name="spread")
         if not bias_:
@@ -215,15 +233,17 @@ def _by_group(ctx: Emitter, x: relax.Var, rows: tirx.Expr, groups: int, channels
     return ctx.emit(relax.op.permute_dims(split, [1, 0, 2]))
 
 
-def _kernel_columns(
-    ctx: Emitter, w: ir.Value | None, groups: int, channels: int, per_group: int, rank: int
-) -> relax.Var:
-    """[G * C, M, K] as [G, C, K * M]."""
-    shape = ctx.static_shape(w)
-    order = (0, *range(2, rank + 2), 1)
-    ordered = _ordered_weight(ctx, w, order, [shape[axis] for axis in order])
-    columns = math.prod(shape[2:]) * per_group
-    return ctx.emit(relax.op.reshape(ordered, relax.ShapeExpr([prim(groups), prim(channels // groups), prim(columns)])))
+def _times_kernel(ctx: Emitter, data: relax.Var, w: ir.Value | None, groups: int, columns: int) -> relax.Var:
+    """[G, R, C] times the kernel [G * C, M, K] as columns [G, C, K * M]; a constant one is packed."""
+    channels, _, *kernel = ctx.static_shape(w)
+    depth = channels // groups
+    if w is not None and ctx.is_weight(w) and ctx.dtype(w) in FLOATS:
+        panels = Panels.of(ctx, ctx.dtype(w), static_int(data.ty.shape.values[1]), columns, depth)
+        packed = ctx.weight(w, "spread_panels", [groups, *panels.shape], groups=groups, **panels.options)
+        return product(ctx, data, packed, columns, panels)
+    last = relax.op.permute_dims(ctx.x(w), [0, *range(2, len(kernel) + 2), 1])
+    matrices = ctx.emit(relax.op.reshape(last, relax.ShapeExpr([prim(groups), prim(depth), prim(columns)])))
+    return product(ctx, data, matrices, columns, None)
 
 
 def _ordered_weight(ctx: Emitter, w: ir.Value | None, order: tuple[int, ...], shape: Sequence[int]) -> relax.Expr:
