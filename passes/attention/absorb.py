@@ -19,6 +19,7 @@ from passes.attention.build import Place, sweep
 from passes.attention.causal import causal_bias_offset, causal_offset
 from passes.attention.heads import source_of
 from passes.attention.repeated import unrepeated
+from passes.attention.uniform import uniform
 
 __all__ = ["absorb"]
 
@@ -28,9 +29,12 @@ _QUERY, _KEY, _VALUE, _MASK, _PAST_KEY, _PAST_VALUE = range(6)
 def absorb(editor: Editor, scope: Scope, node: ir.Node) -> ir.Node:
     """Take over scales, repeated heads, the cache and a causal mask, where the inputs have four axes.
 
+    A mask that hides nothing falls away, whatever the axes.
+
     Returns:
         The `Attention` that does it now.
     """
+    _drop_empty_mask(editor, node)
     if any(len(editor.shapes.dims(input_at(node, index)) or ()) != 4 for index in (_QUERY, _KEY, _VALUE)):
         return node
     _take_groups(editor, scope, node)
@@ -140,7 +144,21 @@ def _join(shapes: Shapes, value: ir.Value | None) -> ir.Node | None:
     return node if int_attribute(node, "axis", 0) in (2, -2) and None not in node.inputs else None
 
 
-# --- The causal mask ---
+# --- The mask ---
+
+
+def _drop_empty_mask(editor: Editor, node: ir.Node) -> None:
+    """A mask of zeros or of true values, of which no key is left out: one that is too short hides the last ones."""
+    mask = input_at(node, _MASK)
+    if mask is None:
+        return
+    shapes = editor.shapes
+    nothing = 1.0 if shapes.dtype(mask) == ir.DataType.BOOL else 0.0
+    dims, key, past = shapes.dims(mask), shapes.dims(node.inputs[_KEY]), _past(shapes, node)
+    if not dims or not key or past is None or dims[-1] != key[-2] + past or uniform(mask) != nothing:
+        return
+    passed = [producer] if (producer := mask.producer()) is not None else []
+    _give(editor, node, {_MASK: None}, passed)
 
 
 def _take_causal_mask(editor: Editor, node: ir.Node) -> None:
