@@ -9,12 +9,14 @@ from tvm import s_tir, tirx
 
 from backends.cpu import attention, conv2d, depthwise, generic, matmul, winograd
 from backends.cpu.bfloat16 import imported
+from backends.cpu.copies import copies
 from backends.cpu.half import computed_in_float32
 from backends.cpu.kernel import Kernel, decode, inline
 from backends.cpu.linker import TRIPLES
 from backends.cpu.loops import Stmt
 from backends.cpu.prediction import predict
 from backends.cpu.probe import probe
+from backends.relax.aliases import COPIES
 from backends.relax.plan import PROBE, Work
 from optimizer.target import Cpu
 
@@ -78,7 +80,9 @@ def schedule_function(function: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
         body = rule(kernel, cpu)
         if body is not None:
             body = imported(computed_in_float32(body, native=cpu.bfloat16))
-            return _finished(tirx.PrimFunc(function.params, body, function.ret_type), function)
+            done = _finished(tirx.PrimFunc(function.params, body, function.ret_type), function)
+            ranges = copies(kernel)
+            return done if ranges is None else done.with_attr(COPIES, ranges)
     raise RuntimeError(f"no rule takes the kernel {function}")
 
 

@@ -38,11 +38,19 @@ class Slot:
 
 @dataclass
 class Buffer:
-    """A tensor in the arena: its slot, and how it is seen there."""
+    """A tensor in the arena: its slot, and how it is seen there.
+
+    Attributes:
+        slot: its slot.
+        shape: its sizes.
+        dtype: of its elements.
+        offset: where in the slot it begins, in bytes.
+    """
 
     slot: int
     shape: list[Formula]
     dtype: str
+    offset: int = 0
 
 
 @dataclass

@@ -6,6 +6,7 @@ outputs.
 
 1. A tensor lives from the call that writes it to the last one that reads it, or a view of it.
 2. A result takes the place of an input that dies there, where `in_place` proves that the kernel may do that.
+   What a kernel only copies is written or read where it belongs, and the kernel falls away (`aliases`).
 3. What is returned, or has a size that is not known before the run, stays allocated by the virtual machine.
 4. Inputs have a place, too, until they die: what is not aligned is copied there.
 
@@ -24,6 +25,7 @@ from tvm import relax, tirx
 from tvm.ir import Call, GlobalVar, Op
 from tvm.relax.expr import _update_type
 
+from backends.relax.aliases import Aliases, Life, find_aliases
 from backends.relax.in_place import Overwriting, reading_result
 from backends.relax.memory import Buffer, Memory, Slot
 from backends.relax.packing import element_type
@@ -41,13 +43,22 @@ def plan_memory(module: tvm.IRModule) -> MemoryPlan:
     """Plan every function of a module."""
     module = module.clone()
     functions = [(var, f) for var, f in module.functions.items() if isinstance(f, relax.Function)]
-    planners = {var: _Planner(function, module) for var, function in functions}
-    for planner in planners.values():
-        planner.plan()
+    planners = {var: _planned(function, module) for var, function in functions}
     kernels, names = _in_place_kernels(module, list(planners.values()))
     for var, planner in planners.items():
         module.update_func(var, planner.rewritten(kernels))
     return MemoryPlan(module, {var.name_hint: planner.memory for var, planner in planners.items()}, names)
+
+
+def _planned(function: relax.Function, module: tvm.IRModule) -> _Planner:
+    """What is cut out of a tensor is a part of it, unless keeping the tensor for that makes the arena longer."""
+    planner = _Planner(function, module)
+    planner.plan()
+    if planner.aliases.cuts:
+        other = _Planner(function, module, cut=False)
+        other.plan()
+        return min(planner, other, key=lambda each: each.memory.bytes)
+    return planner
 
 
 @dataclass(frozen=True)
@@ -107,26 +118,27 @@ def _free_name(var: GlobalVar, taken: set[str]) -> str:
     return name
 
 
-@dataclass
-class _Life:
-    """The first and the last binding that a tensor's memory is needed for."""
-
-    first: int
-    last: int
-
-
 class _Planner:
-    """Plans one function."""
+    """Plans one function.
 
-    def __init__(self, function: relax.Function, module: tvm.IRModule) -> None:
+    Args:
+        function: the function.
+        module: has its kernels.
+        cut: whether what is cut out of a tensor may be a part of it.
+    """
+
+    def __init__(self, function: relax.Function, module: tvm.IRModule, *, cut: bool = True) -> None:
         self.function = function
         self.module = module
+        self.cut = cut
+        self.aliases = Aliases()
         self.kernels: dict[GlobalVar, Overwriting] = {}
         self.bindings = [binding for block in function.body.blocks for binding in block.bindings]
         self.roots: dict[relax.Var, frozenset[relax.Var]] = {p: frozenset([p]) for p in function.params}
-        self.lives: dict[relax.Var, _Life] = {}
+        self.lives: dict[relax.Var, Life] = {}
         self.returned: frozenset[relax.Var] = _ALIASES_NOTHING
         self.places: dict[relax.Var, int] = {}
+        self.slots: dict[relax.Var, int] = {}  # of the tensors that memory is taken for
         self.taken: dict[int, set[int]] = {}  # slots that a binding writes
         self.overwritten: dict[int, tuple[int, int]] = {}  # by binding: the parameters of its kernel that are one
         self.memory = Memory()
@@ -135,6 +147,7 @@ class _Planner:
         """Fill `memory` and `overwritten`."""
         self._read()
         known = {str(v.name) for p in self.function.params for v in _symbols(p)}
+        self._find_aliases(known)
         for binding in self.bindings:
             if _is_alloc(binding.value):
                 self._plan_tensor(binding.var, known)
@@ -146,7 +159,7 @@ class _Planner:
 
     def calls(self) -> list[tuple[int, Call]]:
         """The calls of kernels, and where they stand among the bindings."""
-        values = enumerate(binding.value for binding in self.bindings)
+        values = [(step, b.value) for step, b in enumerate(self.bindings) if step not in self.aliases.skipped]
         return [(step, v) for step, v in values if isinstance(v, Call) and isinstance(v.op, GlobalVar)]
 
     def rewritten(self, kernels: Mapping[tuple[GlobalVar, _Overwriting], GlobalVar]) -> relax.Function:
@@ -164,6 +177,7 @@ class _Planner:
             if b.var in replaced or step in called
             else b
             for step, b in enumerate(self.bindings)
+            if step not in self.aliases.skipped
         ]
         function = self.function
         body = relax.SeqExpr([relax.BindingBlock(bindings)], function.body.body)
@@ -178,7 +192,7 @@ class _Planner:
                 continue
             used = self._roots_of(value)
             for root in used:
-                self.lives.setdefault(root, _Life(step, step)).last = step
+                self.lives.setdefault(root, Life(step, step)).last = step
             self.roots[binding.var] = used
         self.returned = self._roots_of(self.function.body.body)
 
@@ -187,6 +201,16 @@ class _Planner:
         if isinstance(expr, relax.Var):
             return self.roots.get(expr, _ALIASES_NOTHING)
         return _ALIASES_NOTHING.union(*(self._roots_of(part) for part in parts_of(expr)))
+
+    def _find_aliases(self, known: set[str]) -> None:
+        allocated = [b.var for b in self.bindings if _is_alloc(b.value) and b.var not in self.returned]
+        tensors = {var: tensor for var in allocated if var in self.lives and (tensor := _tensor(var, known))}
+        sizes = {var: size for var, (_, size) in tensors.items() if isinstance(size, int)}
+        self.aliases = find_aliases(self.bindings, self.module, sizes, self.lives, self._roots_of, cut=self.cut)
+        # What reads a part reads the whole, too, as far as writing over it goes.
+        around = {part: frozenset([part, *self.aliases.around(part)]) for part in self.aliases.wholes}
+        for var, roots in self.roots.items():
+            self.roots[var] = roots.union(*(around[root] for root in roots if root in around))
 
     def _plan_tensor(self, var: relax.Var, known: set[str]) -> None:
         tensor = _tensor(var, known)
@@ -197,14 +221,19 @@ class _Planner:
             return
         shape, size = tensor
         life = self.lives[var]
-        slot = self._slot_of_dying_input(var, size)
+        whole, offset = self.aliases.place(var)
+        slot = self.slots.get(whole)
+        if slot is None and whole is var and var not in self.aliases.made_of_parts:
+            slot = self._slot_of_dying_input(var, size)
         if slot is None:
+            _, length = _tensor(whole, known) or tensor
             slot = len(self.memory.slots)
-            self.memory.slots.append(Slot(size, life.first, life.last))
-        self.memory.slots[slot].last = life.last
+            self.memory.slots.append(Slot(length, life.first, life.last))
+        self.slots[whole] = slot
+        self.memory.slots[slot].last = max(self.memory.slots[slot].last, life.last)
         self.places[var] = slot
         self.taken.setdefault(life.first, set()).add(slot)
-        self.memory.buffers.append(Buffer(slot, shape, str(var.ty.dtype)))
+        self.memory.buffers.append(Buffer(slot, shape, str(var.ty.dtype), offset))
 
     def _slot_of_dying_input(self, var: relax.Var, size: Formula) -> int | None:
         """Case 2: the slot of an input of the kernel that writes the tensor, if it may be written over."""
@@ -218,6 +247,8 @@ class _Planner:
             roots = self._roots_of(arg)
             root = next(iter(roots)) if len(roots) == 1 else None
             if root is None or root not in self.places or self.lives[root].last != step or step in self.overwritten:
+                continue
+            if root in self.aliases.wholes:
                 continue
             slot = self.places[root]
             alone = sum(root in self._roots_of(other) for other in call.args) == 1

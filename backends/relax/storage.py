@@ -80,7 +80,11 @@ class Storage:
         views: dict[tuple[int, str, tuple[int, ...]], Array] = {}  # layers alike have tensors alike
         tensors = []
         for buffer in memory.buffers:
-            key = (offsets[buffer.slot], buffer.dtype, tuple(evaluate(dim, sizes) for dim in buffer.shape))
+            key = (
+                offsets[buffer.slot] + buffer.offset,
+                buffer.dtype,
+                tuple(evaluate(dim, sizes) for dim in buffer.shape),
+            )
             if key not in views:
                 views[key] = self._view(key[0], element_type(key[1]), key[2])
             tensors.append(views[key])
