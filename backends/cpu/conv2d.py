@@ -39,7 +39,7 @@ from backends.cpu.loops import (
     simplify,
     vectorized,
 )
-from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, span, wide
+from backends.cpu.register_tile import RegisterTile, covering, lines_ahead, span, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
@@ -166,7 +166,7 @@ class _Nest:
             return self._tile(image, group, panel, y, start, count, vectors, channels, interior)
 
         if size is None or width is None:
-            return self._symbolic_row(out_width, tile, at)
+            return sequence([self._symbolic_row(out_width, tile, vectors, at)])
         statements = []
         for start, count, interior in edges(self.taps, size, width, tile):
             if interior:
@@ -179,16 +179,9 @@ class _Nest:
     def _interior(self, start: int, tile: int, at: TileAt, index: Expr) -> Stmt:
         return at(i64(start) + index * tile, tile, True)
 
-    def _symbolic_row(self, out_width: Expr, tile: int, at: TileAt) -> Stmt:
+    def _symbolic_row(self, out_width: Expr, tile: int, vectors: int, at: Callable[..., Stmt]) -> Stmt | None:
         """A width that is known only at run time: there is no padding along it."""
-        whole = tirx.floordiv(out_width, tile)
-        done = whole * tile
-        return sequence(
-            [
-                loop(whole, lambda t: at(t * tile, tile, True), name="tile"),
-                remainder(out_width - done, done, tile, lambda start, count: at(start, count, True)),
-            ]
-        )
+        return covering(out_width, tile, partial(self.tiles.step_cycles, vectors=vectors), partial(at, interior=True))
 
     def _tile(
         self,

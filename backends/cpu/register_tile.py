@@ -7,10 +7,25 @@ from collections.abc import Callable
 from tvm import tirx
 
 from backends.cpu.bfloat16 import pair_product
-from backends.cpu.loops import BufferLoad, BufferStore, Expr, Stmt, Var, i64, local, loop, sequence
+from backends.cpu.loops import (
+    BufferLoad,
+    BufferStore,
+    Expr,
+    IfThenElse,
+    Stmt,
+    Var,
+    bind,
+    i64,
+    local,
+    loop,
+    sequence,
+)
 
 LINE_ELEMENTS = 16
 """Elements of four bytes in a cache line."""
+
+_CYCLE_PARTS = 4
+"""Cycles are counted in quarters where the run compares them."""
 
 
 def span(start: Expr | int, lanes: int) -> Expr:
@@ -56,6 +71,46 @@ def remainder(count: Expr, start: Expr, size: int, tile: Callable[[Expr, int], S
         statements.append(loop(bit, lambda _, n=step, d=done: tile(start + d, n), name="rest"))  # type: ignore[misc]
         step //= 2
     return sequence(statements) if statements else None
+
+
+def covering(
+    count: Expr, largest: int, cycles: Callable[[int], float], tile: Callable[[Expr, int], Stmt]
+) -> Stmt | None:
+    """Tiles of one size over so many elements, the size being the one that takes the fewest cycles in all.
+
+    The last tile ends with the last element, and may compute some of those before it once more.
+
+    Args:
+        count: how many there are; only the run knows.
+        largest: size of a tile; the half of it and so on are the others.
+        cycles: what a step of a tile takes, by its size.
+        tile: generates a tile, by its first position and its size.
+    """
+    sizes = [largest]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+
+    def tiles(size: int) -> Expr:
+        return tirx.floordiv(count + (size - 1), size)
+
+    def total(size: int) -> Expr:
+        return tiles(size) * max(1, round(_CYCLE_PARTS * cycles(size)))
+
+    chosen, least = i64(1), total(1)
+    for size in sizes[-2::-1]:
+        better = tirx.all(count >= size, total(size) <= least)
+        chosen, least = tirx.Select(better, i64(size), chosen), tirx.Select(better, total(size), least)
+
+    def choose(place: list[Expr]) -> Stmt:
+        (size,) = place
+        statement: Stmt | None = None
+        for one in sizes[::-1]:
+            run = loop(tiles(one), lambda t, n=one: tile(tirx.Min(t * n, count - n), n), name="tile")  # type: ignore[misc]
+            statement = run if statement is None else IfThenElse(tirx.EQ(size, i64(one)), run, statement)
+        assert statement is not None
+        return statement
+
+    return bind([chosen], choose)
 
 
 class RegisterTile:

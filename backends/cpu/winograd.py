@@ -86,8 +86,15 @@ class _Nest:
 
     def build(self) -> Stmt:
         """The statement."""
-        shares = self._shares()
         images: Expr | int = 1 if known(self.images) is not None else self.images
+        blocks = simplify(i64(images) * i64(self.blocks))
+        shares = self._shares(blocks)
+        if known(shares) is not None:
+            return sequence([self._tasks(blocks, shares)])
+        return sequence([bind([shares], lambda place: self._tasks(blocks, place[0]))])
+
+    def _tasks(self, blocks: Expr, shares: Expr) -> Stmt:
+        """All blocks, each in so many shares."""
 
         def task(index: Expr) -> Stmt:
             share = tirx.floormod(index, shares)
@@ -106,15 +113,13 @@ class _Nest:
             own = [self.transformed, self.products, self.staged, *([] if self.gathered is None else [self.gathered])]
             return allocate(own, bind([image, first, begin], body))
 
-        return sequence([parallel(simplify(i64(images) * i64(self.blocks) * shares), task)])
+        return parallel(simplify(blocks * shares), task)
 
-    def _shares(self) -> int:
+    def _shares(self, blocks: Expr) -> Expr:
         """Into how many shares the panels are cut, so that every thread has work; each transforms the patches."""
         cores = self.tiles.cpu.cores
-        blocks = known(self.blocks)
-        if known(self.images) is None or (blocks is not None and (blocks % cores == 0 or blocks >= 4 * cores)):
-            return 1
-        return min(cores, self.panels)
+        enough = tirx.any(tirx.EQ(tirx.floormod(blocks, i64(cores)), i64(0)), blocks >= 4 * cores)
+        return simplify(tirx.Select(enough, i64(1), i64(min(cores, self.panels))))
 
     def _place(self, image: Expr, patch: Expr) -> list[Expr]:
         """Image, row and column of a patch."""
