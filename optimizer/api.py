@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from backends import get_backend
 from optimizer.artifact import load_artifact
 from optimizer.compiled import CompiledModel
-from optimizer.errors import InputError, PipelineError, UnsupportedError
+from optimizer.errors import InputError, PipelineError
 from optimizer.memory_budget import Fitted, Stage, check_sizes, fit, joined, parse_budget
 from optimizer.precision import check_precision, precision_notes
 from optimizer.progress import Stages
@@ -59,8 +59,10 @@ def optimize(
             name. A module needs it to be exported; for others it says which sizes to verify with.
         dynamic_shapes: For a module: which dimensions stay dynamic, as in `torch.export.export`.
         precision: `"float32"`, or for the CPU `"bfloat16"`: products, convolutions and what lies between them are
-            computed in that; inputs and outputs stay float32, as does what would lose too much.
-        calibration: Reserved for quantization.
+            computed in that; inputs and outputs stay float32, as does what would lose too much. `"int8"`: products and
+            convolutions of rounded numbers; the report says what that loses.
+        calibration: For `"int8"` and `"int4"`: sets of inputs like those that the model will meet, any iterable of
+            dicts by name. Without it int8 finds the ranges of activations while it runs, and leaves convolutions be.
         memory_budget: The most that intermediate results and outputs may take at one time: bytes, or `"512MB"`. Parts
             of the graph are then computed piece by piece, as far as that is needed; the report gives the price in time.
         passes: A pipeline string such as `"fold-constants,remove-unused"`, or a list of passes; the target's own
@@ -83,6 +85,8 @@ def optimize(
     """
     arguments = dict(locals())  # whatever is a parameter, now or one day, is a part of the cache's key
     from optimizer.cache import Lookup
+    from optimizer.calibrated_passes import check_calibration, with_samples
+    from optimizer.calibration import Samples
     from optimizer.frontends import load_model
     from optimizer.graph_stage import run_passes
     from optimizer.ir.weights import weight_bytes
@@ -92,9 +96,10 @@ def optimize(
     place = Target.parse(target)
     backend = get_backend(place.kind)
     check_precision(precision, str(place), backend.precisions)
-    _check_options(calibration, verify, fallback, seed)
+    _check_options(verify, fallback, seed)
     budget = parse_budget(memory_budget)
-    pipeline = pipeline_of(passes, place, precision)
+    pipeline = pipeline_of(passes, place, precision, calibrated=calibration is not None)
+    check_calibration(calibration, pipeline)
     stages = Stages(progress)
     lookup = Lookup(arguments, pipeline, place)
     found = lookup.find(get_backend, stages)
@@ -107,11 +112,14 @@ def optimize(
     with stages("reading the model"):
         graph = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
         original = read_side(graph, "original")
+        samples = None if calibration is None else Samples.of(graph.graph, calibration)
+        pipeline = with_samples(pipeline, samples)
     large = weight_bytes(graph) >= _LARGE_BYTES
     if large:
         backend.rest()
     with stages("running the reference"):
-        oracle, verification = make_oracle(graph, verify, seed, example_for(graph.graph, model, example_inputs))
+        example = example_for(graph.graph, model, example_inputs)
+        oracle, verification = make_oracle(graph, verify, seed, example, samples)
     if large:
         backend.prewarm()
     with stages("optimizing the graph"):
@@ -188,14 +196,7 @@ def load(path: str | os.PathLike[str]) -> CompiledModel:
     return load_artifact(Path(path), get_backend)
 
 
-def _check_options(
-    calibration: object,
-    verify: str,
-    fallback: str,
-    seed: int,
-) -> None:
-    if calibration is not None:
-        raise UnsupportedError("calibration serves quantization, which is not available; leave it out")
+def _check_options(verify: str, fallback: str, seed: int) -> None:
     _one_of("verify", verify, ("off", "final", "each"))
     _one_of("fallback", fallback, ("onnxruntime", "error"))
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -207,13 +208,16 @@ def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
         raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
-def pipeline_of(passes: str | Sequence[Pass] | None, target: Target, precision: str = "float32") -> list[Pass]:
+def pipeline_of(
+    passes: str | Sequence[Pass] | None, target: Target, precision: str = "float32", *, calibrated: bool = False
+) -> list[Pass]:
     """The passes that `optimize()` runs.
 
     Args:
         passes: A pipeline string, a list of passes, or `None` for the target's own pipeline.
         target: Where the model will run.
         precision: The conversion to it stands at the end, unless the passes hold one.
+        calibrated: Whether there is calibration data.
 
     Raises:
         PipelineError: The string is malformed or names what does not exist, or the list holds something else.
@@ -222,13 +226,14 @@ def pipeline_of(passes: str | Sequence[Pass] | None, target: Target, precision: 
     from passes.pipelines import default_pipeline, in_precision
 
     if passes is None:
-        return in_precision(default_pipeline(target.kind), precision)
+        return in_precision(default_pipeline(target.kind), precision, target.kind, calibrated)
     if isinstance(passes, str):
         from passes.registry import PASSES
 
-        return in_precision(parse_pipeline(passes, PASSES) if passes.strip() else [], precision)
+        parsed = parse_pipeline(passes, PASSES) if passes.strip() else []
+        return in_precision(parsed, precision, target.kind, calibrated)
     listed = list(passes)
     for pass_ in listed:
         if not isinstance(pass_, Pass):
             raise PipelineError(f"passes must be a pipeline string or a list of passes, it holds {pass_!r}")
-    return in_precision(listed, precision)
+    return in_precision(listed, precision, target.kind, calibrated)

@@ -16,6 +16,9 @@ no element may be off by more than `OUTLIER` times the tolerance, in units of th
 errors are spread evenly, and the largest of a million is five times their own mean.
 Where the graph rounds to integers or chooses (`QuantizeLinear`, `ArgMax`, ...), a tiny difference can turn one value
 into its neighbour: then 1 % of an integer output's elements may differ, and a float output by 1 %.
+A form whose weights were rounded to 8 bits or fewer is another model; what it loses is for its user to judge. It is
+refused when it is of no use to anybody, with more than `USELESS` of the result wrong; `optimizer.quantized_comparison`
+says whether it is computed rightly.
 """
 
 from __future__ import annotations
@@ -29,9 +32,10 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.executable import Array
+from optimizer.ir.quantized import narrow_elements
 from optimizer.ir.walk import all_nodes, subgraphs
 
-__all__ = ["EPSILON_PER_OP", "Comparison", "Tolerance", "compare"]
+__all__ = ["EPSILON_PER_OP", "USELESS", "Comparison", "Tolerance", "compare"]
 
 EPSILON_PER_OP: Mapping[ir.DataType, float] = {
     ir.DataType.DOUBLE: 1e-9,
@@ -46,6 +50,9 @@ OUTLIER = 8.0
 
 ROUNDED = 1e-2
 """The share of integers that may differ, and the relative error of floats, where the graph rounds or chooses."""
+
+USELESS = 0.5
+"""The relative error of a form from which on it is of no use, whatever it is for."""
 
 SIGMOID_ERROR = 2.0**-22
 """The absolute error of a `Sigmoid` in float32: two units in the last place of 1."""
@@ -92,12 +99,14 @@ class Tolerance:
         rounds: Whether some integers may differ, too.
         absolute: The absolute error, in the mean square, that values may have whatever their size, by name.
         epsilon: The relative error allowed to one operator.
+        narrow: How many elements of the model's weights have 8 bits or fewer.
     """
 
     error: float
     rounds: bool = False
     absolute: Mapping[str, float] = field(default_factory=dict)
     epsilon: float = EPSILON_PER_OP[ir.DataType.FLOAT]
+    narrow: int = 0
 
     @classmethod
     def of(cls, model: ir.Model) -> Tolerance:
@@ -105,7 +114,8 @@ class Tolerance:
         coarsest = _coarsest(model)
         growth = coarsest * math.sqrt(max(1, _longest_chain(model.graph)))
         rounds = any(node.op_type in _CHOOSES for node in all_nodes(model))
-        return cls(max(growth, ROUNDED) if rounds else growth, rounds, _absolute_errors(model), coarsest)
+        error = max(growth, ROUNDED) if rounds else growth
+        return cls(error, rounds, _absolute_errors(model), coarsest, narrow_elements(model))
 
     def widened_for(self, result: ir.Model) -> Tolerance:
         """What is allowed to a form of the model that a pass made: more, if it computes in a coarser type.
@@ -113,10 +123,16 @@ class Tolerance:
         Args:
             result: The form that gave the results.
         """
+        if self.is_rounded_in(result):
+            return replace(Tolerance.of(result), error=USELESS, rounds=True, absolute=self.absolute)
         if _coarsest(result) <= self.epsilon:
             return self
         other = Tolerance.of(result)
         return replace(other, rounds=self.rounds or other.rounds, absolute=self.absolute)
+
+    def is_rounded_in(self, result: ir.Model) -> bool:
+        """Whether weights of the model were rounded to 8 bits or fewer in a form of it."""
+        return narrow_elements(result) > self.narrow
 
     def compare(self, outputs: Sequence[Any], reference: Sequence[Any], names: Sequence[str]) -> Comparison:
         """Hold outputs against those of the reference; see `compare`."""
@@ -203,7 +219,7 @@ def _compare_values(actual: Any, expected: Any, limits: _Limits) -> tuple[float,
     if actual.dtype != expected.dtype:
         return math.inf, f"its type is {actual.dtype}, it must be {expected.dtype}"
     if expected.dtype.kind in "biu" or "int" in expected.dtype.name:
-        return _compare_integers(actual, expected, limits.rounds)
+        return _compare_integers(actual, expected, limits)
     return _compare_floats(actual, expected, limits)
 
 
@@ -220,10 +236,11 @@ def _texts(array: Array) -> list[str]:
     return [item.decode() if isinstance(item, bytes) else str(item) for item in array.reshape(-1).tolist()]
 
 
-def _compare_integers(actual: Array, expected: Array, rounds: bool) -> tuple[float, str]:
+def _compare_integers(actual: Array, expected: Array, limits: _Limits) -> tuple[float, str]:
     differing = int(np.count_nonzero(actual != expected))
     share = differing / max(1, expected.size)
-    allowed = max(1, int(expected.size * ROUNDED)) if rounds else 0
+    most = USELESS if limits.tolerance >= USELESS else ROUNDED
+    allowed = max(1, int(expected.size * most)) if limits.rounds else 0
     return share, f"{differing} of its {expected.size} elements differ" if differing > allowed else ""
 
 

@@ -63,9 +63,11 @@ class Pass(ir.passes.InPlacePass):
         return _WORD_BOUNDARY.sub("-", type(self).__name__).lower()
 
     def options(self) -> dict[str, bool | int | float | str]:
-        """The options that differ from their defaults."""
+        """The options that differ from their defaults. A field that does not compare, such as data, is no option."""
         changed = {}
         for field in dataclasses.fields(self):
+            if not field.compare:
+                continue
             value = getattr(self, field.name)
             if value != field.default:
                 changed[field.name] = value

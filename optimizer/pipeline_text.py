@@ -71,7 +71,7 @@ class PipelineParser:
 
     def _build(self, cls: type[Any], name: str, given: dict[str, object]) -> Any:
         known = typing.get_type_hints(cls)
-        fields = [field.name for field in dataclasses.fields(cls) if field.name not in given]
+        fields = [field.name for field in dataclasses.fields(cls) if field.name not in given and field.compare]
         for key, value in self._options():
             if key not in fields:
                 has = f"it has {', '.join(fields)}" if fields else "it has none"

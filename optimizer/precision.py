@@ -34,6 +34,8 @@ def precision_notes(model: ir.Model, precision: str) -> list[str]:
     """What the report says of a model that was to be computed in `precision`, after the passes."""
     from optimizer.ir.walk import all_nodes  # ONNX, which loading a saved model does without
 
+    if precision in ("int8", "int4"):
+        return _quantized_notes(model, precision)
     if precision != "bfloat16":
         return []
     types = Counter(value.dtype.name for node in all_nodes(model) for value in node.outputs if value.dtype is not None)
@@ -45,3 +47,24 @@ def precision_notes(model: ir.Model, precision: str) -> list[str]:
     if not types["BFLOAT16"]:
         notes.append("nothing computes in bfloat16: no float32 product or convolution was found that it is defined for")
     return notes
+
+
+def _quantized_notes(model: ir.Model, precision: str) -> list[str]:
+    from optimizer.ir.query import constant, input_at, is_op
+    from optimizer.ir.walk import all_nodes
+
+    layers = [node for node in all_nodes(model) if is_op(node, "Conv", "Gemm", "MatMul", "MatMulInteger")]
+    rounded = [n for n in layers if n.op_type == "MatMulInteger" or _is_dequantized(input_at(n, 1))]
+    left = Counter(n.op_type for n in layers if n not in rounded and constant(input_at(n, 1)) is not None)
+    if not rounded:
+        return [f"nothing computes in {precision}: no layer was found that it is worth while for"]
+    if not left:
+        return []
+    names = ", ".join(f"{count} {op_type}" for op_type, count in sorted(left.items()))
+    return [f"precision {precision}: {len(rounded)} layers are quantized, {sum(left.values())} are not ({names})"]
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    from optimizer.ir.query import is_op
+
+    return value is not None and is_op(value.producer(), "DequantizeLinear")

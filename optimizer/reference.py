@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from optimizer.comparison import Comparison, Tolerance
+from optimizer.comparison import USELESS, Comparison, Tolerance
 from optimizer.errors import ExecutionError, UnsupportedError, VerificationError
 from optimizer.executable import Array
 from optimizer.ir.query import RANDOM_OPERATORS
@@ -30,9 +30,6 @@ __all__ = ["Case", "Oracle", "run_reference"]
 
 _TIMES_ROUNDING = 4.0
 """Two runs that round at other places differ in luck: with two outputs, one in ten is off by three times the other."""
-
-_USELESS = 0.5
-"""A model of which rounding leaves so little is not fit for bfloat16, whatever else is wrong."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,7 @@ class Oracle:
         example: Sequence[Array] | None = None,
         dims: Mapping[str, int] | None = None,
         other_sizes: bool = False,
+        given: Sequence[Sequence[Any]] = (),
     ) -> None:
         """Find inputs with which the model runs, and run it.
 
@@ -75,6 +73,8 @@ class Oracle:
             example: Inputs that are known to run.
             dims: Sizes of symbolic dimensions, by name.
             other_sizes: Whether to run it with a second set of sizes, too, if it has symbolic dimensions.
+            given: Sets of inputs to run it with as they are, instead of made up ones: the first, and for `other_sizes`
+                the second.
 
         Raises:
             UnsupportedError: No runtime can run the model, or it gives other results each time.
@@ -86,8 +86,12 @@ class Oracle:
         self._names = [value.name or "" for value in model.graph.outputs]
         self.tolerance = Tolerance.of(model)
         with SharedWeights() as shared:
-            first = _first_that_runs(model, candidate_inputs(model.graph, seed, example, dims), shared)
-            more = inputs_of_other_sizes(model.graph, seed, first.inputs) if other_sizes else ()
+            made_up = candidate_inputs(model.graph, seed, example, dims)
+            first = _first_that_runs(model, [list(given[0])] if given else made_up, shared)
+            more: Iterable[list[Any]] = ()
+            if other_sizes:
+                others = inputs_of_other_sizes(model.graph, seed, first.inputs)
+                more = [list(inputs) for inputs in given[1:2]] if given else others
             with contextlib.suppress(UnsupportedError):
                 self.cases: tuple[Case, ...] = (first,)
                 self.cases = (first, _first_that_runs(model, more, shared))
@@ -135,7 +139,7 @@ class Oracle:
             rounded = tolerance.compare(run_reference(form, self.inputs), self.outputs, self._names)
         except (ExecutionError, UnsupportedError):
             return None
-        if rounded.error > _USELESS:
+        if rounded.error > USELESS:
             return None
         error = max(tolerance.error, _TIMES_ROUNDING * rounded.error)
         return replace(tolerance, error=error).compare(outputs, self.outputs, self._names)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 
 from rich.console import Console, RenderableType
 
-__all__ = ["count", "joules", "render", "seconds", "size"]
+__all__ = ["count", "decibels", "joules", "render", "seconds", "size"]
 
 _WIDTH = 140
 
@@ -44,6 +45,11 @@ def joules(energy: float) -> str:
         if energy * factor >= 0.9995:
             return f"{energy * factor:.3g} {unit}"
     return f"{energy * 1e9:.3g} nJ"
+
+
+def decibels(error: float) -> str:
+    """`31.4 dB`: the ratio of signal to noise, for a relative error."""
+    return "no noise" if error <= 0 else f"{-20 * math.log10(error):.1f} dB" if math.isfinite(error) else "no signal"
 
 
 def _scaled(number: float, base: int, units: tuple[str, ...]) -> str:

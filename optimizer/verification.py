@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optimizer.comparison import USELESS
 from optimizer.errors import ExecutionError, InputError, TargetError, UnsupportedError, VerificationError
 from optimizer.executable import Executable, run_executable
 from optimizer.ir.specs import specs_of
 from optimizer.ir.weights import weight_bytes
 from optimizer.memory import give_back_free_memory
+from optimizer.quantized_comparison import compare_quantized, loss_of
 from optimizer.reference import Oracle
 from optimizer.reference_process import PROCESS, try_to_load
 from optimizer.report import Verification
@@ -20,6 +23,8 @@ from optimizer.signature import bind, is_torch
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from optimizer.calibration import Samples
 
 __all__ = ["example_for", "make_oracle", "prewarm", "verify_executable"]
 
@@ -35,9 +40,17 @@ def prewarm(mode: str) -> None:
 
 
 def make_oracle(
-    model: ir.Model, mode: str, seed: int, example: Sequence[Any] | None
+    model: ir.Model, mode: str, seed: int, example: Sequence[Any] | None, samples: Samples | None = None
 ) -> tuple[Oracle | None, Verification]:
     """Run the original model, if it is to be compared with; say why not if it cannot be.
+
+    Args:
+        model: The original.
+        mode: `verify` of `optimize()`.
+        seed: For inputs that are made up.
+        example: Inputs of the sizes to use.
+        samples: Calibration data, whose first sets are the inputs then: ranges that were learned from it say nothing of
+            made up ones.
 
     Raises:
         VerificationError: The original model crashes the runtime, or hangs it.
@@ -45,7 +58,8 @@ def make_oracle(
     if mode == "off":
         return None, Verification(mode, reason='verify="off"')
     try:
-        oracle = Oracle(model, seed=seed, example=example, other_sizes=mode == "each")
+        given = [] if samples is None else list(islice(samples, 2))
+        oracle = Oracle(model, seed=seed, example=example, other_sizes=mode == "each", given=given)
     except UnsupportedError as error:
         with SharedWeights() as shared:
             try_to_load(model, shared)
@@ -80,8 +94,39 @@ def verify_executable(
         return Verification(plan.mode, reason=str(error))
     except ExecutionError as error:
         raise VerificationError(f"the compiled model fails on inputs that the original runs with: {error}") from error
+    if oracle.tolerance.is_rounded_in(graph):
+        return _verify_quantized(outputs, oracle, plan.mode, graph)
     result = oracle.verify(outputs, "the compiled model", graph)
     return Verification(plan.mode, result.error, result.tolerance)
+
+
+def _verify_quantized(outputs: Sequence[Any], oracle: Oracle, mode: str, graph: ir.Model) -> Verification:
+    """Compare with the quantized graph, which says whether the code is right, and with the original.
+
+    Raises:
+        VerificationError: The code is wrong, or the quantized model is of no use.
+    """
+    loss = loss_of(outputs, oracle.outputs)
+    try:
+        result = compare_quantized(outputs, oracle.outputs, graph, oracle.inputs)
+    except UnsupportedError as error:
+        verification = Verification(
+            mode, reason=f"the quantized graph cannot be run to compare with: {error}", loss=loss
+        )
+    else:
+        if not result.passed:
+            raise VerificationError(
+                "the compiled model does not compute what the quantized graph does: output "
+                f"{result.output!r}: {result.reason}"
+            )
+        verification = Verification(mode, result.error, result.tolerance, loss=loss)
+    if not loss <= USELESS:
+        raise VerificationError(
+            f"quantization leaves nothing of use: the relative error against the original is {loss:.2g}; keep the "
+            "layers that lose most in float (nodes_to_exclude), give calibration data that is like what the model will "
+            "meet, or take another calibrate_method"
+        )
+    return verification
 
 
 def example_for(graph: ir.Graph, model: object, example_inputs: object) -> list[Any] | None:

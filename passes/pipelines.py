@@ -5,7 +5,7 @@ Two passes of which neither needs the other stand in alphabetical order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from optimizer.pass_manager import Fixpoint, Pass
 from passes.cancel_transposes import CancelTransposes
@@ -37,6 +37,7 @@ from passes.merge_qkv import MergeQkv
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_slices import MergeSlices
 from passes.merge_transposes import MergeTransposes
+from passes.quantize_int8 import QuantizeInt8
 from passes.reduce_strength import ReduceStrength
 from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
@@ -84,17 +85,35 @@ def default_pipeline(target_kind: str) -> list[Pass]:
     ]
 
 
-def in_precision(pipeline: Sequence[Pass], precision: str) -> list[Pass]:
+def in_precision(
+    pipeline: Sequence[Pass], precision: str, target_kind: str = "cpu", calibrated: bool = False
+) -> list[Pass]:
     """A pipeline that leaves a model in a precision.
 
     Args:
         pipeline: If it converts to it already, nothing is added.
-        precision: `"float32"`, which changes nothing, or `"bfloat16"`.
+        precision: `"float32"`, which changes nothing, or one of `_CONVERSIONS`.
+        target_kind: `Target.kind`: whose kernels will compute.
+        calibrated: Whether there is calibration data.
     """
-    if precision == "float32" or any(isinstance(pass_, ConvertFloat) for pass_ in pipeline):
+    if precision == "float32":
         return [*pipeline]
     # Last: the fusions know numbers and formulas by their float32 values, and folding is exact before it.
-    return [*pipeline, ConvertFloat(to=precision)]
+    added = _CONVERSIONS[precision](target_kind, calibrated)
+    given = {type(pass_) for pass_ in pipeline}
+    return [*pipeline] if any(type(pass_) in given for pass_ in added) else [*pipeline, *added]
+
+
+def _in_int8(target_kind: str, calibrated: bool) -> list[Pass]:
+    kernels = "onnxruntime" if target_kind == "onnx" else "tersor"
+    return [QuantizeInt8(dynamic=not calibrated, kernels=kernels)]
+
+
+_CONVERSIONS: Mapping[str, Callable[[str, bool], list[Pass]]] = {
+    "bfloat16": lambda target_kind, calibrated: [ConvertFloat(to="bfloat16")],
+    "int8": _in_int8,
+}
+"""By precision: the passes, given the kind of the target and whether there is calibration data."""
 
 
 def _as_matrices() -> tuple[Pass, ...]:

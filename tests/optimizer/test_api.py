@@ -100,14 +100,14 @@ def test_passes_can_be_chosen() -> None:
             PrecisionError,
             "unknown precision 'fp8'; known: float32, bfloat16, float16, int8, int4",
         ),
-        ({"precision": "int8"}, PrecisionError, "'int8' is not available for target 'onnx'; available: float32"),
+        ({"precision": "float16"}, PrecisionError, "'float16' is not available for target 'onnx'; available: float32"),
         (
             {"precision": "bfloat16"},
             PrecisionError,
             "'bfloat16' is not available for target 'onnx'; available: float32",
         ),
-        ({"precision": "int8", "target": "cpu"}, PrecisionError, "target 'cpu'; available: float32, bfloat16"),
-        ({"calibration": [X]}, UnsupportedError, "calibration serves quantization, which is not available"),
+        ({"precision": "float16", "target": "cpu"}, PrecisionError, "target 'cpu'; available: float32, bfloat16, int8"),
+        ({"calibration": [X]}, InputError, "calibration is for passes that quantize, and there is none"),
         ({"memory_budget": "much"}, InputError, "memory_budget must be a positive number of bytes, or one such as"),
         (
             {"passes": "fold-constant"},
@@ -129,7 +129,7 @@ def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], error: typ
 
 def test_options_are_checked_before_the_model_is_read() -> None:
     with pytest.raises(PrecisionError):
-        quick("missing.onnx", precision="int8")
+        quick("missing.onnx", precision="float16")
 
 
 # --- Verification ---

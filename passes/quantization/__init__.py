@@ -1,0 +1,1 @@
+"""What the passes that quantize share: grids, calibration, and where in a graph they may act."""
