@@ -54,6 +54,7 @@ class QuantizeInt8(Pass):
         activation_symmetric: Whether zero is the middle code of a static activation.
         calibrate_method: `"minmax"`, `"percentile"`, `"entropy"` or `"mse"`.
         percentile: For `"percentile"`: how much of an activation lies inside its range, in percent.
+        bias_correction: Whether the mean error of a rounded weight is taken out of the bias of a Conv or Gemm.
         op_types_to_quantize: Operators, separated by `+`.
         nodes_to_exclude: Names of nodes that stay float32, separated by `+`.
         kernels: Whose: `"tersor"` or `"onnxruntime"`.
@@ -68,6 +69,7 @@ class QuantizeInt8(Pass):
     activation_symmetric: bool = False
     calibrate_method: str = "minmax"
     percentile: float = 99.999
+    bias_correction: bool = True
     op_types_to_quantize: str = "+".join(LAYERS)
     nodes_to_exclude: str = ""
     kernels: str = "tersor"
@@ -128,6 +130,7 @@ class QuantizeInt8(Pass):
                 self.per_channel,
                 self.calibrate_method,
                 self.percentile,
+                self.bias_correction,
                 self.kernels == "onnxruntime",
             )
             quantize_static(editor, scope, layers, plan, self.samples)

@@ -82,7 +82,7 @@ def weight_of(model: ir.Model, name: str) -> str | None:
 MATMUL = "g (float[N,16] x) => (float[N,12] y) { y = MatMul(x, w) }"
 GEMM = "g (float[N,16] x) => (float[N,12] y) { y = Gemm(x, w, b) }"
 TURNED = "g (float[N,16] x) => (float[N,12] y) { y = Gemm<transB = 1>(x, t, b) }"
-CONV = "g (float[N,3,9,9] x) => (float[N,16,5,5] y) { y = Conv<pads = [1,1,1,1], strides = [2,2]>(x, k, c) }"
+CONV = "g (float[N,3,9,9] x) => (float[N,16,5,5] y) { h = Conv<pads = [1,1,1,1], strides = [2,2]>(x, k, c) y = Neg(h) }"
 LAYERS = [(MATMUL, X), (GEMM, X), (TURNED, X), (CONV, IMAGE)]
 
 
@@ -110,7 +110,7 @@ def test_a_layer_loses_what_rounding_costs(text: str, x: np.ndarray, options: di
     model = graph(text)
     pass_ = static(model, x, **options)
     result = check_pass(pass_, model)
-    assert operators(result).count("QuantizeLinear") == 1
+    assert operators(result).count("QuantizeLinear") == (2 if "kernels" in options and text == CONV else 1)
     # Entropy cuts off what is rare, and with so few numbers all are.
     wide = 8 if options.get("calibrate_method") == "entropy" else 1
     assert 1e-4 < error(model, result, x) < wide * BOUND
@@ -120,7 +120,7 @@ def test_a_layer_loses_what_rounding_costs(text: str, x: np.ndarray, options: di
 
 def test_the_graph_has_the_form_of_onnx() -> None:
     model = graph(GEMM)
-    result = check_pass(static(model), model)
+    result = check_pass(static(model, bias_correction=False), model)
     scales = channel_scales(WEIGHTS["w"], 1, Kind(True, True))
     grid = Kind(False, False).over(float(X.min()), float(X.max()))
     expected = graph(
@@ -139,7 +139,7 @@ def test_the_graph_has_the_form_of_onnx() -> None:
 def test_the_result_is_what_numpy_expects() -> None:
     """The oracle: the quantized product, computed in integers."""
     model = graph(GEMM)
-    result = static(model)(model.clone()).model
+    result = static(model, bias_correction=False)(model.clone()).model
     scales = channel_scales(WEIGHTS["w"], 1, Kind(True, True))
     codes = quantize_channels(WEIGHTS["w"], scales, 1, Kind(True, True)).astype(np.int64)
     grid = Kind(False, False).over(float(X.min()), float(X.max()))
