@@ -150,6 +150,7 @@ def optimize(
         usage=run.usage,
         near_misses=tuple(NearMissRow(m.pass_name, m.node, m.reason, m.origins) for m in run.near_misses),
         memory=executable.memory,
+        layers=run.layers,
     )
     compiled = CompiledModel(
         executable,

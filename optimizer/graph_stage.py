@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.instruments import PassRecorder
+from optimizer.instruments import Instrument, PassRecorder
 from optimizer.ir.costs import model_costs
 from optimizer.ir.figures import Costs
 from optimizer.ir.near_miss import NearMiss
 from optimizer.ir.usage import measure_usage
+from optimizer.layer_errors import LayerError, ranked
 from optimizer.pass_manager import Pass, PassManager
+from optimizer.quantization_report import LayerErrorRecorder
 from optimizer.removals import RemovalRecorder
 from optimizer.report import PassRow
 from optimizer.usage import Usage
@@ -42,6 +44,7 @@ class PassesRun:
         near_misses: Where a fusion nearly fired, and why it did not.
         notes: One for each pass that was rejected.
         removed_by: The pass that removed an original node, by the node's label.
+        layers: What the rounding of each quantized layer costs, those that cost most first.
     """
 
     before: Costs
@@ -52,6 +55,7 @@ class PassesRun:
     near_misses: tuple[NearMiss, ...]
     notes: tuple[str, ...]
     removed_by: Mapping[str, str]
+    layers: tuple[LayerError, ...] = ()
 
 
 def run_passes(
@@ -74,13 +78,15 @@ def run_passes(
     usage_before = measure_usage(model, cache_bytes, shapes)
     removals = RemovalRecorder()
     recorder = PassRecorder(lambda changed: model_costs(changed, shapes))
+    rounding = LayerErrorRecorder([] if oracle is None else [case.inputs for case in oracle.cases])
+    instruments: list[Instrument] = [recorder, removals, rounding]
     if verify != "each" or oracle is None:
-        result = PassManager(pipeline).run(model, [recorder, removals])
+        result = PassManager(pipeline).run(model, instruments)
         errors: Sequence[float | None] = [None] * len(recorder.records)
         notes: tuple[str, ...] = ()
     else:
         with VerifyEach(oracle, FAULT_FOLDER) as guard:
-            result = PassManager(pipeline).run(model, [recorder, removals], guard)
+            result = PassManager(pipeline).run(model, instruments, guard)
         errors, notes = guard.errors, tuple(guard.notes)
     rows = tuple(
         PassRow(record.pipeline, record.modified, record.seconds, record.before, record.after, error)
@@ -88,4 +94,14 @@ def run_passes(
     )
     after = rows[-1].after if rows else before
     usage = measure_usage(model, cache_bytes, shapes)
-    return PassesRun(before, after, usage_before, usage, rows, result.near_misses, notes, removals.removed_by)
+    return PassesRun(
+        before,
+        after,
+        usage_before,
+        usage,
+        rows,
+        result.near_misses,
+        (*notes, *rounding.notes),
+        removals.removed_by,
+        tuple(ranked(rounding.rows)),
+    )

@@ -19,13 +19,16 @@ from optimizer.cache_record import CacheRecord
 from optimizer.energy import ASSUMPTIONS, MODEL, Energy, estimate_energy
 from optimizer.errors import InputError
 from optimizer.ir.figures import Costs
+from optimizer.layer_errors import LayerError, layer_table
 from optimizer.profile import Profile
-from optimizer.text import count, decibels, joules, render, seconds, size
+from optimizer.text import count, joules, render, seconds, size
 from optimizer.usage import Usage
+from optimizer.verified import Verification
 
 __all__ = ["NearMissRow", "PassRow", "Report", "Verification"]
 
 _MOST_REASONS = 10
+_UNVERIFIED = Verification("off", reason='verify="off"')
 
 
 @dataclass(frozen=True)
@@ -47,40 +50,6 @@ class PassRow:
     before: Costs
     after: Costs
     error: float | None = None
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Whether the compiled model computes what the original does.
-
-    Attributes:
-        mode: `"off"`, `"final"` or `"each"`.
-        error: The largest relative error of an output; `None` when nothing was compared.
-        tolerance: The error that is allowed.
-        reason: Why nothing was compared, `""` if it was.
-        loss: What quantization costs: the largest relative error of an output against the original model. `error` is
-            that against the quantized graph then. `None` for a model that was not quantized.
-    """
-
-    mode: str
-    error: float | None = None
-    tolerance: float | None = None
-    reason: str = ""
-    loss: float | None = None
-
-    def __str__(self) -> str:
-        if self.error is None:
-            return f"not verified: {self.reason}{self._loss_text()}"
-        form = "" if self.loss is None else "the quantized graph in "
-        return (
-            f"verified against {form}ONNX Runtime: relative error {self.error:.1e} (allowed: {self.tolerance:.1e})"
-            f"{self._loss_text()}"
-        )
-
-    def _loss_text(self) -> str:
-        if self.loss is None:
-            return ""
-        return f"; against the original: relative error {self.loss:.1e} (SNR {decibels(self.loss)})"
 
 
 @dataclass(frozen=True)
@@ -122,6 +91,7 @@ class Report:
         near_misses: Where a fusion nearly fired, and why it did not.
         cached: When it was made, if it is from the cache; `stages` are then those of this call.
         memory: What a run allocates, for the sizes of the verification; `None` where that is not known.
+        layers: What the rounding of each quantized layer costs, those that cost most first.
     """
 
     target: str
@@ -130,7 +100,7 @@ class Report:
     after: Costs
     passes: tuple[PassRow, ...] = ()
     stages: Mapping[str, float] = field(default_factory=dict)
-    verification: Verification = Verification("off", reason='verify="off"')
+    verification: Verification = _UNVERIFIED
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     profile: Profile | None = None
@@ -139,6 +109,7 @@ class Report:
     near_misses: tuple[NearMissRow, ...] = ()
     cached: CacheRecord | None = None
     memory: ActivationMemory | None = None
+    layers: tuple[LayerError, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -195,6 +166,7 @@ class Report:
             "near_misses": [dataclasses.asdict(row) for row in self.near_misses],
             "cached": None if self.cached is None else self.cached.to_dict(),
             "memory": None if self.memory is None else self.memory.to_dict(),
+            "layers": [row.to_dict() for row in self.layers],
         }
 
     @classmethod
@@ -222,6 +194,7 @@ class Report:
             ),
             cached=None if data.get("cached") is None else CacheRecord.from_dict(data["cached"]),
             memory=None if data.get("memory") is None else ActivationMemory.from_dict(data["memory"]),
+            layers=tuple(map(LayerError.from_dict, data.get("layers", ()))),
         )
 
     def to_json(self) -> str:
@@ -238,6 +211,7 @@ class Report:
             parts.append(str(self.memory))
         if self.energy is not None:
             parts.append(_energy_text(self.energy_before, self.energy, "at least " if self.after.symbolic else ""))
+        parts.extend(layer_table(self.layers) if self.layers else ())
         parts.extend(_near_miss_texts(self.near_misses))
         parts.extend(f"note: {note}" for note in self.notes)
         if self.profile is not None:

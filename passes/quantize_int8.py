@@ -135,7 +135,16 @@ class QuantizeInt8(Pass):
             )
             quantize_static(editor, scope, layers, plan, self.samples)
         editor.drop_weights()
+        for layer in layers:
+            _drop_if_unused(scope, layer.weight)
         return RewriteResult(model, editor.modified, tuple(editor.near_misses))
+
+
+def _drop_if_unused(scope: Scope, weight: ir.Value) -> None:
+    """Take the float form of a weight out: `drop_weights` leaves small ones."""
+    unused = weight.is_initializer() and not weight.uses() and not weight.is_graph_output()
+    if unused and weight.name is not None and weight.name in scope.graph.initializers:
+        del scope.graph.initializers[weight.name]
 
 
 def _names(text: str) -> tuple[str, ...]:

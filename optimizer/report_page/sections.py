@@ -16,6 +16,7 @@ from optimizer.text import count, joules, seconds, size
 from optimizer.usage import OperatorUsage, Usage
 
 if TYPE_CHECKING:
+    from optimizer.layer_errors import LayerError
     from optimizer.report import NearMissRow, PassRow, Report
 
 __all__ = ["sections"]
@@ -43,6 +44,8 @@ def sections(report: Report) -> Iterator[str]:
         yield _section("Estimated energy of a run", *_energy(report))
     if report.profile is not None:
         yield _section("Where the time of a run goes, as measured", *_profile(report))
+    if report.layers:
+        yield _section("Quantized layers, those that cost most first", _layers(report.layers))
     if report.near_misses:
         yield _section("Where a fusion nearly fired", _near_misses(report.near_misses))
     if report.notes:
@@ -210,6 +213,15 @@ def _kernel_cells(kernel: KernelTime, share: float, longest: float) -> list[str]
     nodes = f"<small>{_text(', '.join(kernel.nodes[:_NAMED_NODES]))}</small>"
     figures = [str(kernel.calls), seconds(kernel.seconds), f"{share:.1%}"]
     return [_name(kernel.name), *figures, bar(share / longest, 2), *predicted_cells(kernel), nodes]
+
+
+def _layers(rows: Sequence[LayerError]) -> str:
+    shown = rows[: 4 * _MOST_ROWS]
+    most = max((row.cost for row in shown), default=1.0) or 1.0
+    cells = [[_name(row.node), *map(_text, row.cells[1:]), bar(row.cost / most, 3)] for row in shown]
+    head = ("layer", "operator", "weight", "SNR of what it gives", "error of the model, by it alone", "")
+    more = len(rows) - len(cells)
+    return _table(head, cells, right=(3, 4)) + (_dim(f"and {more} more") if more > 0 else "")
 
 
 def _near_misses(rows: Sequence[NearMissRow]) -> str:
