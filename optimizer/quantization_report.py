@@ -131,12 +131,8 @@ class LayerErrorRecorder:
 
 def _row(layer: _Layer, noise: float, signal: float) -> LayerError:
     error = math.sqrt(noise / signal) if signal > 0 else math.sqrt(noise)
-    types = [constant(value) for node in layer.after for value in node.inputs]
-    narrow = {tensor.dtype for tensor in types if tensor is not None and tensor.dtype.bitwidth <= 8 and tensor.size > 1}
-    weight = min(narrow, key=lambda dtype: (dtype.bitwidth, dtype.name), default=None)
-    name = "" if weight is None else weight.name.lower()
     node = layer.before
-    return LayerError(label(node), node.op_type, name, error, origins=origins(node))
+    return LayerError(label(node), node.op_type, _weight_type(layer.after), error, origins=origins(node))
 
 
 def _layers(before: ir.Model, after: ir.Model) -> list[_Layer]:
@@ -150,9 +146,17 @@ def _layers(before: ir.Model, after: ir.Model) -> list[_Layer]:
         if name is None or old is None or old.op_type not in _LAYERS or old.outputs[0].name != name:
             continue
         nodes = _slice(node, common)
-        if len(nodes) > 1:
+        if len(nodes) > 1 and _weight_type(nodes):
             found.append(_Layer(name, old, nodes))
     return found
+
+
+def _weight_type(nodes: Sequence[ir.Node]) -> str:
+    """The narrowest type of 8 bits or fewer among the constants of nodes, `""` if there is none."""
+    tensors = [constant(value) for node in nodes for value in node.inputs]
+    narrow = {t.dtype for t in tensors if t is not None and t.dtype.is_integer() and t.dtype.bitwidth <= 8}
+    found = min(narrow, key=lambda dtype: (dtype.bitwidth, dtype.name), default=None)
+    return "" if found is None else found.name.lower()
 
 
 def _slice(last: ir.Node, common: set[str | None]) -> list[ir.Node]:

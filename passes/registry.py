@@ -38,6 +38,7 @@ from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
 from passes.simplify_gathers import SimplifyGathers
 from passes.simplify_shapes import SimplifyShapes
+from passes.smooth_quant import SmoothQuant
 from passes.tile_memory import TileMemory
 from passes.unflatten_matmul import UnflattenMatmul
 from passes.unflatten_softmax import UnflattenSoftmax
@@ -82,6 +83,7 @@ PASSES: dict[str, type[Pass]] = {
     "replace-cast-like": ReplaceCastLike,
     "simplify-gathers": SimplifyGathers,
     "simplify-shapes": SimplifyShapes,
+    "smooth-quant": SmoothQuant,
     "tile-memory": TileMemory,
     "unflatten-matmul": UnflattenMatmul,
     "unflatten-softmax": UnflattenSoftmax,

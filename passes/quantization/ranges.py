@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from optimizer.calibration import Samples, observe
 from optimizer.errors import InputError
 from passes.quantization.histogram import Histogram
 
-__all__ = ["Means", "observe_ranges"]
+__all__ = ["Largest", "Means", "observe_channels", "observe_ranges"]
 
 
 class Means:
@@ -43,6 +43,40 @@ class Means:
         return self._sum / max(1, self._count)
 
 
+class Largest:
+    """The largest absolute number of each channel.
+
+    Args:
+        axis: Of the channels.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis
+        self._largest: npt.NDArray[np.float64] | None = None
+
+    def add(self, numbers: npt.NDArray[Any]) -> None:
+        """Take finite numbers in.
+
+        Raises:
+            ValueError: One of them is NaN or infinite.
+        """
+        rows = np.abs(np.moveaxis(numbers, self._axis, -1).reshape(-1, numbers.shape[self._axis]))
+        found = rows.max(axis=0, initial=0.0).astype(np.float64)
+        if not np.isfinite(found).all():
+            raise ValueError("NaN or infinity")
+        self._largest = found if self._largest is None else np.maximum(self._largest, found)
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]:
+        """`[channels]`."""
+        assert self._largest is not None, "numbers were taken in"
+        return self._largest
+
+
+class _Counter(Protocol):
+    def add(self, numbers: npt.NDArray[Any]) -> None: ...
+
+
 def observe_ranges(
     model: ir.Model, names: Sequence[str], samples: Samples, means: Mapping[str, Means] | None = None
 ) -> dict[str, Histogram]:
@@ -59,12 +93,27 @@ def observe_ranges(
         UnsupportedError, ExecutionError: The model does not run.
     """
     seen = {name: Histogram() for name in names}
-    for position, arrays in enumerate(observe(model, list(seen), samples)):
-        for (name, histogram), numbers in zip(seen.items(), arrays, strict=True):
+    _observe(model, [*seen.items(), *(means or {}).items()], samples)
+    return seen
+
+
+def observe_channels(model: ir.Model, largest: Mapping[str, Largest], samples: Samples) -> None:
+    """Find the largest number of each channel of values of a model; raises what `observe_ranges` does.
+
+    Args:
+        model: Not changed.
+        largest: By the values' names; filled in.
+        samples: Sets of inputs.
+    """
+    _observe(model, list(largest.items()), samples)
+
+
+def _observe(model: ir.Model, counters: Sequence[tuple[str, _Counter]], samples: Samples) -> None:
+    names = list(dict.fromkeys(name for name, _ in counters))
+    for position, arrays in enumerate(observe(model, names, samples)):
+        numbers = dict(zip(names, arrays, strict=True))
+        for name, counter in counters:
             try:
-                histogram.add(numbers)
+                counter.add(numbers[name])
             except ValueError as error:
                 raise InputError(f"calibration set {position}: the model's {name!r} holds {error}") from error
-            if means is not None and name in means:
-                means[name].add(numbers)
-    return seen

@@ -117,7 +117,10 @@ def test_calibration_that_nothing_uses_is_refused() -> None:
 
 
 def test_the_pass_is_added_once_and_for_the_kernels_of_the_target() -> None:
-    assert [str(p) for p in in_precision([], "int8", "onnx", True)] == ["quantize-int8{kernels=onnxruntime}"]
+    assert [str(p) for p in in_precision([], "int8", "onnx", True)] == [
+        "smooth-quant{alpha=0.75}",
+        "quantize-int8{kernels=onnxruntime}",
+    ]
     assert [str(p) for p in in_precision([], "int8", "cpu", False)] == ["quantize-int8{dynamic=true}"]
     assert in_precision([QuantizeInt8(percentile=99.0)], "int8") == [QuantizeInt8(percentile=99.0)]
     assert in_precision([], "bfloat16") == [ConvertFloat()]
