@@ -48,9 +48,13 @@ class Largest:
 
     Args:
         axis: Of the channels.
+
+    Attributes:
+        rows: How many numbers of each channel were seen.
     """
 
     def __init__(self, axis: int) -> None:
+        self.rows = 0
         self._axis = axis
         self._largest: npt.NDArray[np.float64] | None = None
 
@@ -64,6 +68,7 @@ class Largest:
         found = rows.max(axis=0, initial=0.0).astype(np.float64)
         if not np.isfinite(found).all():
             raise ValueError("NaN or infinity")
+        self.rows += len(rows)
         self._largest = found if self._largest is None else np.maximum(self._largest, found)
 
     @property

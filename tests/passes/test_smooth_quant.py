@@ -10,6 +10,7 @@ import pytest
 
 from optimizer.calibration import Samples
 from optimizer.errors import InputError, PipelineError
+from optimizer.ir.near_miss import RewriteResult
 from optimizer.pass_manager import parse_pipeline
 from optimizer.reference import run_reference
 from optimizer.testing import check_pass
@@ -18,7 +19,7 @@ from passes.registry import PASSES
 from passes.smooth_quant import SmoothQuant
 from tests.passes.test_quantize_int8 import RNG, error, graph, operators, static
 
-X = RNG.standard_normal((40, 16)).astype(np.float32)
+X = RNG.standard_normal((600, 16)).astype(np.float32)
 OUTLIERS = X * np.array([100, 0.1] + [1] * 14, np.float32)
 SCALE = np.array([60, 0.2] + [1] * 14, np.float32)
 PLAIN = "g (float[N,16] x) => (float[N,12] y) { y = Gemm(x, w, b) }"
@@ -85,12 +86,12 @@ def with_output(model: ir.Model, value: ir.Value) -> ir.Model:
         NORM.replace("float[N,16] x", "float[N,16] x, float[16] r").replace("n, m", "r, m"),
         NORM.replace("x, n, m", "x, n, r").replace("float[N,16] x", "float[N,16] x, float[16] r"),
         NORM.replace("LayerNormalization(x", "LayerNormalization<axis = 0>(x")
-        .replace("[N,", "[40,")
+        .replace("[N,", "[600,")
         .replace("n, m", "f"),
     ],
 )
 def test_a_normalization_that_must_stay_is_followed_by_a_mul(text: str) -> None:
-    model = graph(text, n=SCALE, m=SCALE / 7, f=np.tile(SCALE, (40, 1)))
+    model = graph(text, n=SCALE, m=SCALE / 7, f=np.tile(SCALE, (600, 1)))
     inputs = [X, SCALE][: len(model.graph.inputs)]
     result = check_pass(smooth(model, tuple(inputs)), model)
     assert operators(result)[:2] == ["LayerNormalization", "Mul"]
@@ -105,7 +106,7 @@ def test_products_that_read_the_same_share_the_factors() -> None:
 def test_what_is_smooth_stays() -> None:
     weight = np.ones((16, 12), np.float32)
     model = graph("g (float[N,16] x) => (float[N,12] y) { y = MatMul(x, e) }", e=weight)
-    even = np.ones((3, 16), np.float32)
+    even = np.ones((512, 16), np.float32)
     assert not smooth(model, even)(model.clone()).modified
     # A channel that is zero throughout has no factor.
     assert not smooth(model, even * np.array([0] + [1] * 15, np.float32))(model.clone()).modified
@@ -113,6 +114,14 @@ def test_what_is_smooth_stays() -> None:
         "Mul",
         "MatMul",
     ]
+
+
+def test_few_rows_say_too_little() -> None:
+    model = graph(PLAIN)
+    result = smooth(model, OUTLIERS[:300], OUTLIERS[300:511])(model.clone())
+    assert isinstance(result, RewriteResult) and not result.modified
+    assert [miss.reason for miss in result.near_misses] == ["calibration gives 511 rows of 'x', 512 are needed"]
+    assert smooth(model, OUTLIERS[:300], OUTLIERS[300:512])(model.clone()).modified
 
 
 def test_convolutions_and_other_types_stay() -> None:
