@@ -32,6 +32,7 @@ from passes.quantization.grids import Kind
 from passes.quantization.layers import LAYERS, Selection, find_layers
 from passes.quantization.onnxruntime_forms import multiply_integers
 from passes.quantization.static import StaticPlan, quantize_static
+from passes.quantization.writer import drop_orphans, unused_constants
 
 __all__ = ["QuantizeInt8"]
 
@@ -104,6 +105,7 @@ class QuantizeInt8(Pass):
         """
         editor = Editor(model)
         scope = Scope(model.graph, model.opset_imports.get("", 0))
+        unused = unused_constants(scope)
         excluded = frozenset(_names(self.nodes_to_exclude))
         layers = find_layers(editor, scope, Selection(_names(self.op_types_to_quantize), excluded))
         weights = Kind(self.weight_type == "int8", True, self.reduce_range)
@@ -134,17 +136,8 @@ class QuantizeInt8(Pass):
                 self.kernels == "onnxruntime",
             )
             quantize_static(editor, scope, layers, plan, self.samples)
-        editor.drop_weights()
-        for layer in layers:
-            _drop_if_unused(scope, layer.weight)
+        drop_orphans(scope, unused)
         return RewriteResult(model, editor.modified, tuple(editor.near_misses))
-
-
-def _drop_if_unused(scope: Scope, weight: ir.Value) -> None:
-    """Take the float form of a weight out: `drop_weights` leaves small ones."""
-    unused = weight.is_initializer() and not weight.uses() and not weight.is_graph_output()
-    if unused and weight.name is not None and weight.name in scope.graph.initializers:
-        del scope.graph.initializers[weight.name]
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from optimizer.ir.query import constant, input_at, int_attribute, is_op
 from optimizer.pass_manager import Pass
 from passes.quantization.layers import Layer, Selection, find_layers
 from passes.quantization.ranges import Largest, observe_channels
-from passes.quantization.writer import Writer
+from passes.quantization.writer import Writer, drop_orphans, unused_constants
 
 __all__ = ["SmoothQuant"]
 
@@ -73,6 +73,7 @@ class SmoothQuant(Pass):
         """
         editor = Editor(model)
         scope = Scope(model.graph, model.opset_imports.get("", 0))
+        unused = unused_constants(scope)
         groups: dict[ir.Value, list[Layer]] = {}
         # What is no product is no near miss of this pass.
         for layer in find_layers(Editor(model), scope, Selection(("Gemm", "MatMul"))):
@@ -92,7 +93,7 @@ class SmoothQuant(Pass):
             s = _factors(largest[x.name or ""].values, weights, self.alpha)
             if np.abs(s - 1).max(initial=0) > _SMOOTH:
                 _smooth(Writer(editor, scope), x, layers, s)
-        editor.drop_weights()
+        drop_orphans(scope, unused)
         return RewriteResult(model, editor.modified, tuple(editor.near_misses))
 
 
@@ -119,7 +120,6 @@ def _smooth(writer: Writer, x: ir.Value, layers: Sequence[Layer], s: Vector) -> 
         along = s[:, None] if layer.axis == 1 else s[None, :]
         content: Any = (layer.array * along).astype(np.float32)
         layer.node.replace_input_with(1, writer.constant(f"{layer.weight.name}_smooth", content, layer.node))
-        writer.editor.release(layer.weight)
 
 
 def _scale_normalization(writer: Writer, x: ir.Value, layers: Sequence[Layer], s: Vector) -> bool:
@@ -142,7 +142,6 @@ def _scale_normalization(writer: Writer, x: ir.Value, layers: Sequence[Layer], s
         if value is not None and tensor is not None:
             content = (tensor.numpy() / s).astype(np.float32)
             node.replace_input_with(index + 1, writer.constant(f"{value.name}_smooth", content, node))
-            writer.editor.release(value)
     # Another name: what it gives is not what it was.
     x.name = name
     return True

@@ -189,10 +189,6 @@ class Editor:
         self.modified = True
         self._released.update(dict.fromkeys(given))
 
-    def release(self, value: ir.Value) -> None:
-        """Note that a node in the graph reads `value` no more: `drop_weights` looks at it."""
-        self._released[value] = None
-
     def drop_weights(self) -> None:
         """Free the weights that lost a user and have none left; only when what takes their place has been made."""
         for value in self._released:

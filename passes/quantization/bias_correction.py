@@ -45,8 +45,6 @@ def correct_bias(writer: Writer, layer: Layer, grids: WeightGrids, means: npt.ND
     value = writer.constant(name, new, layer.node)
     if len(layer.node.inputs) < 3:
         layer.node.resize_inputs(3)
-    if layer.bias is not None:
-        writer.editor.release(layer.bias)
     layer.node.replace_input_with(2, value)
 
 

@@ -75,7 +75,6 @@ class _Rows:
         if x not in self._rounded:
             self._rounded[x] = self._round(x, dims, node)
         operands = [self._rounded[x], self.writer.weight(layer.weight, grids, node)]
-        self.editor.release(layer.weight)
         if len(dims) == 2:
             for index, operand in enumerate(operands):
                 node.replace_input_with(index, operand)

@@ -49,7 +49,6 @@ def multiply_integers(editor: Editor, scope: Scope, layers: Sequence[Layer], kin
             rounded[x] = writer.node("DynamicQuantizeLinear", [x], name, node, dtype=ir.DataType.UINT8, outputs=3)
         codes, scale, zero = rounded[x].outputs
         weight, weight_scale, weight_zero = writer.codes(layer.weight, _as_matrix(layer, kind, per_channel), node)
-        editor.release(layer.weight)
         name, integer = f"{node.outputs[0].name}", ir.DataType.INT32
         operands = [codes, weight, zero, *([weight_zero] if weight_zero is not None else [])]
         total = writer.node("MatMulInteger", operands, f"{name}_integers", node, dtype=integer)
@@ -65,7 +64,6 @@ def product_and_sum(writer: Writer, layer: Layer, kind: Kind, per_channel: bool,
     node, x = layer.node, layer.node.inputs[0]
     assert x is not None, "a layer has an activation"
     weight = writer.weight(layer.weight, _as_matrix(layer, kind, per_channel), node)
-    writer.editor.release(layer.weight)
     product = ir.node("MatMul", [writer.rounded(x, grid, node), weight], name=label(node))
     _end_with(writer, node, product, input_at(node, 2), "Sum")
 

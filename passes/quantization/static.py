@@ -118,4 +118,3 @@ class _Writing:
             round_bias(self.writer, layer, grids, grid)
         self.read(node, 0)
         node.replace_input_with(1, self.writer.weight(layer.weight, grids, node))
-        self.writer.editor.release(layer.weight)

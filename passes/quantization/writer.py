@@ -15,7 +15,7 @@ from optimizer.ir.provenance import inherit
 from optimizer.ir.query import constant
 from passes.quantization.grids import Grid, Kind, quantize_channels
 
-__all__ = ["WeightGrids", "Writer"]
+__all__ = ["WeightGrids", "Writer", "drop_orphans", "unused_constants"]
 
 Array = npt.NDArray[Any]
 
@@ -152,3 +152,24 @@ class Writer:
                 zero,
             )
         return self._codes[key]
+
+
+def unused_constants(scope: Scope) -> set[str]:
+    """Names of the initializers that nothing uses before a pass."""
+    return {name for name, value in scope.graph.initializers.items() if _is_unused(value)}
+
+
+def drop_orphans(scope: Scope, unused: set[str]) -> None:
+    """Take out the initializers that lost their last user in a pass, small ones too.
+
+    Args:
+        scope: The graph.
+        unused: What `unused_constants` gave before the pass; that stays.
+    """
+    for name, value in list(scope.graph.initializers.items()):
+        if name not in unused and _is_unused(value):
+            del scope.graph.initializers[name]
+
+
+def _is_unused(value: ir.Value) -> bool:
+    return not value.uses() and not value.is_graph_input() and not value.is_graph_output()
