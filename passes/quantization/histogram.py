@@ -17,7 +17,7 @@ import numpy.typing as npt
 __all__ = ["BINS", "Histogram"]
 
 BINS = 8192
-"""32 KB of counts twice over; at least a quarter of the bins are in use, 16 for each number of a grid of 8 bits."""
+"""64 KB of counts. The largest number lies in the outer half of its side: 8 bins or more for each step of a grid."""
 
 _LOWEST_EXPONENT = -126
 _PIECE = 1 << 20
