@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import RenderableType
@@ -61,6 +62,9 @@ def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
     """The options of `optimize()`."""
     parser.add_argument("--target", default="cpu", help="where the model will run (default: %(default)s)")
     _add_precision(parser)
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FOLDER", help="of .npz files, each with inputs by name; for int8"
+    )
     parser.add_argument("--memory-budget", metavar="BYTES", help='for activations, such as "512MB" (default: no limit)')
     parser.add_argument("--passes", help='a pipeline such as "fold-constants,remove-unused" (default: the target\'s)')
     parser.add_argument("--verify", default="final", help="off, final or each (default: %(default)s)")
@@ -71,17 +75,19 @@ def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--precision", default="float32", help="float32 or bfloat16 (default: %(default)s)")
+    parser.add_argument("--precision", default="float32", help="float32, bfloat16 or int8 (default: %(default)s)")
 
 
 def compile_model(options: argparse.Namespace) -> CompiledModel:
     """Call `optimize()` on `options.model` with the options of `add_optimizer_options`."""
     from optimizer.api import optimize
+    from optimizer.calibration_files import read_sets
 
     return optimize(
         options.model,
         options.target,
         precision=options.precision,
+        calibration=None if options.calibration is None else list(read_sets(options.calibration)),
         memory_budget=options.memory_budget,
         passes=options.passes,
         verify=options.verify,

@@ -12,6 +12,8 @@ import onnx_ir as ir
 import pytest
 
 from optimizer import CompiledModel, load, optimize
+from optimizer.calibration_files import read_sets
+from optimizer.cli import main
 from optimizer.errors import InputError, PrecisionError, VerificationError
 from optimizer.frontends import load_model
 from optimizer.ir.quantized import narrow_elements, shaken
@@ -204,6 +206,29 @@ def test_the_loss_is_that_of_the_worst_output() -> None:
     assert loss_of([], []) == 0
 
 
+# --- The command line ---
+
+
+def test_calibration_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(perceptron(), tmp_path / "model.onnx")
+    for number, item in enumerate(SETS):
+        np.savez(tmp_path / f"{number}.npz", x=item["x"])
+    arguments = ["optimize", str(tmp_path / "model.onnx"), "--target", "onnx", "--precision", "int8", "--quiet"]
+    assert main([*arguments, "--calibration", str(tmp_path), "-o", str(tmp_path / "int8.onnx"), "--no-cache"]) == 0
+    assert "against the original: relative error" in capsys.readouterr().out
+    saved = ir.load(tmp_path / "int8.onnx")
+    expected = quantized(calibration=SETS).graph
+    assert run_reference(saved, [X])[0].tolist() == run_reference(expected, [X])[0].tolist()
+    (tmp_path / "9.npz").write_bytes(b"no archive")
+    assert main([*arguments, "--calibration", str(tmp_path)]) == 2
+    assert "cannot read the calibration inputs" in capsys.readouterr().err
+    with pytest.raises(InputError, match="is no folder with"):
+        read_sets(tmp_path / "missing")
+    np.savez(tmp_path / "9.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match="cannot read the calibration inputs"):
+        list(read_sets(tmp_path))
+
+
 # --- The cache, and files ---
 
 
@@ -237,6 +262,18 @@ def test_a_quantized_file_stays_quantized(target: str, calibration: Any, tmp_pat
         floats = [v.const_value for v in again.graph.graph.initializers.values() if v.dtype == ir.DataType.FLOAT]
         assert sum(tensor.size for tensor in floats if tensor is not None) < 64 * 8
         np.testing.assert_allclose(again(X), compiled(X), rtol=0, atol=0.02 * float(np.abs(compiled(X)).max()))
+
+
+@pytest.mark.parametrize("target", ["onnx", "cpu"])
+def test_a_quantized_network_of_convolutions_stays_quantized(target: str, tmp_path: Path) -> None:
+    compiled = quantized(network(), target, calibration=IMAGES)
+    compiled.save_onnx(tmp_path / "int8.onnx")
+    again = quantized(tmp_path / "int8.onnx", target, precision="float32")
+    # Both weights, and fewer zero points: equal ones have become one.
+    assert 16 * 27 + 160 < narrow_elements(again.graph) <= narrow_elements(compiled.graph)
+    assert sum(node.op_type == "QuantizeLinear" for node in again.graph.graph) > 1
+    y, same = compiled(IMAGES[0]["x"]), again(IMAGES[0]["x"])
+    np.testing.assert_allclose(same, y, rtol=0, atol=0.02 * float(np.abs(y).max()))
 
 
 def test_the_same_call_gives_the_same_bytes() -> None:
