@@ -136,7 +136,7 @@ def test_passes_and_targets_are_listed(tersor: Terminal) -> None:
         (["optimize", "missing.onnx"], 1, "cannot read the model 'missing.onnx': No such file or directory"),
         (["optimize", "broken.onnx"], 1, "broken.onnx"),
         (["optimize", "model.onnx", "--target", "gpu"], 2, "unknown target 'gpu'"),
-        (["optimize", "model.onnx", "--precision", "int8"], 2, "precision 'int8' is not available"),
+        (["optimize", "model.onnx", "--precision", "float16"], 2, "precision 'float16' is not available"),
         (["optimize", "model.onnx", "--passes", "nothing"], 2, "no pass is called 'nothing'"),
         (["optimize", "model.onnx", "--verify", "maybe"], 2, "verify must be one of"),
         (["optimize", "model.onnx", "-o", "model.so"], 2, "--output must end in .tersor or .onnx, not 'model.so'"),

@@ -12,7 +12,7 @@ from optimizer.ir.near_miss import RewriteResult
 from optimizer.ort_session import OrtSession
 from optimizer.reference import run_reference
 from optimizer.testing import check_pass
-from tests.passes.test_quantize_int8 import IMAGE, RNG, X, arrays, error, graph, operators, optimized_operators, static
+from tests.passes.int8_graphs import IMAGE, RNG, X, arrays, error, graph, operators, optimized_operators, static
 
 K = (RNG.standard_normal((16, 16, 3, 3)) / 12).astype(np.float32)
 D = RNG.standard_normal((16, 1, 3, 3)).astype(np.float32)

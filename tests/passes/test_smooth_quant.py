@@ -17,7 +17,7 @@ from optimizer.testing import check_pass
 from passes.quantize_int8 import QuantizeInt8
 from passes.registry import PASSES
 from passes.smooth_quant import SmoothQuant
-from tests.passes.test_quantize_int8 import RNG, error, graph, operators, static
+from tests.passes.int8_graphs import RNG, error, graph, operators, static
 
 X = RNG.standard_normal((600, 16)).astype(np.float32)
 OUTLIERS = X * np.array([100, 0.1] + [1] * 14, np.float32)
