@@ -1,0 +1,311 @@
+"""quantize-int4: the graph that it leaves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from optimizer.calibration import Samples
+from optimizer.errors import InputError, ModelError, PipelineError
+from optimizer.pass_manager import Pass, PassManager, parse_pipeline
+from optimizer.testing import check_pass
+from passes.quantization.emit import NOTE
+from passes.quantize_int4 import QuantizeInt4
+from passes.registry import PASSES
+from tests.passes.int4_graphs import answers, correlated, model_of, quantized, reference_answers
+
+RNG = np.random.default_rng(7)
+MATMUL = "g (float[M,96] x) => (float[M,40] y) { y = MatMul(x, w) }"
+GRAPHS = {
+    "MatMul": (MATMUL, {"w": (96, 40)}),
+    "Gemm": ("g (float[M,96] x) => (float[M,40] y) { y = Gemm(x, w, b) }", {"w": (96, 40), "b": (40,)}),
+    "Gemm transA": ("g (float[96,M] x) => (float[M,40] y) { y = Gemm<transA = 1>(x, w) }", {"w": (96, 40)}),
+    "Gemm transB": ("g (float[M,96] x) => (float[M,40] y) { y = Gemm<transB = 1>(x, w) }", {"w": (40, 96)}),
+    "Conv": ("g (float[2,48,6,7] x) => (float[2,20,3,3] y) { y = Conv<strides=[2,2], pads=[1,0,0,1]>(x, w) }",
+             {"w": (20, 48, 3, 3)}),
+    "Conv of few channels": ("g (float[2,3,6,7] x) => (float[2,20,4,5] y) { y = Conv(x, w) }", {"w": (20, 3, 3, 3)}),
+    "Conv in groups": ("g (float[2,8,6,7] x) => (float[2,8,4,5] y) { y = Conv<group = 8>(x, w) }", {"w": (8, 1, 3, 3)}),
+    "Conv of signals": ("g (float[2,40,9] x) => (float[2,6,7] y) { y = Conv(x, w) }", {"w": (6, 40, 3)}),
+}  # fmt: skip
+
+
+def weights_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return {name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def input_of(model: ir.Model) -> np.ndarray:
+    shape = model.graph.inputs[0].shape
+    assert shape is not None
+    return RNG.normal(size=[size if isinstance(size, int) else 5 for size in shape]).astype(np.float32)
+
+
+def reasons(model: ir.Model, pass_: Pass) -> list[str]:
+    """Why a model stays as it is."""
+    result = PassManager([pass_]).run(model)
+    assert not result.modified
+    return [miss.reason for miss in result.near_misses]
+
+
+# --- 1. Codes, scales and zero points ---
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"block_size": 32},
+        {"block_size": 64, "symmetric": True},
+        {"block_size": 0, "symmetric": True, "scale_type": "float16"},
+        {"block_size": 16, "scale_type": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_every_operator_runs_in_onnx_runtime_and_in_the_reference(graph: str, options: dict[str, object]) -> None:
+    text, shapes = GRAPHS[graph]
+    model = model_of(text, weights_of(shapes))
+    result = quantized(model, QuantizeInt4(method="rtn", **options))  # type: ignore[arg-type]
+    assert any(node.op_type == "DequantizeLinear" for node in result.graph)
+    inputs = {"x": input_of(model)}
+    (wanted,), (found,), (plain,) = answers(model, inputs), answers(result, inputs), reference_answers(result, inputs)
+    np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-4)
+    # Half a step of 4 bits is at most 1/15 of the span; rounding errors are independent and mostly smaller.
+    assert 0 < np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted)
+    (fast,) = answers(result, inputs, optimized=True)
+    np.testing.assert_allclose(fast, found, rtol=1e-3, atol=1e-3)
+
+
+def test_an_embedding_is_looked_up_in_codes() -> None:
+    model = model_of(
+        "g (int64[M] i) => (float[M,96] y) { y = Gather(w, i) }",
+        {"w": RNG.normal(size=(50, 96)).astype(np.float32)},
+    )
+    result = quantized(model, QuantizeInt4(method="rtn"))
+    inputs = {"i": np.array([3, 49, -1])}
+    (wanted,), (found,) = answers(model, inputs), answers(result, inputs)
+    assert np.abs(found - wanted).max() < 0.25
+    np.testing.assert_allclose(found, reference_answers(result, inputs)[0], rtol=1e-6)
+    assert shapes_of(result) == {"codes": (50, 96), "scales": (50, 2), "zeros": (50, 2)}
+
+
+def shapes_of(model: ir.Model) -> dict[str, tuple[int, ...]]:
+    """Of the inputs of `DequantizeLinear`."""
+    (node,) = (node for node in model.graph if node.op_type == "DequantizeLinear")
+    given = [value for value in node.inputs if value is not None]
+    names = ("codes", "scales", "zeros")[: len(given)]
+    return {name: tuple(value.shape.numpy()) for name, value in zip(names, given, strict=True) if value.shape}
+
+
+@pytest.mark.parametrize(
+    ("graph", "options", "shapes", "axis", "block"),
+    [
+        ("MatMul", {}, {"codes": (96, 40), "scales": (3, 40), "zeros": (3, 40)}, 0, 32),
+        ("MatMul", {"block_size": 0}, {"codes": (96, 40), "scales": (40,), "zeros": (40,)}, 1, 0),
+        ("MatMul", {"block_size": 128}, {"codes": (96, 40), "scales": (40,), "zeros": (40,)}, 1, 0),
+        ("MatMul", {"block_size": 64, "symmetric": True}, {"codes": (96, 40), "scales": (2, 40)}, 0, 64),
+        ("Gemm transB", {}, {"codes": (40, 96), "scales": (40, 3), "zeros": (40, 3)}, 1, 32),
+        ("Conv", {"symmetric": True}, {"codes": (20, 48, 3, 3), "scales": (20, 2, 3, 3)}, 1, 32),
+        ("Conv of few channels", {"symmetric": True}, {"codes": (20, 3, 3, 3), "scales": (20,)}, 0, 0),
+    ],
+)
+def test_the_form(
+    graph: str, options: dict[str, object], shapes: dict[str, tuple[int, ...]], axis: int, block: int
+) -> None:
+    text, weights = GRAPHS[graph]
+    options = {"block_size": 32, "method": "rtn"} | options
+    result = quantized(model_of(text, weights_of(weights)), QuantizeInt4(**options))  # type: ignore[arg-type]
+    assert shapes_of(result) == shapes
+    node = result.graph[0]
+    assert node.op_type == "DequantizeLinear"
+    assert node.attributes["axis"].as_int() == axis
+    assert ("block_size" in node.attributes) == bool(block)
+    assert not block or node.attributes["block_size"].as_int() == block
+    codes = node.inputs[0]
+    assert codes is not None
+    assert codes.dtype == (ir.DataType.INT4 if options.get("symmetric") else ir.DataType.UINT4)
+    assert "w" not in result.graph.initializers
+
+
+@pytest.mark.parametrize("scale_type", ["float16", "bfloat16"])
+def test_scales_of_16_bits_are_cast(scale_type: str) -> None:
+    text, shapes = GRAPHS["MatMul"]
+    result = quantized(model_of(text, weights_of(shapes)), QuantizeInt4(scale_type=scale_type))
+    assert [node.op_type for node in result.graph] == ["Cast", "DequantizeLinear", "MatMul"]
+    stored = result.graph[0].inputs[0]
+    assert stored is not None and stored.dtype is not None
+    assert stored.dtype.name.lower() == scale_type
+
+
+def test_the_contract_of_a_pass_with_weights_that_fit_the_grid() -> None:
+    weights = np.tile(np.arange(16, dtype=np.float32), (40, 6)).T
+    weights[16:32] -= 15
+    result = check_pass(QuantizeInt4(block_size=16), model_of(MATMUL, {"w": weights}))
+    assert result.graph[0].op_type == "DequantizeLinear"
+    note = json.loads(result.graph[0].metadata_props[NOTE])
+    assert note == {"method": "rtn", "error": 0.0}
+
+
+def test_layers_can_share_a_weight() -> None:
+    model = model_of(
+        """g (int64[M] i, float[M,96] x) => (float[M,96] y, float[M,50] z) {
+            y = Gather(w, i) z = Gemm<transB = 1>(x, w) }""",
+        {"w": RNG.normal(size=(50, 96)).astype(np.float32)},
+    )
+    result = quantized(model, QuantizeInt4())
+    assert [node.op_type for node in result.graph] == ["DequantizeLinear", "Gather", "Gemm"]
+    # With calibration data the product is what they are judged by.
+    samples = Samples([[np.array([1]), correlated(200, 96)]])
+    result = quantized(model, QuantizeInt4(samples=samples))
+    assert json.loads(result.graph[0].metadata_props[NOTE])["method"] == "gptq"
+
+
+def test_weights_inside_a_branch_and_in_a_constant_node() -> None:
+    model = model_of(
+        """g (bool c, float[4,32] x) => (float[4,32] y) {
+            v = Constant<value_floats = [1.0]>() y = If(c) <
+                then_branch = a () => (float[4,32] p) { p = MatMul(x, w) },
+                else_branch = b () => (float[4,32] q) { q = Identity(x) }> }""",
+        {"w": RNG.normal(size=(32, 32)).astype(np.float32)},
+    )
+    result = quantized(model, QuantizeInt4(block_size=16))
+    inputs = {"c": np.array(True), "x": RNG.normal(size=(4, 32)).astype(np.float32)}
+    (wanted,), (found,) = answers(model, inputs), answers(result, inputs)
+    assert 0 < np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted)
+    assert "w" not in result.graph.initializers
+
+    rows = ", ".join("1.0" if i % 5 else "-2.0" for i in range(64))
+    text = f"g (float[4,32] x) => (float[4,2] y) {{ w = Constant<value = float[32,2] {{{rows}}}>() y = MatMul(x, w) }}"
+    result = quantized(model_of(text, {}), QuantizeInt4(block_size=16))
+    assert [node.op_type for node in result.graph] == ["DequantizeLinear", "MatMul"]
+
+
+# --- What stays as it is, and why ---
+
+
+@pytest.mark.parametrize(
+    ("text", "weight", "reason"),
+    [
+        ("g (float[M,96] x) => (float[M,40] y, float[96,40] z) { y = MatMul(x, w) z = Neg(w) }", (96, 40),
+         "its weight 'w' is also read by Neg 'z'"),
+        ("g (float[40,M] x) => (float[96,M] y) { y = MatMul(w, x) }", (96, 40),
+         "the constant 'w' is its input 0; weights of MatMul are input 1"),
+        ("g (float[2,3,96] x) => (float[2,3,40] y) { y = MatMul(x, w) }", (2, 96, 40), "its weight 'w' has rank 3"),
+        ("g (float[M,96] x) => (float[M] y) { y = MatMul(x, w) }", (96,), "its weight 'w' has rank 1"),
+        ("g (float[M,0] x) => (float[M,3] y) { y = MatMul(x, w) }", (0, 3), "its weight 'w' has no elements"),
+        ("g (float[M,1] x) => (float[M,40] y) { y = MatMul(x, w) }", (1, 40),
+         "its weight 'w' would not become smaller"),
+        ("g (int64[M] i) => (float[40,M] y) { y = Gather<axis = 1>(w, i) }", (40, 96),
+         "it does not look up rows of its table 'w'"),
+        ("g (float[M,64] x, float[N,64] z) => (float[M,64] y, float[N,64] v) "
+         "{ y = MatMul(x, w) v = Gemm<transB = 1>(z, w) }", (64, 64),
+         "its weight 'w' is read along the other axis by 'y'"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_left_alone(text: str, weight: tuple[int, ...], reason: str) -> None:
+    model = model_of(text, {"w": np.ones(weight, np.float32)})
+    assert reasons(model, QuantizeInt4()) == [reason]
+
+
+def test_a_weight_that_is_an_output_stays() -> None:
+    model = model_of("g (float[M,96] x) => (float[M,40] y) { y = MatMul(x, w) }", {"w": np.ones((96, 40), np.float32)})
+    model.graph.outputs.append(model.graph.initializers["w"])
+    assert reasons(model, QuantizeInt4()) == ["its weight 'w' is an output of the graph"]
+
+
+def test_a_default_is_no_constant() -> None:
+    model = model_of("g (float[M,96] x, float[96,40] w) => (float[M,40] y) { y = MatMul(x, w) }", {})
+    default = model.graph.inputs[1]
+    default.const_value = ir.tensor(np.ones((96, 40), np.float32), name="w")
+    model.graph.register_initializer(default)
+    assert reasons(model, QuantizeInt4()) == []
+
+
+@pytest.mark.parametrize(("type_", "name"), [(np.float16, "float16"), (np.float64, "double")])
+def test_other_floats_stay(type_: type[np.generic], name: str) -> None:
+    text = MATMUL.replace("float[", f"{name}[")
+    assert reasons(model_of(text, {"w": np.ones((96, 40), type_)}), QuantizeInt4()) == [
+        f"its weight 'w' is {name}; only float32 is quantized"
+    ]
+
+
+def test_an_opset_without_4_bits() -> None:
+    model = model_of(MATMUL, {"w": np.ones((96, 40), np.float32)}, opset=20)
+    assert reasons(model, QuantizeInt4()) == ["opset 20 has no integers of 4 bits; opset 21 has"]
+
+
+def test_operators_and_nodes_can_be_left_out() -> None:
+    model = model_of(MATMUL, {"w": np.ones((96, 40), np.float32)})
+    wanted = ["MatMul is not among the operators to quantize"]
+    assert reasons(model, QuantizeInt4(op_types_to_quantize="Conv+Gather")) == wanted
+    assert reasons(model, QuantizeInt4(nodes_to_exclude="other+y")) == ["it is excluded"]
+    model.graph[0].name = "head"
+    assert reasons(model, QuantizeInt4(nodes_to_exclude="head")) == ["it is excluded"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("method", ["rtn", "nf4"])
+def test_weights_that_are_not_finite(bad: float, method: str) -> None:
+    weights = np.ones((64, 40), np.float32)
+    weights[3, 4] = bad
+    model = model_of(MATMUL.replace("96", "64"), {"w": weights})
+    with pytest.raises(ModelError, match=r"weight 'w' of 'y' holds NaN or infinity: .* nodes_to_exclude=y"):
+        QuantizeInt4(method=method)(model)
+
+
+def test_scales_that_a_type_cannot_hold() -> None:
+    model = model_of(MATMUL, {"w": np.full((96, 40), 1e6, np.float32)})
+    (reason,) = reasons(model, QuantizeInt4(scale_type="float16"))
+    assert reason == "weights up to 1e+06 in 'w' are too large for scales of float16"
+    assert quantized(model, QuantizeInt4(scale_type="bfloat16")).graph[0].op_type == "Cast"
+
+
+def test_a_block_of_zeros_and_one_of_tiny_weights() -> None:
+    weights = np.zeros((96, 40), np.float32)
+    weights[32:64] = 1e-44
+    for options in ({}, {"symmetric": True}, {"scale_type": "float16"}):
+        result = quantized(model_of(MATMUL, {"w": weights}), QuantizeInt4(block_size=32, **options))  # type: ignore[arg-type]
+        (found,) = answers(result, {"x": np.ones((1, 96), np.float32)})
+        assert np.abs(found).max() < 1e-3
+
+
+# --- Options ---
+
+
+def test_options_print_back() -> None:
+    pass_ = QuantizeInt4(method="hqq", block_size=0, symmetric=True, nodes_to_exclude="/model/head+y", resume="folder")
+    text = "quantize-int4{method=hqq,block_size=0,symmetric=true,nodes_to_exclude=/model/head+y}"
+    assert str(pass_) == text
+    assert parse_pipeline(text, PASSES) == [pass_]
+    with pytest.raises(PipelineError, match="has no option 'samples'"):
+        parse_pipeline("quantize-int4{samples=1}", PASSES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "best"}, "method} must be one of auto, rtn, .* not 'best'"),
+        ({"block_size": 48}, "block_size} must be one of 0, 16, 32, 64, 128, 256, not 48"),
+        ({"scale_type": "double"}, "scale_type} must be one of float32, float16, bfloat16, not 'double'"),
+        ({"op_types_to_quantize": "MatMul+Add"}, "op_types_to_quantize} must be one of .* not 'Add'"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        QuantizeInt4(**options)  # type: ignore[arg-type]
+
+
+def test_gptq_asks_for_data() -> None:
+    with pytest.raises(InputError, match="method=gptq} needs calibration data: give calibration="):
+        QuantizeInt4(method="gptq")(model_of(MATMUL, {"w": np.ones((96, 40), np.float32)}))
+
+
+def test_progress_is_told() -> None:
+    model = model_of(
+        "g (float[M,96] x) => (float[M,96] y) { a = MatMul(x, w) y = MatMul(a, v) }",
+        weights_of({"w": (96, 40), "v": (40, 96)}),
+    )
+    told: list[tuple[int, int, str]] = []
+    quantized(model, QuantizeInt4(method="rtn", progress=lambda *what: told.append(what)))
+    assert told == [(1, 2, "a"), (2, 2, "y")]
