@@ -20,7 +20,7 @@ A layer stays as it is when it would not become smaller, and where the reason is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -31,6 +31,7 @@ from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.float_types import nested_scopes
 from optimizer.ir.near_miss import RewriteResult
 from optimizer.pass_manager import Pass
+from passes.quantization.awq import fold_scales, input_scales, scaled_inputs
 from passes.quantization.blocks import SCALE_TYPES, Blocks, Floats, Grid
 from passes.quantization.emit import emit_codes, emit_normal_floats, replace_weight
 from passes.quantization.inputs import Inputs, Source, measure, source_of
@@ -41,7 +42,7 @@ from passes.quantization.weight_layers import OPERATORS, Layer, find_layers
 
 __all__ = ["QuantizeInt4"]
 
-_METHODS = ("auto", "rtn", "hqq", "gptq", "nf4")
+_METHODS = ("auto", "rtn", "hqq", "gptq", "awq", "nf4")
 _BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
 _OPSET = 21
 """The first with 4-bit integers and blocks."""
@@ -52,9 +53,10 @@ class QuantizeInt4(Pass):
     """Quantizes weights to 4 bits.
 
     Attributes:
-        method: How codes are found. `"rtn"`: round to nearest. `"hqq"`: half-quadratic, no data. `"gptq"`: needs
-            calibration data. `"nf4"`: a codebook for normally distributed weights. `"auto"`: for each layer the best of
-            those that the data allow, never worse than `"rtn"`.
+        method: How codes are found. `"rtn"`: round to nearest. `"hqq"`: half-quadratic, no data. `"gptq"` and
+            `"awq"`: need calibration data. `"nf4"`: a codebook for normally distributed weights. `"auto"`: for each
+            layer the best of RTN, a search for scales, and HQQ or, with calibration data, GPTQ. None but `"nf4"` leaves
+            a layer with a larger error than RTN.
         block_size: How many weights share a scale: 0 for all of an output, or 16, 32, 64, 128 or 256.
         symmetric: INT4 without zero points, else UINT4 with them.
         scale_type: What scales are stored as: `"float32"`, `"float16"` or `"bfloat16"`.
@@ -97,10 +99,10 @@ class QuantizeInt4(Pass):
             InputError: The method needs calibration data and there are none, or the layers' inputs are not finite.
             ModelError: A weight is not finite.
         """
-        if self.method == "gptq" and self.samples is None:
+        if self.method in ("gptq", "awq") and self.samples is None:
             raise InputError(
-                "quantize-int4{method=gptq} needs calibration data: give calibration=[{'input': array}, ...], "
-                "or choose method=hqq, which needs none"
+                f"quantize-int4{{method={self.method}}} needs calibration data: give "
+                "calibration=[{'input': array}, ...], or choose method=hqq, which needs none"
             )
         run = _Run(self, model)
         run.quantize()
@@ -118,6 +120,23 @@ class _Group:
 
     layers: list[tuple[int, Layer]]
     sources: dict[tuple[Source, ...], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """A layer to quantize.
+
+    Attributes:
+        number: Among all.
+        layer: With its weight as it is to be rounded.
+        inputs: What is known of them.
+        scales: What the rows of the weight were multiplied with.
+    """
+
+    number: int
+    layer: Layer
+    inputs: Inputs | None
+    scales: Floats | None = None
 
 
 class _Run:
@@ -188,20 +207,22 @@ class _Run:
         return groups
 
     def _reads_inputs(self) -> bool:
-        return self._options.samples is not None and self._options.method in ("auto", "gptq")
+        return self._options.samples is not None and self._options.method in ("auto", "gptq", "awq")
 
     def _quantize_group(self, group: _Group, finished: Finished, total: int) -> None:
         known = {number: finished.load(number, self._blocks(layer)) for number, layer in group.layers}
         inputs = self._inputs([layer for number, layer in group.layers if known[number] is None], group)
-        for number, layer in group.layers:
-            sources = source_of(layer)
-            self._quantize_layer(layer, number, finished, known.pop(number), inputs.get(sources) if sources else None)
+        if self._options.method == "awq":
+            tasks = self._scaled(group, known, inputs)
+        else:
+            tasks = [_Task(number, layer, inputs.get(source_of(layer) or ())) for number, layer in group.layers]
+        for task in tasks:
+            self._quantize_layer(task, known.pop(task.number), finished)
             if self._options.progress is not None:
-                self._options.progress(number + 1, total, layer.name)
+                self._options.progress(task.number + 1, total, task.layer.name)
 
-    def _quantize_layer(
-        self, layer: Layer, number: int, finished: Finished, choice: Choice | None, inputs: Inputs | None
-    ) -> None:
+    def _quantize_layer(self, task: _Task, choice: Choice | None, finished: Finished) -> None:
+        layer = task.layer
         weights = _finite(layer)
         largest = float(np.abs(weights).max())
         if largest > self._grid.largest_weight:
@@ -213,10 +234,39 @@ class _Run:
             self._replace(layer, emit_normal_floats(self.editor, layer, found), "nf4", error)
         else:
             if choice is None:
-                choice = best(weights, self._blocks(layer), self._grid, self._options.method, inputs)
-                finished.save(number, choice)
+                choice = best(weights, self._blocks(layer), self._grid, self._options.method, task.inputs)
+                if task.scales is not None:
+                    choice = dataclasses.replace(choice, method="awq", input_scales=task.scales)
+                finished.save(task.number, choice)
             new = emit_codes(self.editor, layer, choice.quantized, self._grid)
             self._replace(layer, new, choice.method, choice.error)
+
+    def _scaled(
+        self, group: _Group, known: Mapping[int, Choice | None], inputs: Mapping[tuple[Source, ...], Inputs]
+    ) -> list[_Task]:
+        """The layers after those that read the same value have got their rows scaled."""
+        together: dict[tuple[Source, ...], list[tuple[int, Layer]]] = {}
+        tasks = []
+        for number, layer in group.layers:
+            sources = source_of(layer)
+            if sources is not None and len(sources) == 1 and not sources[0].kernel and not sources[0].turned:
+                together.setdefault(sources, []).append((number, layer))
+            else:
+                tasks.append(_Task(number, layer, inputs.get(sources or ())))
+        for sources, members in together.items():
+            of_value = inputs.get(sources)
+            layers = [layer for _, layer in members]
+            kept = [choice.input_scales for number, _ in members if (choice := known[number]) is not None]
+            scales = kept[0] if kept else None
+            if not kept and of_value is not None and all(map(_is_finite, layers)):
+                scales = input_scales(layers, self._options.block_size, self._grid, of_value)
+            if scales is not None:
+                layers = fold_scales(self.editor, layers, scales)
+                of_value = None if of_value is None else scaled_inputs(of_value, scales)
+            tasks += [
+                _Task(number, layer, of_value, scales) for (number, _), layer in zip(members, layers, strict=True)
+            ]
+        return sorted(tasks, key=lambda task: task.number)
 
     def _inputs(self, layers: Sequence[Layer], group: _Group) -> dict[tuple[Source, ...], Inputs]:
         """What is known of the inputs of layers, as the model is now."""
@@ -231,6 +281,10 @@ class _Run:
 
     def _blocks(self, layer: Layer) -> Blocks:
         return layer.blocks(self._options.block_size)
+
+
+def _is_finite(layer: Layer) -> bool:
+    return bool(np.isfinite(layer.matrix()).all())
 
 
 def _finite(layer: Layer) -> Floats:

@@ -97,16 +97,7 @@ def replace_weight(editor: Editor, layer: Layer, new: ir.Value, note: Mapping[st
     maker = new.producer()
     assert maker is not None, "it is dequantized by a node"
     maker.metadata_props[NOTE] = json.dumps(note)
-    for node in layer.nodes:
-        for index, value in enumerate(node.inputs):
-            if value is layer.weight:
-                node.replace_input_with(index, new)
-    weight, old = layer.weight, layer.weight.producer()
-    if old is not None:
-        editor.remove_if_unused(old)
-    elif weight.graph is not None and weight.name is not None:
-        del weight.graph.initializers[weight.name]
-    editor.modified = True
+    layer.replace_weight(editor, new)
 
 
 def _constant(editor: Editor, layer: Layer, part: str, tensor: ir.TensorProtocol) -> ir.Value:

@@ -23,14 +23,16 @@ class Choice:
 
     Attributes:
         quantized: The codes.
-        method: How they were found: `"rtn"`, `"mse"` (`search_scales`), `"hqq"` or `"gptq"`.
+        method: How they were found: `"rtn"`, `"mse"` (`search_scales`), `"hqq"`, `"gptq"` or `"awq"`.
         error: Of the product with the layer's inputs, or of the weights where the inputs are not known: the norm of
             the difference over the norm.
+        input_scales: What rows of the weights were multiplied with before (AWQ).
     """
 
     quantized: Quantized
     method: str
     error: float
+    input_scales: Floats | None = None
 
 
 def best(weights: Floats, blocks: Blocks, grid: Grid, method: str, inputs: Inputs | None) -> Choice:
@@ -40,8 +42,9 @@ def best(weights: Floats, blocks: Blocks, grid: Grid, method: str, inputs: Input
         weights: `[K, N]`, finite.
         blocks: The rows of a scale.
         grid: The codes.
-        method: `"rtn"`, `"hqq"`, `"gptq"` (without inputs: as `"auto"`), or `"auto"`: without inputs the best of RTN,
-            a search for scales, and HQQ; with them of RTN, a search, and GPTQ from the scales that were found.
+        method: `"rtn"`; `"hqq"`; `"awq"`, of weights that are scaled already; `"gptq"`; or `"auto"`: without inputs the
+            best of RTN, a search for scales, and HQQ; with them of RTN, a search, and GPTQ from the scales that were
+            found. `"gptq"` and `"awq"` are the same as `"auto"` without inputs.
         inputs: Of the layer.
     """
     tried = [
@@ -75,5 +78,5 @@ def _candidates(
         return
     searched = search_scales(weights, blocks, grid, None if inputs is None else np.diagonal(inputs.gram).copy())
     yield "mse", searched
-    if inputs is not None:
+    if inputs is not None and method != "awq":
         yield "gptq", gptq(weights, inputs.gram, searched, grid)

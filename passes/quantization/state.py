@@ -49,7 +49,8 @@ class Finished:
             with (self._folder / f"{index}.npz").open("rb") as file, np.load(file, allow_pickle=False) as found:
                 zeros = found["zeros"] if "zeros" in found.files else None
                 quantized = Quantized(found["codes"], found["scales"], zeros, blocks)
-                return Choice(quantized, str(found["method"]), float(found["error"]))
+                scales = found["input_scales"] if "input_scales" in found.files else None
+                return Choice(quantized, str(found["method"]), float(found["error"]), scales)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
@@ -62,7 +63,8 @@ class Finished:
         if self._folder is None:
             return
         quantized = choice.quantized
-        arrays: dict[str, Any] = {} if quantized.zeros is None else {"zeros": quantized.zeros}
+        optional = {"zeros": quantized.zeros, "input_scales": choice.input_scales}
+        arrays: dict[str, Any] = {name: array for name, array in optional.items() if array is not None}
         arrays.update(codes=quantized.codes, scales=quantized.scales, method=choice.method, error=choice.error)
         with atomic_write(self._folder / f"{index}.npz") as file:
             np.savez(file, **arrays)

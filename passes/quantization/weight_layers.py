@@ -103,6 +103,19 @@ class Layer:
         parts = matrix.reshape(*kernel, len(matrix) // positions, -1)
         return parts.transpose(parts.ndim - 1, parts.ndim - 2, *range(len(kernel)))
 
+    def replace_weight(self, editor: Editor, new: ir.Value) -> None:
+        """Let the nodes read another weight, and take the old one, which nothing else uses, out of the model."""
+        for node in self.nodes:
+            for index, value in enumerate(node.inputs):
+                if value is self.weight:
+                    node.replace_input_with(index, new)
+        weight, old = self.weight, self.weight.producer()
+        if old is not None:
+            editor.remove_if_unused(old)
+        elif weight.graph is not None and weight.name is not None:
+            del weight.graph.initializers[weight.name]
+        editor.modified = True
+
     def axis(self, blocks: Blocks) -> int:
         """The axis of `DequantizeLinear`: that of the blocks, or of the outputs when each has one scale."""
         return int(self.transposed) if len(blocks.starts) > 1 else int(not self.transposed)

@@ -19,7 +19,7 @@ from tests.passes.int4_graphs import answers, correlated, model_of, quantized, r
 
 RNG = np.random.default_rng(7)
 MATMUL = "g (float[M,96] x) => (float[M,40] y) { y = MatMul(x, w) }"
-GRAPHS = {
+GRAPHS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "MatMul": (MATMUL, {"w": (96, 40)}),
     "Gemm": ("g (float[M,96] x) => (float[M,40] y) { y = Gemm(x, w, b) }", {"w": (96, 40), "b": (40,)}),
     "Gemm transA": ("g (float[96,M] x) => (float[M,40] y) { y = Gemm<transA = 1>(x, w) }", {"w": (96, 40)}),
@@ -265,7 +265,7 @@ def test_a_block_of_zeros_and_one_of_tiny_weights() -> None:
     weights = np.zeros((96, 40), np.float32)
     weights[32:64] = 1e-44
     for options in ({}, {"symmetric": True}, {"scale_type": "float16"}):
-        result = quantized(model_of(MATMUL, {"w": weights}), QuantizeInt4(block_size=32, **options))  # type: ignore[arg-type]
+        result = quantized(model_of(MATMUL, {"w": weights}), QuantizeInt4(block_size=32, **options))
         (found,) = answers(result, {"x": np.ones((1, 96), np.float32)})
         assert np.abs(found).max() < 1e-3
 

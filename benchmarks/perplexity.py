@@ -1,0 +1,259 @@
+"""Perplexity of SmolLM2-135M with weights of 4 bits, by method.
+
+    python -m benchmarks.perplexity                             # blocks of 64 and 128, and per channel
+    python -m benchmarks.perplexity --block-sizes 64 --methods rtn auto
+    python -m benchmarks.perplexity --keep rows.json --write    # goes on where it was; into benchmarks/RESULTS.md
+
+The text is Python's own manual (`pydoc_data.topics`): every second topic is calibration data, the others are measured.
+Matrices are quantized, the word list is not (the product that gives the logits is). The baseline is what the package
+stores, which has 4 bits in blocks of 32 itself; see `models/smollm2.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+from tokenizers import Tokenizer
+
+from benchmarks.results import Section, console, versions
+from models import smollm2
+from optimizer.atomic_file import atomic_write
+from optimizer.calibration import Samples
+from optimizer.frontends import load_model
+from optimizer.pass_manager import PassManager
+from passes.pipelines import default_pipeline
+from passes.quantize_int4 import QuantizeInt4
+
+__all__ = ["METHODS", "SECTION", "Row", "calibration_tokens", "main", "measured_tokens", "perplexity"]
+
+Tokens = npt.NDArray[np.int64]
+METHODS = ("rtn", "hqq", "awq", "auto", "onnxruntime-rtn", "onnxruntime-gptq")
+"""Those of `quantize-int4`, and peers: the quantizer of MatMulNBits, and Neural Compressor's GPTQ, which it brings."""
+
+_CALIBRATION = (32, 256)
+_MEASURED = (12, 512)
+"""Texts, and tokens in each."""
+_OPERATORS = "MatMul+Gemm"
+
+SECTION = Section(
+    title="Perplexity of SmolLM2-135M with weights of 4 bits",
+    columns=("scales", "zero points", "method", "perplexity", "increase", "of RTN's increase", "seconds"),
+    texts=frozenset({"scales", "zero points", "method"}),
+    begin="<!-- begin: written by benchmarks.perplexity -->",
+    end="<!-- end of benchmarks.perplexity -->",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantized model.
+
+    Attributes:
+        block_size: Rows of a scale; 0 for one scale an output, -1 for no quantization.
+        symmetric: Without zero points.
+        method: One of `METHODS`, or `"float32"`.
+        perplexity: On the measured text.
+        seconds: That the quantization took.
+    """
+
+    block_size: int
+    symmetric: bool
+    method: str
+    perplexity: float
+    seconds: float
+
+
+def calibration_tokens(tokenizer: Tokenizer) -> Tokens:
+    """`[B, S]`, from every second topic."""
+    return _tokens(tokenizer, sorted(topics)[::2], *_CALIBRATION)
+
+
+def measured_tokens(tokenizer: Tokenizer) -> Tokens:
+    """`[B, S]`, from the other topics."""
+    return _tokens(tokenizer, sorted(topics)[1::2], *_MEASURED)
+
+
+def _tokens(tokenizer: Tokenizer, names: Sequence[str], count: int, length: int) -> Tokens:
+    """Pieces of equal length, spread over a text."""
+    ids = np.array(tokenizer.encode("\n\n".join(topics[name] for name in names)).ids)
+    starts = np.linspace(0, len(ids) - length, count).astype(int)
+    return np.stack([ids[start : start + length] for start in starts])
+
+
+def inputs_of(tokens: Tokens) -> dict[str, Tokens]:
+    """What the model is called with, for one text."""
+    return {"input_ids": tokens[None], "attention_mask": np.ones_like(tokens[None])}
+
+
+def perplexity(model: Path, tokens: Tokens, threads: int) -> float:
+    """E to the mean negative logarithm of the probability of each token after those before it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Products in float32, for all contestants: what is compared is the weights.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = onnxruntime.InferenceSession(model, options)
+    total = 0.0
+    for text in tokens:
+        (logits,) = session.run(None, inputs_of(text))
+        scores = logits[0, :-1].astype(np.float64)
+        scores -= scores.max(axis=1, keepdims=True)
+        right = scores[np.arange(len(text) - 1), text[1:]]
+        total += float((np.log(np.exp(scores).sum(axis=1)) - right).sum())
+    return math.exp(total / (tokens.size - len(tokens)))
+
+
+def float_model() -> ir.Model:
+    """SmolLM2 as an optimized graph."""
+    example = torch.zeros((2, 8), dtype=torch.int64)
+    batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=2, max=8192)
+    sizes = {0: batch, 1: length}
+    model = load_model(
+        smollm2.decoder(),
+        example_inputs=(example, torch.ones_like(example)),
+        dynamic_shapes={"input_ids": sizes, "attention_mask": sizes},
+    )
+    PassManager(default_pipeline("onnx")).run(model)
+    return model
+
+
+def quantize(model: Path, method: str, block_size: int, symmetric: bool, tokens: Tokens, result: Path) -> None:
+    """Write a quantized model."""
+    if method.startswith("onnxruntime"):
+        _quantize_in_onnxruntime(model, method, block_size, symmetric, tokens, result)
+        return
+    graph = ir.load(model)
+    samples = Samples.of(graph.graph, map(inputs_of, tokens)) if method in ("auto", "gptq", "awq") else None
+    pass_ = QuantizeInt4(
+        method=method, block_size=block_size, symmetric=symmetric, op_types_to_quantize=_OPERATORS, samples=samples
+    )
+    PassManager([pass_]).run(graph)
+    ir.save(graph, result, external_data=f"{result.name}.data")
+
+
+def _quantize_in_onnxruntime(
+    model: Path, method: str, block_size: int, symmetric: bool, tokens: Tokens, result: Path
+) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, matmul_nbits_quantizer
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._texts: Iterator[Tokens] = iter(tokens)
+
+        def get_next(self) -> Mapping[str, Tokens] | None:
+            text = next(self._texts, None)
+            return None if text is None else inputs_of(text)
+
+    logging.disable(logging.INFO)
+    config = None
+    if method == "onnxruntime-gptq":
+        config = matmul_nbits_quantizer.GPTQWeightOnlyQuantConfig(Reader(), actorder=False, mse=True)
+    quantizer = matmul_nbits_quantizer.MatMulNBitsQuantizer(
+        onnx.load(model), block_size=block_size, is_symmetric=symmetric, algo_config=config
+    )
+    quantizer.process()
+    onnx.save(quantizer.model.model, result, save_as_external_data=True, location=f"{result.name}.data")
+
+
+def measure(
+    settings: Sequence[tuple[int, bool, str]], threads: int, rows: list[Row], done: Callable[[Row], None]
+) -> None:
+    """Append a row for each setting that is not among the rows yet, after one for the model as it is."""
+    tokenizer = smollm2.tokenizer()
+    given, measured = calibration_tokens(tokenizer), measured_tokens(tokenizer)
+    present = {(row.block_size, row.symmetric, row.method) for row in rows}
+    with tempfile.TemporaryDirectory() as folder:
+        original = Path(folder) / "float32.onnx"
+        ir.save(float_model(), original, external_data="float32.onnx.data")
+        for block_size, symmetric, method in [(-1, True, "float32"), *settings]:
+            if (block_size, symmetric, method) in present:
+                continue
+            path, start = original, time.perf_counter()
+            if method != "float32":
+                path = Path(folder) / "quantized.onnx"
+                Path(f"{path}.data").unlink(missing_ok=True)
+                quantize(original, method, block_size, symmetric, given, path)
+            seconds = time.perf_counter() - start
+            rows.append(Row(block_size, symmetric, method, perplexity(path, measured, threads), seconds))
+            done(rows[-1])
+
+
+def cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
+    """A row as text, beside the baseline and RTN at its setting."""
+    baseline = next(each.perplexity for each in rows if each.method == "float32")
+    if row.method == "float32":
+        return "none", "", "float32 (as stored, 4 bits in blocks of 32)", f"{baseline:.3f}", "", "", ""
+    plain = [
+        each.perplexity - baseline
+        for each in rows
+        if (each.method, each.block_size, each.symmetric) == ("rtn", row.block_size, row.symmetric)
+    ]
+    increase = row.perplexity - baseline
+    part = f"{increase / plain[0]:.2f}" if plain and row.method != "rtn" else ""
+    scales = f"{row.block_size} weights" if row.block_size else "an output"
+    zeros = "no" if row.symmetric else "yes"
+    return scales, zeros, row.method, f"{row.perplexity:.3f}", f"{increase:.3f}", part, f"{row.seconds:.0f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.perplexity", description=SECTION.title)
+    parser.add_argument("--block-sizes", type=int, nargs="+", default=[64, 128, 0], help="0 is one scale an output")
+    parser.add_argument("--methods", nargs="+", default=["rtn", "hqq", "auto"], choices=METHODS)
+    parser.add_argument("--symmetric", action="store_true", help="without zero points")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="a file of rows: what is in it is not measured again")
+    parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md")
+    options = parser.parse_args(arguments)
+    out = console()
+    kept: list[dict[str, Any]] = []
+    if options.keep is not None and options.keep.exists():
+        kept = json.loads(options.keep.read_text())
+    rows = [Row(**row) for row in kept]
+
+    def done(row: Row) -> None:
+        out.print(*cells(row, rows))
+        if options.keep is not None:
+            with atomic_write(options.keep) as file:
+                file.write(json.dumps([asdict(each) for each in rows], indent=1).encode())
+
+    settings = [(size, options.symmetric, method) for size in options.block_sizes for method in options.methods]
+    measure(settings, options.threads, rows, done)
+    order = partial(_order, METHODS)
+    rows.sort(key=order)
+    table = [cells(row, rows) for row in rows]
+    out.print(SECTION.table(table))
+    if options.write:
+        heading = (
+            f"`python -m benchmarks.perplexity`, {time.strftime('%Y-%m-%d')}; {versions('onnxruntime')}.\n"
+            f"{_MEASURED[0]} texts of {_MEASURED[1]} tokens of `pydoc_data.topics` are measured; calibration data are "
+            f"{_CALIBRATION[0]} texts of {_CALIBRATION[1]}\ntokens from other topics. Seconds are those of the "
+            "quantization."
+        )
+        SECTION.write(SECTION.markdown(heading, table))
+        out.print("written to RESULTS.md")
+
+
+def _order(methods: Sequence[str], row: Row) -> tuple[int, bool, int]:
+    size = {-1: -1, 0: 1 << 20}.get(row.block_size, row.block_size)
+    return size, row.symmetric, methods.index(row.method) if row.method in methods else -1
+
+
+if __name__ == "__main__":
+    main()
