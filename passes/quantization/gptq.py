@@ -11,12 +11,14 @@ tried and left out: it takes three times as long, and the perplexity of a decode
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from passes.quantization.blocks import Codes, Floats, Grid, Quantized
 
-__all__ = ["gptq"]
+__all__ = ["Elimination", "gptq"]
 
 _DAMPING = 0.01
 """Part of the mean of the diagonal that is added to it, as in the paper."""
@@ -26,18 +28,36 @@ _COLUMNS = 2048
 """Columns at a time: these rows of them stay in a second-level cache."""
 
 
-def gptq(weights: Floats, gram: Floats, start: Quantized, grid: Grid) -> Quantized:
+@dataclass(frozen=True)
+class Elimination:
+    """How an error in one row is made up for by the rows after it; the same for all layers that read the same inputs.
+
+    Attributes:
+        order: The rows in the order of their inputs' energy `[K]`.
+        factor: The upper triangular U with UᵀU the inverse of XᵀX in this order `[K, K]`.
+    """
+
+    order: npt.NDArray[np.intp]
+    factor: Floats
+
+    @classmethod
+    def of(cls, gram: Floats) -> Elimination:
+        """From XᵀX `[K, K]`."""
+        damped = _damped(gram)
+        order = np.argsort(-np.diagonal(damped), kind="stable")
+        return cls(order, _inverse_factor(damped[np.ix_(order, order)]))
+
+
+def gptq(weights: Floats, elimination: Elimination, start: Quantized, grid: Grid) -> Quantized:
     """Codes under given scales that keep the product.
 
     Args:
         weights: `[K, N]`.
-        gram: XᵀX `[K, K]`.
+        elimination: From the layer's inputs.
         start: Its scales and zero points are used.
         grid: The codes.
     """
-    gram = _damped(gram)
-    order = np.argsort(-np.diagonal(gram), kind="stable")
-    factor = _inverse_factor(gram[np.ix_(order, order)])
+    order, factor = elimination.order, elimination.factor
     block_of = start.blocks.of_row[order]
     codes = np.empty(weights.shape, np.int8)
     for first in range(0, weights.shape[1], _COLUMNS):

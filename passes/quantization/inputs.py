@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from optimizer.calibration import Samples, observe
 from optimizer.errors import InputError
 from optimizer.ir.query import int_attribute, ints_attribute, string_attribute
 from passes.quantization.blocks import Floats
+from passes.quantization.gptq import Elimination
 from passes.quantization.weight_layers import Layer
 
 __all__ = ["Inputs", "Source", "measure", "source_of"]
@@ -30,6 +32,11 @@ class Inputs:
 
     gram: Floats
     magnitude: Floats
+
+    @functools.cached_property
+    def elimination(self) -> Elimination:
+        """What GPTQ needs of them."""
+        return Elimination.of(self.gram)
 
 
 @dataclass(frozen=True)

@@ -79,4 +79,4 @@ def _candidates(
     searched = search_scales(weights, blocks, grid, None if inputs is None else np.diagonal(inputs.gram).copy())
     yield "mse", searched
     if inputs is not None and method != "awq":
-        yield "gptq", gptq(weights, inputs.gram, searched, grid)
+        yield "gptq", gptq(weights, inputs.elimination, searched, grid)

@@ -16,7 +16,7 @@ from optimizer.calibration import Samples
 from optimizer.errors import InputError
 from passes.quantization.blocks import Blocks, Floats, Grid, Quantized, output_error
 from passes.quantization.emit import NOTE
-from passes.quantization.gptq import gptq
+from passes.quantization.gptq import Elimination, gptq
 from passes.quantization.hqq import half_quadratic
 from passes.quantization.inputs import Inputs, Source, measure
 from passes.quantization.methods import best
@@ -137,7 +137,7 @@ def test_gptq_is_much_better_on_correlated_inputs(size: int, grid: Grid) -> None
     weights, x = weights_of(100, 3000), correlated(400, 100)
     gram, blocks = x.T @ x, Blocks.of(100, size)
     plain = round_to_nearest(weights, blocks, grid)
-    found = gptq(weights, gram, plain, grid)
+    found = gptq(weights, Elimination.of(gram), plain, grid)
     assert np.array_equal(found.scales, plain.scales)
     assert output_error(weights, found.dequantized(), gram) < 0.3 * output_error(weights, plain.dequantized(), gram)
     exact = float(np.square(x.astype(np.float64) @ (weights - found.dequantized())).sum())
@@ -149,7 +149,7 @@ def test_gptq_is_as_the_paper_says_row_by_row() -> None:
     weights, x, grid = weights_of(70, 9), correlated(300, 70), Grid()
     gram = x.T @ x
     start = round_to_nearest(weights, Blocks.of(70, 16), grid)
-    found = gptq(weights, gram, start, grid)
+    found = gptq(weights, Elimination.of(gram), start, grid)
 
     order = np.argsort(-np.diagonal(gram), kind="stable")
     damped = gram.astype(np.float64) + 0.01 * np.diagonal(gram).mean() * np.eye(70)
