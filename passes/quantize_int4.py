@@ -96,7 +96,8 @@ class QuantizeInt4(Pass):
         """Quantize the main graph, and the graphs inside it.
 
         Raises:
-            InputError: The method needs calibration data and there are none, or the layers' inputs are not finite.
+            InputError: The method needs calibration data and there are none, the layers' inputs are not finite, or the
+                folder of `resume` cannot be made.
             ModelError: A weight is not finite.
         """
         if self.method in ("gptq", "awq") and self.samples is None:

@@ -23,13 +23,17 @@ def run(options: argparse.Namespace) -> Result:
     from passes.registry import PASSES
 
     rows: list[dict[str, Any]] = [
-        {"name": name, "summary": _summary(cls), "options": {f.name: f.default for f in dataclasses.fields(cls)}}
-        for name, cls in PASSES.items()
+        {"name": name, "summary": _summary(cls), "options": _options(cls)} for name, cls in PASSES.items()
     ]
     table = Table("pass", "what it does", "options and their defaults")
     for row in rows:
         table.add_row(row["name"], row["summary"], ", ".join(f"{k}={v}" for k, v in row["options"].items()))
     return rows, table
+
+
+def _options(cls: type[Any]) -> dict[str, Any]:
+    """The options and their defaults; data that only code can give are none."""
+    return {field.name: field.default for field in dataclasses.fields(cls) if field.compare}
 
 
 def _summary(cls: type) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from passes.quantization.gptq import Elimination
 from passes.quantization.weight_layers import Layer
 
 __all__ = ["Inputs", "Source", "measure", "source_of"]
+
+_PATCHES_BYTES = 1 << 26
+"""Of the rows of X that are made from an image at a time."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +71,33 @@ class Source:
         ends = len(self.kernel)
         pads = [(0, 0), *zip(self.pads[:ends], self.pads[ends:], strict=True)]
         for image in np.asarray(array, np.float32):
-            yield self._patches(np.pad(image, pads))
+            yield from self._patches(np.pad(image, pads))
 
-    def _patches(self, image: Floats) -> Floats:
-        """Each place of the kernel on an image `[I, H, W]` as a row, with the channels next to each other."""
-        parts = []
+    def _patches(self, image: Floats) -> Iterator[Floats]:
+        """Each place of the kernel on an image `[I, H, W]` as a row, with the channels next to each other.
+
+        Some rows of places at a time: all of them together are as many times the image as the kernel has elements.
+        """
+        steps = list(zip(self.kernel, self.strides, self.dilations, strict=True))
         counts = [
             (size - dilation * (length - 1) - 1) // stride + 1
-            for size, length, stride, dilation in zip(
-                image.shape[1:], self.kernel, self.strides, self.dilations, strict=True
-            )
+            for size, (length, stride, dilation) in zip(image.shape[1:], steps, strict=True)
         ]
-        for position in itertools.product(*map(range, self.kernel)):
-            places = tuple(
-                slice(offset * dilation, offset * dilation + stride * (count - 1) + 1, stride)
-                for offset, dilation, stride, count in zip(position, self.dilations, self.strides, counts, strict=True)
-            )
-            parts.append(image[(slice(None), *places)].reshape(len(image), -1))
-        return np.concatenate(parts).T
+        row_bytes = 4 * len(image) * math.prod((*self.kernel, *counts[1:]))
+        at_once = max(1, _PATCHES_BYTES // max(row_bytes, 1))
+        for top in range(0, counts[0], at_once):
+            firsts = [top, *(0 for _ in counts[1:])]
+            sizes = [min(at_once, counts[0] - top), *counts[1:]]
+            parts = []
+            for position in itertools.product(*map(range, self.kernel)):
+                places = [
+                    slice(
+                        offset * dilation + stride * first, offset * dilation + stride * (first + size - 1) + 1, stride
+                    )
+                    for offset, first, size, (_, stride, dilation) in zip(position, firsts, sizes, steps, strict=True)
+                ]
+                parts.append(image[(slice(None), *places)].reshape(len(image), -1))
+            yield np.concatenate(parts).T
 
 
 def source_of(layer: Layer) -> tuple[Source, ...] | None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from optimizer.atomic_file import atomic_write
 from optimizer.calibration import Samples
+from optimizer.errors import InputError
 from optimizer.ir.fingerprint import fingerprint
 from passes.quantization.blocks import Blocks, Quantized
 from passes.quantization.methods import Choice
@@ -33,13 +34,19 @@ class Finished:
         model: Before anything was done to it.
         options: What else the result depends on.
         samples: The calibration data.
+
+    Raises:
+        InputError: The folder cannot be made.
     """
 
     def __init__(self, folder: str | None, model: ir.Model, options: str, samples: Samples | None) -> None:
         self._folder = None
         if folder is not None:
             self._folder = Path(folder) / _key(model, options, samples)
-            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"resume={folder!r} is no folder that can be written: {error.strerror}") from error
 
     def load(self, index: int, blocks: Blocks) -> Choice | None:
         """What was found for a layer; `None` if it is not there or cannot be read."""

@@ -305,6 +305,23 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(computed) == 4  # other data, another result
 
 
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"resume='.*file' is no folder that can be written: Not a directory"):
+        QuantizeInt4(resume=str(tmp_path / "file"))(deep(1))
+
+
+def test_a_large_image_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source("x", kernel=(3, 2), strides=(2, 1), pads=(1, 0, 0, 1), dilations=(1, 2))
+    image = weights_of(2 * 4, 17 * 9).reshape(2, 4, 17, 9)
+    (whole, _) = source.rows(image)
+    monkeypatch.setattr("passes.quantization.inputs._PATCHES_BYTES", 1)
+    parts = list(source.rows(image[:1]))
+    assert len(parts) == 8
+    gram = sum(part.T @ part for part in parts)
+    np.testing.assert_allclose(gram, whole.T @ whole, rtol=1e-4, atol=1e-4)
+
+
 # --- 2. NF4 ---
 
 
