@@ -62,6 +62,9 @@ class QuantizeInt4(Pass):
         scale_type: What scales are stored as: `"float32"`, `"float16"` or `"bfloat16"`.
         op_types_to_quantize: Operators, separated by `+`.
         nodes_to_exclude: Names of nodes (or of what they compute) that stay as they are, separated by `+`.
+        max_error: A layer that would lose more than this stays as it is: the norm of the error of its product on the
+            calibration data over the norm of the product, or the same of its weights where there are none. 0 is no
+            bound. Not for `"awq"`.
         max_statistics_bytes: How much memory the statistics of the layers' inputs may take at a time; at least those of
             one layer are held.
         samples: The calibration data.
@@ -75,6 +78,7 @@ class QuantizeInt4(Pass):
     scale_type: str = "float32"
     op_types_to_quantize: str = "+".join(OPERATORS)
     nodes_to_exclude: str = ""
+    max_error: float = 0.0
     max_statistics_bytes: int = 1 << 30
     samples: Samples | None = dataclasses.field(default=None, repr=False, compare=False)
     resume: str | None = dataclasses.field(default=None, repr=False, compare=False)
@@ -84,6 +88,10 @@ class QuantizeInt4(Pass):
         self._expect("method", self.method, _METHODS)
         self._expect("block_size", self.block_size, _BLOCK_SIZES)
         self._expect("scale_type", self.scale_type, tuple(SCALE_TYPES))
+        if not self.max_error >= 0:
+            raise PipelineError(f"quantize-int4{{max_error}} must not be negative, and is {self.max_error!r}")
+        if self.max_error and self.method == "awq":
+            raise PipelineError("quantize-int4{max_error} is not for method=awq, which scales all that read a value")
         for op_type in self.op_types_to_quantize.split("+"):
             self._expect("op_types_to_quantize", op_type, OPERATORS)
 
@@ -232,15 +240,24 @@ class _Run:
         elif self._options.method == "nf4":
             found = normal_float(weights, self._blocks(layer))
             error = relative_error(weights, found.dequantized(), None)
-            self._replace(layer, emit_normal_floats(self.editor, layer, found), "nf4", error)
+            if self._accepts(layer, error):
+                self._replace(layer, emit_normal_floats(self.editor, layer, found), "nf4", error)
         else:
             if choice is None:
                 choice = best(weights, self._blocks(layer), self._grid, self._options.method, task.inputs)
                 if task.scales is not None:
                     choice = dataclasses.replace(choice, method="awq", input_scales=task.scales)
                 finished.save(task.number, choice)
-            new = emit_codes(self.editor, layer, choice.quantized, self._grid)
-            self._replace(layer, new, choice.method, choice.error)
+            if self._accepts(layer, choice.error):
+                new = emit_codes(self.editor, layer, choice.quantized, self._grid)
+                self._replace(layer, new, choice.method, choice.error)
+
+    def _accepts(self, layer: Layer, error: float) -> bool:
+        bound = self._options.max_error
+        if bound and error > bound:
+            self.editor.miss(layer.nodes[0], f"its error with 4 bits would be {error:.3g}, more than max_error={bound}")
+            return False
+        return True
 
     def _scaled(
         self, group: _Group, known: Mapping[int, Choice | None], inputs: Mapping[tuple[Source, ...], Inputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import onnx_ir as ir
@@ -244,6 +245,20 @@ def test_operators_and_nodes_can_be_left_out() -> None:
     assert reasons(model, QuantizeInt4(nodes_to_exclude="head")) == ["it is excluded"]
 
 
+@pytest.mark.parametrize("method", ["auto", "nf4"])
+def test_a_layer_that_would_lose_too_much_stays(method: str) -> None:
+    weights = weights_of({"w": (96, 40), "v": (40, 64)})
+    weights["w"][:] = np.where(weights["w"] > 0, 1, -1)
+    text = "g (float[M,96] x) => (float[M,64] y) { a = MatMul(x, w) y = MatMul(a, v) }"
+    options = {"method": method, "block_size": 0}
+    result = QuantizeInt4(max_error=0.05, **options)(model_of(text, weights))  # type: ignore[arg-type]
+    assert [node.op_type for node in result.model.graph].count("MatMul") == 2
+    assert next(iter(result.model.graph.initializers)) == "v"
+    (miss,) = result.near_misses  # type: ignore[attr-defined]
+    assert re.fullmatch(r"its error with 4 bits would be 0\.\d+, more than max_error=0\.05", miss.reason)
+    assert "v" not in QuantizeInt4(**options)(model_of(text, weights)).model.graph.initializers  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("method", ["rtn", "nf4"])
 def test_weights_that_are_not_finite(bad: float, method: str) -> None:
@@ -288,6 +303,9 @@ def test_options_print_back() -> None:
         ({"method": "best"}, "method} must be one of auto, rtn, .* not 'best'"),
         ({"block_size": 48}, "block_size} must be one of 0, 16, 32, 64, 128, 256, not 48"),
         ({"scale_type": "double"}, "scale_type} must be one of float32, float16, bfloat16, not 'double'"),
+        ({"max_error": -0.1}, "max_error} must not be negative, and is -0.1"),
+        ({"max_error": 0.1, "method": "awq"}, "max_error} is not for method=awq, which scales all that read a value"),
+        ({"max_error": float("nan")}, "max_error} must not be negative, and is nan"),
         ({"op_types_to_quantize": "MatMul+Add"}, "op_types_to_quantize} must be one of .* not 'Add'"),
     ],
 )
