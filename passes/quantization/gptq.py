@@ -42,10 +42,19 @@ class Elimination:
 
     @classmethod
     def of(cls, gram: Floats) -> Elimination:
-        """From XᵀX `[K, K]`."""
-        damped = _damped(gram)
-        order = np.argsort(-np.diagonal(damped), kind="stable")
-        return cls(order, _inverse_factor(damped[np.ix_(order, order)]))
+        """From XᵀX `[K, K]`.
+
+        With the rows and columns turned round, L Lᵀ is the matrix itself as R Rᵀ with an upper triangular R: U = R⁻¹.
+        """
+        order = np.argsort(-np.diagonal(gram), kind="stable")
+        turned = gram[np.ix_(order[::-1], order[::-1])].astype(np.float64)
+        diagonal = np.einsum("ii->i", turned)
+        diagonal[diagonal <= 0] = 1  # an input that was always zero
+        diagonal += _DAMPING * diagonal.mean()
+        lower = np.asarray(np.linalg.cholesky(turned), np.float64)
+        del turned, diagonal  # 8 K² bytes
+        _invert_lower(lower)
+        return cls(order, lower[::-1, ::-1].astype(np.float32))
 
 
 def gptq(weights: Floats, elimination: Elimination, start: Quantized, grid: Grid) -> Quantized:
@@ -85,35 +94,17 @@ def _rounded(
     return codes
 
 
-def _damped(gram: Floats) -> Floats:
-    """XᵀX with more on the diagonal, so that it can be inverted; an input that was always zero counts as one."""
-    result = gram.copy()
-    diagonal = np.einsum("ii->i", result)
-    diagonal[diagonal <= 0] = 1
-    diagonal += np.float32(_DAMPING) * diagonal.mean()
-    return result
-
-
-def _inverse_factor(gram: Floats) -> Floats:
-    """The upper triangular U with UᵀU the inverse of a positive definite matrix.
-
-    With the rows and columns turned round, L Lᵀ is the matrix itself as R Rᵀ with an upper triangular R: U = R⁻¹.
-    """
-    lower = np.linalg.cholesky(gram[::-1, ::-1].astype(np.float64))
-    return _inverse_lower(lower)[::-1, ::-1].astype(np.float32)
-
-
-def _inverse_lower(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The inverse of a lower triangular matrix, by halves: a sixth of the work of a general inverse."""
+def _invert_lower(matrix: npt.NDArray[np.float64]) -> None:
+    """Invert a lower triangular matrix in place, by halves: a sixth of the work of a general inverse."""
     size = len(matrix)
     if size <= _ROWS:
-        return np.tril(np.linalg.inv(matrix))
+        matrix[:] = np.tril(np.linalg.inv(matrix))
+        return
     half = size // 2
-    result = np.zeros_like(matrix)
-    result[:half, :half] = _inverse_lower(matrix[:half, :half])
-    result[half:, half:] = _inverse_lower(matrix[half:, half:])
-    result[half:, :half] = -result[half:, half:] @ (matrix[half:, :half] @ result[:half, :half])
-    return result
+    _invert_lower(matrix[:half, :half])
+    _invert_lower(matrix[half:, half:])
+    below = matrix[half:, :half]
+    below[:] = -matrix[half:, half:] @ (below @ matrix[:half, :half])
 
 
 def _nearest(row: Floats, scales: Floats, zeros: Codes | None, grid: Grid) -> tuple[Floats, Floats]:
