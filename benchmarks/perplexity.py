@@ -185,15 +185,16 @@ def measure(
     settings: Sequence[tuple[int, bool, str]], threads: int, rows: list[Row], done: Callable[[Row], None]
 ) -> None:
     """Append a row for each setting that is not among the rows yet, after one for the model as it is."""
+    present = {(row.block_size, row.symmetric, row.method) for row in rows}
+    missing = [setting for setting in ((-1, True, "float32"), *settings) if setting not in present]
+    if not missing:
+        return
     tokenizer = smollm2.tokenizer()
     given, measured = calibration_tokens(tokenizer), measured_tokens(tokenizer)
-    present = {(row.block_size, row.symmetric, row.method) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         original = Path(folder) / "float32.onnx"
         ir.save(float_model(), original, external_data="float32.onnx.data")
-        for block_size, symmetric, method in [(-1, True, "float32"), *settings]:
-            if (block_size, symmetric, method) in present:
-                continue
+        for block_size, symmetric, method in missing:
             path, start = original, time.perf_counter()
             if method != "float32":
                 path = Path(folder) / "quantized.onnx"
