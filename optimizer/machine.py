@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optimizer.target import CPUS, Target, detect_cpu
+from optimizer.target import CPUS, Cpu, Target, detect_cpu
 
 __all__ = ["machine_needed", "why_unusable"]
 
@@ -23,8 +23,13 @@ def machine_needed(target: str) -> dict[str, Any]:
         "architecture": cpu.architecture if cpu.foreign else platform.machine(),
         "system": "Linux" if cpu.foreign else platform.system(),
         "vector_bytes": cpu.vector_bytes,
-        "extensions": _extensions() if cpu.name not in CPUS else ["avx512_bf16"] if cpu.bfloat16 else [],
+        "extensions": _extensions() if cpu.name not in CPUS else _beyond_vectors(cpu),
     }
+
+
+def _beyond_vectors(cpu: Cpu) -> list[str]:
+    """The extensions that the length of a named processor's vectors does not tell."""
+    return [name for name, has in (("avx512_bf16", cpu.bfloat16), ("avx512_vnni", cpu.vnni)) if has]
 
 
 def why_unusable(needed: Mapping[str, Any]) -> str:

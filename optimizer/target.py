@@ -76,6 +76,7 @@ def detect_cpu() -> Cpu:
         l3_bytes=_cache_bytes(3) or base.l3_bytes,
         cores=_cores(),
         bfloat16=base.bfloat16 and "avx512_bf16" in facts.get("flags", "").split(),
+        vnni=base.vector_bytes == 64 and "avx512_vnni" in facts.get("flags", "").split(),
     )
 
 

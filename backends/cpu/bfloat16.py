@@ -10,16 +10,16 @@ TVM knows neither instruction. They are brought in as functions in LLVM's own la
 
 from __future__ import annotations
 
-import functools
-
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, Op, StringImm
-from tvm.ir.op import register_op_attr
 
+from backends.cpu.amounts import element_bytes
 from backends.cpu.loops import BufferLoad, Expr, Stmt, TensorLoad
+from backends.cpu.operations import operation
+from backends.cpu.quads import definitions
 
-__all__ = ["add_products", "imported", "is_pair_product", "neighbours", "operation", "pair", "pair_product", "rounded"]
+__all__ = ["add_products", "imported", "is_pair_product", "neighbours", "pair", "pair_product", "rounded"]
 
 _PRODUCT = "tersor.pair_product"
 _ROUND = "tersor.round_to_bfloat16"
@@ -46,16 +46,8 @@ define {bits} @tersor_round_{lanes}({wide} %x) alwaysinline {{
 """
 
 
-@functools.cache
-def operation(name: str) -> Op:
-    """An operation of our own, made known to TVM when it is first asked for (TVM takes it only once)."""
-    register_op_attr(name, "TCallEffectKind", int(tirx.CallEffectKind.Pure.value))
-    register_op_attr(name, "TScriptPrinterName", name.partition(".")[2])
-    if name == _ROUND:
-        register_op_attr(name, "TVectorizable", True)
-    if name in _LOWERED:
-        tirx.register_intrin_lowering(name, target="llvm", f=_LOWERED[name])
-    return Op.get(name)
+def _operation(name: str) -> Op:
+    return operation(name, _LOWERED[name], vectorizable=name == _ROUND)
 
 
 def pair_product(total: Expr, a: Expr, b: Expr) -> Expr:
@@ -66,7 +58,7 @@ def pair_product(total: Expr, a: Expr, b: Expr) -> Expr:
         a: int32, each lane a pair of bfloat16.
         b: the same.
     """
-    return tirx.call_intrin(str(total.expr_ty()), operation(_PRODUCT), total, a, b)
+    return tirx.call_intrin(str(total.expr_ty()), _operation(_PRODUCT), total, a, b)
 
 
 def pair(first: Expr, second: Expr | None) -> Expr:
@@ -75,21 +67,22 @@ def pair(first: Expr, second: Expr | None) -> Expr:
     return low if second is None else tirx.bitwise_or(low, tirx.shift_left(_bits(second), _number(16, low)))
 
 
-def neighbours(load: TensorLoad, start: Expr, pairs: int = 1) -> Expr:
-    """Elements of bfloat16 that lie next to each other, as 32-bit integers of two.
+def neighbours(load: TensorLoad, start: Expr, lanes: int = 1) -> Expr:
+    """Elements of bfloat16 (or bytes) that lie next to each other, as 32-bit integers of two (or of four).
 
     Args:
         load: any element of the row.
         start: the first one's last index.
-        pairs: how many.
+        lanes: how many integers.
     """
-    both = BufferLoad(load.source, [*load.indices[:-1], tirx.Ramp(start, tirx.const(1, "int64"), 2 * pairs)])
-    return tirx.reinterpret("int32" if pairs == 1 else f"int32x{pairs}", both)
+    count = lanes * (4 // element_bytes(load.source.dtype))
+    elements = BufferLoad(load.source, [*load.indices[:-1], tirx.Ramp(start, tirx.const(1, "int64"), count)])
+    return tirx.reinterpret("int32" if lanes == 1 else f"int32x{lanes}", elements)
 
 
 def is_pair_product(value: Expr) -> bool:
     """Whether the expression is a call of `pair_product`."""
-    return isinstance(value, Call) and value.op.same_as(operation(_PRODUCT))
+    return isinstance(value, Call) and value.op.same_as(_operation(_PRODUCT))
 
 
 def add_products(total: Expr, a: Expr, b: Expr, *, native: bool) -> Expr:
@@ -102,24 +95,25 @@ def add_products(total: Expr, a: Expr, b: Expr, *, native: bool) -> Expr:
         native: whether the processor has AVX512_BF16.
     """
     if native and str(total.expr_ty()) == f"float32x{_LANES}":
-        return tirx.call_intrin(str(total.expr_ty()), operation(_PRODUCT), total, a, b)
+        return tirx.call_intrin(str(total.expr_ty()), _operation(_PRODUCT), total, a, b)
     return total + _low(a) * _low(b) + _high(a) * _high(b)
 
 
 def rounded(value: Expr) -> Expr:
     """A float32 rounded to the nearest bfloat16, ties to even, as uint16; for processors with AVX512_BF16."""
-    return tirx.call_intrin(_like(value, "uint16"), operation(_ROUND), value)
+    return tirx.call_intrin(_like(value, "uint16"), _operation(_ROUND), value)
 
 
 def imported(body: Stmt) -> Stmt:
     """The body of a function with the definitions of what it calls."""
     called: set[str] = set()
     tvm_ffi.structural_walk(body, (Call, lambda call: called.add(str(getattr(call.op, "name", "")))))
-    definitions = [_PRODUCT_IR] if _PRODUCT in called else []
-    definitions += [_round_ir(lanes) for lanes in _ROUNDED_LANES] if _ROUND in called else []
-    if not definitions:
+    needed = [_PRODUCT_IR] if _PRODUCT in called else []
+    needed += [_round_ir(lanes) for lanes in _ROUNDED_LANES] if _ROUND in called else []
+    needed += definitions(called)
+    if not needed:
         return body
-    return tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm("".join(definitions)), body)
+    return tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm("".join(needed)), body)
 
 
 def _low(pairs: Expr) -> Expr:

@@ -5,8 +5,8 @@ One task computes one
 row of output pixels for one panel. Padding is never stored: rows of the window that lie outside the image are left
 out of the loop over KH,
 and the tiles at the left and right edge, which are known at compile time, are generated without the taps that fall
-outside. bfloat16 is multiplied in pairs of channels (`backends.cpu.bfloat16`), the weights being [G, P, KH, KW *
-ceil(C/2), width * 2].
+outside. T channels are multiplied together (`backends.cpu.factors`), the weights being [G, P, KH, KW * ceil(C/T),
+width * T]: pairs of bfloat16, four bytes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from functools import partial
 
 from tvm import tirx
 
-from backends.cpu.bfloat16 import neighbours, pair
+from backends.cpu.bfloat16 import neighbours
 from backends.cpu.epilogue import Epilogue
+from backends.cpu.factors import add_product, combined
 from backends.cpu.heavy import with_epilogue
 from backends.cpu.kernel import Kernel, Stage
 from backends.cpu.loops import (
@@ -126,11 +127,12 @@ class _Nest:
         self.lanes = tiles.lanes(self.dtype)
         self.staged = local([tiles.cpu.vector_registers * self.lanes], self.dtype, "staged")
         self.panels = int(self.weights.shape[1])
-        self.paired = tiles.paired(self.dtype)
-        self.width = int(self.weights.shape[4]) // (2 if self.paired else 1)
+        self.factor = str(self.data.dtype)
+        self.together = tiles.together(self.factor)
+        self.width = int(self.weights.shape[4]) // self.together
         self.depth = int(self.weights.shape[3]) // self.taps.kw
         self.channels = int(stage.reduction[-1].extent) // self.taps.kw
-        self.odd = self.paired and self.channels % 2 == 1
+        self.rest = self.channels % self.together
         self.out = int(stage.spatial[3].extent) // self.groups
         self.streamed = tiles.streamed(self.groups * self.out * self.depth * self.taps.kh * self.taps.kw)
 
@@ -196,32 +198,30 @@ class _Nest:
         interior: bool,
     ) -> Stmt:
         lanes = self.lanes
-        tile = RegisterTile(pixels, vectors, lanes, self.dtype)
+        tile = RegisterTile(pixels, vectors, lanes, self.dtype, add_product(self.factor, self.tiles.cpu))
         taps, steps = self.taps, self.depth
         leads = (isinstance(start, int) and start == 0) or (interior and taps.pw == 0)  # one of a row's tiles asks
         rows = known(self.stage.spatial[1].extent)
         lines = lines_ahead(y, rows, self.width) if self.streamed and leads else []
 
-        def multiply(
-            row: Expr, ry: Expr, column: int, at: Expr, depth: Expr, live: list[int], single: bool = False
-        ) -> Stmt:
+        def multiply(row: Expr, ry: Expr, column: int, at: Expr, depth: Expr, live: list[int], rest: int = 0) -> Stmt:
             """Step `at` along KW*C: `column` is the tap's, relative to the pixel's first."""
             ahead = [self._weights([group, panel + 1, ry, depth], line) for line in lines]
             w = [self._weights([group, panel, ry, depth], v * lanes, lanes) for v in range(vectors)]
             statements = [prefetch(load) for load in ahead]
             for p in live:
                 x = (i64(start) + p) * taps.sw + column - taps.pw
-                value = wide(self._element(image, row, x, group, at, single), lanes)
+                value = wide(self._element(image, row, x, group, at, rest), lanes)
                 statements += [tile.multiply(p, v, value, w[v]) for v in range(vectors)]
             return sequence(statements)
 
-        def tap(row: Expr, ry: Expr, t: int, live: list[int], single: bool, at: Expr) -> Stmt:
-            return multiply(row, ry, t * taps.dw, at, at + t * steps, live, single)
+        def tap(row: Expr, ry: Expr, t: int, live: list[int], rest: int, at: Expr) -> Stmt:
+            return multiply(row, ry, t * taps.dw, at, at + t * steps, live, rest)
 
         def window_row(ry: Expr) -> Stmt:
             row = y * taps.sh + ry * taps.dh - taps.ph
             every = list(range(pixels))
-            if interior and self.groups == 1 and taps.dw == 1 and not self.odd:
+            if interior and self.groups == 1 and taps.dw == 1 and not self.rest:
                 return sequence([loop(taps.kw * steps, lambda d: multiply(row, ry, 0, d, d, every), name="d")])
             width = known(self.data.shape[2])
             statements = []
@@ -232,9 +232,9 @@ class _Nest:
                     else [p for p in every if taps.inside(start + p, t, width)]
                 )
                 if live:
-                    whole = steps - 1 if self.odd else steps
-                    statements.append(loop(whole, partial(tap, row, ry, t, live, False), name="c"))
-                    statements.append(tap(row, ry, t, live, True, i64(whole)) if self.odd else None)
+                    whole = steps - 1 if self.rest else steps
+                    statements.append(loop(whole, partial(tap, row, ry, t, live, 0), name="c"))
+                    statements.append(tap(row, ry, t, live, self.rest, i64(whole)) if self.rest else None)
             return sequence(statements)
 
         begin, count = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)
@@ -247,12 +247,14 @@ class _Nest:
         return allocate(tile.buffers, sequence([*tile.zero(), body, *tile.finish(self.staged, finish)]))
 
     def _weights(self, row: list[Expr], column: Expr | int, lanes: int = 1) -> Expr:
-        """Neighbours in a row of a panel; of paired ones as integers of two, or the first element of one."""
-        if self.paired and lanes > 1:
-            return neighbours(BufferLoad(self.weights, [*row, i64(0)]), i64(column * 2), lanes)
-        return BufferLoad(self.weights, [*row, span(column * 2 if self.paired else column, lanes)])
+        """Neighbours in a row of a panel, as 32-bit lanes of several elements; or one element."""
+        if self.together == 1:
+            return BufferLoad(self.weights, [*row, span(column, lanes)])
+        if lanes > 1:
+            return neighbours(BufferLoad(self.weights, [*row, i64(0)]), i64(column * self.together), lanes)
+        return BufferLoad(self.weights, [*row, i64(column * self.together)])
 
-    def _element(self, image: Expr, row: Expr, x: Expr, group: Expr, at: Expr, single: bool) -> Expr:
+    def _element(self, image: Expr, row: Expr, x: Expr, group: Expr, at: Expr, rest: int) -> Expr:
         """What a step along KW*C multiplies; the steps of a group stay within a pixel.
 
         Args:
@@ -261,16 +263,19 @@ class _Nest:
             x: W of the first tap.
             group: which of the groups.
             at: the step.
-            single: whether it is one element of a pair alone.
+            rest: of how many elements, where that is less than all.
         """
-        ratio = 2 if self.paired else 1
+        ratio = self.together
         right, channel = i64(0), group * self.channels + at * ratio
         if self.groups == 1:
             right, channel = tirx.floordiv(at, self.depth), tirx.floormod(at, self.depth) * ratio
         load = BufferLoad(self.data, [image, row, x + right, channel])
-        if not self.paired:
+        if ratio == 1:
             return load
-        return pair(load, None) if single else neighbours(load, channel)
+        if not rest:
+            return neighbours(load, channel)
+        others = [BufferLoad(self.data, [image, row, x + right, channel + i]) for i in range(1, rest)]
+        return combined([load, *others], self.factor)
 
     def _finish(self, image: Expr, y: Expr, x: Expr, first: Expr, offset: Expr, channels: int) -> Stmt:
         def vector(start: Expr, n: int) -> Stmt:

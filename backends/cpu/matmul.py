@@ -4,7 +4,7 @@ Letters: R rows that share one B, N columns, K the reduced axis, P panels of W c
 one panel. Where the rows of A fit in the second-level cache, or where a panel (K x W) is the larger part, the panel
 stays there while all rows pass by; otherwise a block of rows stays there while all panels pass by, so that A comes from
 memory once. Rows and columns that do not fill a tile get tiles of their own size, so that nothing is computed twice and
-no inner loop tests a bound. bfloat16 is multiplied in pairs of neighbours along K (`backends.cpu.bfloat16`).
+no inner loop tests a bound. A step along K takes a pair of bfloat16, or four bytes (`backends.cpu.factors`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from backends.cpu.amounts import element_bytes
-from backends.cpu.bfloat16 import neighbours, pair
 from backends.cpu.epilogue import Epilogue
+from backends.cpu.factors import Factors, add_product, factors_of, last_steps
 from backends.cpu.heavy import with_epilogue
 from backends.cpu.kernel import Axis, Kernel, Stage
 from backends.cpu.loops import (
@@ -38,12 +38,11 @@ from backends.cpu.loops import (
     product,
     sequence,
     simplify,
-    substitute,
     unflatten,
     uses,
     vectorized,
 )
-from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, span, wide
+from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
@@ -96,11 +95,10 @@ def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
 
 def take_apart(stage: Stage) -> Product | None:
     """The product that a stage is; `None` if it is none."""
-    if stage.kind != "matmul" or not isinstance(stage.value, tirx.Add) or not isinstance(stage.value.b, tirx.Mul):
+    factors = factors_of(stage) if stage.kind == "matmul" else None
+    if factors is None or not isinstance(factors[1], TensorLoad) or len(stage.reduction) != 1:
         return None
-    left, right = stage.value.b.a, stage.value.b.b
-    if not isinstance(right, TensorLoad) or len(stage.reduction) != 1:
-        return None
+    left, right = factors
     *lead, column = stage.spatial
     batch = [a for a in lead if any(uses(i, a.var) for i in right.indices)]
     width = int(stage.annotations.get("tersor.width", 0)) or None  # type: ignore[call-overload]
@@ -122,8 +120,8 @@ class _Nest:
         self.row_extents = [a.extent for a in parts.rows]
         self.total_rows = product(self.row_extents)
         self.columns = known(parts.column.extent)
-        self.paired = tiles.paired(self.dtype)
-        self.steps = simplify(tirx.floordiv(parts.depth.extent, 2)) if self.paired else parts.depth.extent
+        self.factors = Factors(parts.left, parts.right, parts.depth, packed=parts.width is not None, tiles=tiles)
+        self.steps = self.factors.steps
         self.width = parts.width or self._plain_width()
         self.streamed = parts.width is not None and tiles.streamed((self.columns or 0) * (known(self.steps) or 0))
 
@@ -274,18 +272,19 @@ class _Nest:
         valid: Expr,
         lines: list[Expr],
     ) -> Stmt:
-        tile = RegisterTile(rows, vectors, lanes, self.dtype)
+        tile = RegisterTile(rows, vectors, lanes, self.dtype, add_product(self.factors.dtype, self.tiles.cpu))
 
         def at_row(r: int) -> dict[Var, Expr]:
             coordinates = unflatten(simplify(start + r), self.row_extents)
             return {**point, **{a.var: c for a, c in zip(self.parts.rows, coordinates, strict=True)}}
 
-        def step(k: Expr, single: bool = False) -> Stmt:
-            ahead = [line * 2 if self.paired else line for line in lines]
-            statements = [prefetch(self._packed(point, panel + 1, k, line)) for line in ahead]
-            columns = [self._right(point, panel, first, k, v, lanes, single) for v in range(vectors)]
+        def step(k: Expr, rest: int = 0) -> Stmt:
+            ahead = [line * self.factors.together if self.factors.together > 1 else line for line in lines]
+            statements = [prefetch(self.factors.packed(point, panel + 1, k, line)) for line in ahead]
+            start = 0 if self.parts.width is not None else first
+            columns = [self.factors.right(point, panel, start + v * lanes, k, lanes, rest) for v in range(vectors)]
             for r in range(rows):
-                a = wide(self._left(at_row(r), k, single), lanes)
+                a = wide(self.factors.left(at_row(r), k, rest), lanes)
                 statements += [tile.multiply(r, v, a, columns[v]) for v in range(vectors)]
             return sequence(statements)
 
@@ -293,9 +292,8 @@ class _Nest:
             return self._finish_row(point, simplify(start + r), first, offset, valid, lanes)
 
         body = [loop(self.steps, step, name="k")]
-        if self.paired:
-            odd = simplify(tirx.floormod(self.parts.depth.extent, 2))
-            body.append(loop(odd, lambda _: step(self.steps, single=True), name="odd"))
+        if self.factors.together > 1:
+            body += last_steps(self.parts.depth.extent, self.factors.together, lambda n: step(self.steps, n))
         return allocate(tile.buffers, sequence([*tile.zero(), *body, *tile.finish(self.staged, finish)]))
 
     def _finish_row(
@@ -313,35 +311,3 @@ class _Nest:
             return sequence([vectorized(n, one)])
 
         return over_vectors(valid, lanes, vector)
-
-    def _left(self, at: dict[Var, Expr], k: Expr, single: bool) -> Expr:
-        """An element of A, or a pair of them; `single`: without its second element."""
-        depth = self.parts.depth.var
-        if not self.paired:
-            return substitute(self.parts.left, {**at, depth: k})
-        even = substitute(self.parts.left, {**at, depth: k * 2})
-        if not single and isinstance(self.parts.left, TensorLoad) and self.parts.left.indices[-1].same_as(depth):
-            return neighbours(even, k * 2)
-        return pair(even, None if single else substitute(self.parts.left, {**at, depth: k * 2 + 1}))
-
-    def _right(
-        self, point: dict[Var, Expr], panel: Expr, first: Expr, k: Expr, vector: int, lanes: int, single: bool
-    ) -> Expr:
-        """A vector of B, or of pairs of its rows; `single`: without the second row."""
-        load = self.parts.right
-        if self.parts.width is not None:
-            if self.paired:
-                return neighbours(self._packed(point, panel, k, i64(0)), i64(vector * lanes * 2), lanes)
-            return self._packed(point, panel, k, span(vector * lanes, lanes))
-
-        def row(k: Expr) -> Expr:
-            lead = [substitute(i, {**point, self.parts.depth.var: k}) for i in load.indices[:-1]]
-            return BufferLoad(load.source, [*lead, span(first + vector * lanes, lanes)])
-
-        return pair(row(k * 2), None if single else row(k * 2 + 1)) if self.paired else row(k)
-
-    def _packed(self, point: dict[Var, Expr], panel: Expr, k: Expr, column: Expr) -> BufferLoad:
-        """Part of a row of a packed panel."""
-        load = self.parts.right
-        batch = [substitute(i, point) for i in load.indices[:-3]]
-        return BufferLoad(load.source, [*batch, panel, k, column])

@@ -114,12 +114,17 @@ def _output_cycles(cpu: Cpu) -> float:
     return 1.0 + 1.0 / cpu.load_ports
 
 
+def _at_once(dtype: object, cpu: Cpu) -> int:
+    """Multiply-adds in a lane that the processor does at once."""
+    return {"bfloat16": 2 if cpu.bfloat16 else 1, "int8": 4 if cpu.vnni else 1}.get(str(dtype), 1)
+
+
 def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     """Counted for all rows and columns, or for some of them where their number is symbolic, and scaled from there."""
     parts = matmul.take_apart(kernel.stages[0])
     if parts is None:
         return None
-    cpu, dtype = tiles.cpu, str(kernel.stages[0].buffer.dtype)
+    cpu, dtype = tiles.cpu, str(parts.right.source.dtype)
     itemsize, lanes = element_bytes(dtype), tiles.lanes(dtype)
     batches, rows = [a.extent for a in parts.batch], product([a.extent for a in parts.rows])
     count, columns = known(rows) or _SOME_ROWS, known(parts.column.extent) or 2 * lanes
@@ -139,10 +144,10 @@ def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     unit = (1 if known(rows) else count) * (1 if known(parts.column.extent) else columns)
     deep = [*scale, parts.depth.extent]
     right = [parts.column.extent, parts.depth.extent]
-    paired = dtype == "bfloat16" and cpu.bfloat16
+    share = _at_once(parts.right.source.dtype, cpu)
     flops = scaled([*batches, rows, parts.column.extent, parts.depth.extent], 2.0)
     cycles = total(
-        scaled(deep, step_cycles * (0.5 if paired else 1.0) / unit),
+        scaled(deep, step_cycles / share / unit),
         scaled(scale, (tile_count * _TILE_CYCLES + outputs * _output_cycles(cpu)) / unit),
     )
     panel_bytes = depth * width * itemsize
@@ -162,7 +167,7 @@ def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
         total(scaled(deep, far), 0 if blocks is None else scaled([*batches, blocks, *right], itemsize)),
         1 if serial else scaled(scale, panels * max(1.0, count / 8) / unit),
         [parts.right.source] if parts.width else [],
-        2 if paired else 1,
+        share,
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from backends.cpu.bfloat16 import pair_product
 from backends.cpu.loops import (
     BufferLoad,
     BufferStore,
@@ -20,6 +19,9 @@ from backends.cpu.loops import (
     loop,
     sequence,
 )
+
+AddProduct = Callable[[Expr, Expr, Expr], Expr]
+"""A sum, and the vectors of both factors, to the new sum."""
 
 LINE_ELEMENTS = 16
 """Elements of four bytes in a cache line."""
@@ -120,7 +122,9 @@ class RegisterTile:
     larger ones cost two calls of the allocator.
     """
 
-    def __init__(self, rows: int, vectors: int, lanes: int, dtype: str) -> None:
+    def __init__(self, rows: int, vectors: int, lanes: int, dtype: str, add_product: AddProduct | None = None) -> None:
+        """`add_product`: how factors are multiplied that are more than an element a lane (`factors.add_product`)."""
+        self.add_product = add_product
         self.rows = rows
         self.vectors = vectors
         self.lanes = lanes
@@ -142,10 +146,10 @@ class RegisterTile:
         return BufferStore(self.buffers[row], BufferLoad(self.buffers[row], here) + value, here)
 
     def multiply(self, row: int, vector: int, a: Expr, b: Expr) -> Stmt:
-        """Add a product to one accumulator: of pairs of elements (`bfloat16.pair_product`) if they are bfloat16."""
+        """Add a product to one accumulator."""
         here = [span(vector * self.lanes, self.lanes)]
         total = BufferLoad(self.buffers[row], here)
-        value = pair_product(total, a, b) if self.dtype == "bfloat16" else total + a * b
+        value = total + a * b if self.add_product is None else self.add_product(total, a, b)
         return BufferStore(self.buffers[row], value, here)
 
     def finish(self, staged: Var, body: Callable[[Expr, Expr], Stmt]) -> list[Stmt | None]:

@@ -48,9 +48,9 @@ class Tiles:
         """Elements in a vector register."""
         return max(1, self.cpu.vector_bytes // (8 if dtype == "float64" else 4))
 
-    def paired(self, dtype: str) -> bool:
-        """Whether two elements of the reduced axis share a lane; then a depth below is counted in pairs."""
-        return dtype == "bfloat16"
+    def together(self, dtype: str) -> int:
+        """How many elements of the reduced axis share a lane; a depth below is counted in so many."""
+        return {"bfloat16": 2, "uint8": 4, "int8": 4}.get(dtype, 1)
 
     def streamed(self, elements: int) -> bool:
         """Whether so many weights have to come from beyond the second-level cache each time."""
@@ -186,7 +186,7 @@ class Tiles:
         products = _POINTS * depth * -(-columns // panel) * blocks * sweep
         stream = _POINTS * depth * filled * 4 / self.cpu.memory_bytes_a_cycle
         transforms = patches * (depth + filled) / lanes * self.transform_cycles
-        steps = -(-depth // 2) * 9 if self.paired(dtype) and self.cpu.bfloat16 else depth * 9
+        steps = -(-depth // 2) * 9 if dtype == "bfloat16" and self.cpu.bfloat16 else depth * 9
         direct_panel = self.panel_width(width, columns, steps) // lanes
         row = self.sweep_cycles(width, self.tile_rows(width, direct_panel), direct_panel)
         direct = images * height * row * -(-columns // (direct_panel * lanes)) * steps

@@ -3,7 +3,8 @@
 The rules need the columns of B to lie next to each other. A constant B is packed in panels [..., P, K, W] when the
 model is compiled (W
 columns a panel, chosen by the target); any other B is used as it lies, [..., K, N], transposed first if need be.
-Where the target multiplies bfloat16 in pairs, the panels are [..., P, ceil(K/2), W * 2] (`packing.panels`).
+Of types that the target multiplies T at a time (bfloat16 in pairs, bytes by four) the panels are
+[..., P, ceil(K/T), W * T] (`packing.panels`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from backends.relax.attributes import get_ints
 from backends.relax.checks import require, retyped
 from backends.relax.emitter import Emitter
 from backends.relax.known import same
+from backends.relax.scalars import cast
 from backends.relax.values import Refused, prim, static_int
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -33,13 +35,13 @@ class Panels:
         width: columns in a panel.
         columns: N.
         depth: K.
-        paired: whether its rows lie two by two.
+        together: how many of its rows share one.
     """
 
     width: int
     columns: int
     depth: int
-    paired: bool
+    together: int
 
     @classmethod
     def of(cls, ctx: Emitter, dtype: str, rows: int | None, columns: int, depth: int, taps: int = 1) -> Panels:
@@ -53,27 +55,27 @@ class Panels:
             depth: K.
             taps: how many matrices are summed over.
         """
-        paired = ctx.tiles.paired(dtype)
-        width = ctx.tiles.panel_width(rows, columns, taps * (-(-depth // 2) if paired else depth))
-        return cls(width, columns, depth, paired)
+        together = ctx.tiles.together(dtype)
+        width = ctx.tiles.panel_width(rows, columns, taps * -(-depth // together))
+        return cls(width, columns, depth, together)
 
     @property
     def shape(self) -> list[int]:
         """The last three axes of the packed weight."""
         count = -(-self.columns // self.width)
-        return [count, -(-self.depth // 2), self.width * 2] if self.paired else [count, self.depth, self.width]
+        return [count, -(-self.depth // self.together), self.width * self.together]
 
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of the functions of `packing`."""
-        return {"width": self.width, **({"paired": True} if self.paired else {})}
+        return {"width": self.width, **({"together": self.together} if self.together > 1 else {})}
 
     def at(self, k: tirx.Expr, column: tirx.Expr) -> list[tirx.Expr]:
         """Where an element of the matrix lies."""
         panel, place = tirx.floordiv(column, self.width), tirx.floormod(column, self.width)
-        if self.paired:
-            return [panel, tirx.floordiv(k, 2), place * 2 + tirx.floormod(k, 2)]
-        return [panel, k, place]
+        if self.together == 1:
+            return [panel, k, place]
+        return [panel, tirx.floordiv(k, self.together), place * self.together + tirx.floormod(k, self.together)]
 
 
 def contract(
@@ -164,12 +166,13 @@ def _plain(ctx: Emitter, left: relax.Var, right: relax.Var) -> relax.Var:
 def product(
     ctx: Emitter, left: relax.Var, right: relax.Var, columns: int | tirx.Expr, panels: Panels | None
 ) -> relax.Var:
-    """The tensor expression; `panels` says how a packed B lies."""
+    """The tensor expression; `panels` says how a packed B lies. uint8 times int8 is added up in int32."""
     if left.ty.ndim == 1:
         row = ctx.emit(relax.op.expand_dims(left, [0]))
         return ctx.emit(relax.op.squeeze(product(ctx, row, right, columns, panels), [-2]))
     tail = 3 if panels else 2
     dtype = str(left.ty.dtype)
+    total = "int32" if dtype == "uint8" else dtype
     left, right = _matching(ctx, left, right, tail, panels)
 
     def build(x: te.Tensor, w: te.Tensor) -> te.Tensor:
@@ -181,12 +184,12 @@ def product(
             own = [_at(p, d) for p, d in zip(batch[len(batch) - (len(x.shape) - 2) :], x.shape[:-2], strict=True)]
             other = [_at(p, d) for p, d in zip(batch[len(batch) - (len(w.shape) - tail) :], w.shape, strict=False)]
             factor = w[(*other, *(panels.at(k, j) if panels else (k, j)))]
-            return te.sum(x[(*own, i, k)] * factor, axis=k)
+            return te.sum(cast(x[(*own, i, k)], total) * cast(factor, total), axis=k)
 
         attrs = {"tersor.kernel": MATMUL, "tersor.width": panels.width if panels else 0}
         return te.compute((*lead, x.shape[-2], prim(columns)), element, name="matmul", attrs=attrs)
 
-    if dtype != str(right.ty.dtype):
+    if {"uint8": "int8"}.get(dtype, dtype) != str(right.ty.dtype):
         raise Refused(f"a matrix product of {dtype} and {right.ty.dtype}")
     return ctx.te(build, left, right, primfunc_name_hint="matmul")
 

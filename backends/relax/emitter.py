@@ -22,16 +22,16 @@ from backends.relax.checks import require_reads_inside
 from backends.relax.forms import (
     aligned_channels_last,
     initializer_type,
-    literal,
+    materialised,
     named_size,
     sizes_of,
-    tensor_of_ints,
 )
 from backends.relax.packing import carried
 from backends.relax.plan import Check
 from backends.relax.tensor_call import tensor_call
 from backends.relax.values import (
     ChannelsLast,
+    Deferred,
     Packed,
     PanelChoice,
     Refused,
@@ -61,6 +61,7 @@ class Emitter:
     Attributes:
         packed: the weights that the emitted nodes take, in the order in which they were first asked for.
         label: what the variables are called that the current node makes; see `backends.relax.attribution`.
+        unsigned: of values of int8 the same plus 128 as uint8, where a node has asked for it.
         checks: what the emitted nodes need of the sizes, and only the run can tell.
     """
 
@@ -84,9 +85,9 @@ class Emitter:
         self.packed: dict[Packed, relax.Var] = {}
         self._slots: dict[ir.Value, Slot] = {}
         self.checks: list[Check] = []
+        self.unsigned: dict[ir.Value, ir.Value] = {}
         self.label = ""
-        self.kernel_name = "kernel"
-        self.node_name = ""
+        self.kernel_name, self.node_name = "kernel", ""
 
     def bind(self, value: ir.Value, result: Result) -> None:
         """Make a result known as `value`."""
@@ -95,6 +96,8 @@ class Emitter:
             slot.ints = result
         elif isinstance(result, np.ndarray):
             slot.constant = result
+        elif isinstance(result, Deferred):
+            slot.deferred = result
         elif isinstance(result, ChannelsLast):
             slot.channels_last = self.emit(result.expr, value.name or "")
         else:
@@ -102,14 +105,14 @@ class Emitter:
 
     def x(self, value: ir.Value | None) -> relax.Var:
         """The value in ONNX's axis order."""
-        slot = self.slot(value)
+        slot = self._settled(value)
         if slot.plain is None:
-            slot.plain = self._materialise(slot)
+            slot.plain = materialised(self, slot)
         return slot.plain
 
     def channels_last(self, value: ir.Value | None) -> relax.Var:
         """The value as [N, spatial..., C]."""
-        slot = self.slot(value)
+        slot = self._settled(value)
         if slot.channels_last is None:
             plain = self.x(value)
             rank = self.rank(value)
@@ -118,8 +121,17 @@ class Emitter:
 
     def prefers_channels_last(self, value: ir.Value | None) -> bool:
         """Whether the value is known with its channels last, and not in ONNX's order."""
-        slot = self.slot(value)
+        if (slot := self.slot(value)).deferred is not None:
+            return self.prefers_channels_last(slot.deferred.source)
         return slot.channels_last is not None and slot.plain is None
+
+    def _settled(self, value: ir.Value | None) -> Slot:
+        """All that is known of a value, which is emitted if that was put off."""
+        slot = self.slot(value)
+        if slot.deferred is not None:
+            deferred, slot.deferred = slot.deferred, None
+            self.bind(slot.value, deferred.emit())
+        return slot
 
     def without_tensor(self, value: ir.Value) -> Result | None:
         """What is known of a value at compile time: a constant, or integers over the symbolic sizes."""
@@ -217,6 +229,8 @@ class Emitter:
             return [prim(d) for d in slot.constant.shape]
         if slot.ints is not None:
             return [prim(d) for d in slot.ints.shape]
+        if slot.deferred is not None:
+            return self.shape(slot.deferred.source)
         if slot.plain is None and slot.channels_last is not None:
             n, *spatial, c = sizes_of(slot.channels_last)
             return [n, c, *spatial]
@@ -246,6 +260,8 @@ class Emitter:
             return str(slot.constant.dtype)
         if slot.ints is not None:
             return slot.ints.dtype
+        if slot.deferred is not None:
+            return slot.deferred.dtype
         expr = slot.plain if slot.plain is not None else slot.channels_last
         if expr is None and self.is_weight(value):
             return initializer_type(slot.value)[1]
@@ -332,18 +348,3 @@ class Emitter:
             constant = self.constants.get(value.name or "")
             slot = self._slots[value] = Slot(value, constant=None if constant is None else carried(constant))
         return slot
-
-    def _materialise(self, slot: Slot) -> relax.Expr:
-        if slot.channels_last is not None:
-            rank = len(sizes_of(slot.channels_last))
-            order = [0, rank - 1, *range(1, rank - 1)]
-            return self.emit(relax.op.permute_dims(slot.channels_last, order)) if rank > 2 else slot.channels_last
-        if slot.constant is not None and slot.constant.size <= 1:
-            return self.emit(literal(slot.constant))
-        if slot.value.name in self.weights:
-            return self.weight(slot.value)
-        if slot.ints is not None:
-            return tensor_of_ints(self, slot.ints)
-        if slot.constant is not None:
-            return self.emit(literal(slot.constant))
-        raise Refused(f"its input {slot.value.name!r} is not available here")

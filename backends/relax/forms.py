@@ -10,7 +10,7 @@ import tvm_ffi
 from tvm import relax, sym, te, tirx
 
 from backends.relax.narrow import is_narrow
-from backends.relax.values import Refused, SymbolicInts, prim, static_int
+from backends.relax.values import Refused, Slot, SymbolicInts, prim, static_int
 
 if TYPE_CHECKING:
     from backends.relax.emitter import Emitter
@@ -115,3 +115,24 @@ def literal(array: np.ndarray) -> relax.Expr:
     if array.size == 0:
         return relax.op.zeros(relax.ShapeExpr(list(array.shape)), str(array.dtype))
     return relax.const(array, str(array.dtype))
+
+
+def materialised(ctx: Emitter, slot: Slot) -> relax.Expr:
+    """A value in ONNX's axis order, from what else is known of it.
+
+    Raises:
+        Refused: nothing is.
+    """
+    if slot.channels_last is not None:
+        rank = len(sizes_of(slot.channels_last))
+        order = [0, rank - 1, *range(1, rank - 1)]
+        return ctx.emit(relax.op.permute_dims(slot.channels_last, order)) if rank > 2 else slot.channels_last
+    if slot.constant is not None and slot.constant.size <= 1:
+        return ctx.emit(literal(slot.constant))
+    if slot.value.name in ctx.weights:
+        return ctx.weight(slot.value)
+    if slot.ints is not None:
+        return tensor_of_ints(ctx, slot.ints)
+    if slot.constant is not None:
+        return ctx.emit(literal(slot.constant))
+    raise Refused(f"its input {slot.value.name!r} is not available here")

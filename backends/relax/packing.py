@@ -56,11 +56,10 @@ def reshape(array: Array, *, shape: tuple[int, ...]) -> Array:
     return array.reshape(shape)
 
 
-def panels(array: Array, *, width: int, transposed: bool = False, alpha: float = 1.0, paired: bool = False) -> Array:
+def panels(array: Array, *, width: int, transposed: bool = False, alpha: float = 1.0, together: int = 1) -> Array:
     """[..., K, N] (or [..., N, K] if `transposed`) -> [..., P, K, width], padded with zeros, times `alpha`.
 
-    If `paired`, two rows share one: [..., P, ceil(K/2), width * 2], where [..., 2 * w] is of the even row and
-    [..., 2 * w + 1] of the odd one.
+    T rows share one if `together` is T: [..., P, ceil(K/T), width * T], where [..., T * w + t] is of the row t of them.
     """
     if transposed:
         array = array.swapaxes(-1, -2)
@@ -75,28 +74,59 @@ def panels(array: Array, *, width: int, transposed: bool = False, alpha: float =
     if full < count:
         packed[..., full, :, : n - full * width] = array[..., full * width :]
     scaled = packed if alpha == 1.0 else packed * np.asarray(alpha, array.dtype)
-    return _in_pairs(scaled) if paired else scaled
+    return scaled if together == 1 else _together(scaled, together)
 
 
-def _in_pairs(rows: Array) -> Array:
-    """[..., K, W] -> [..., ceil(K/2), W * 2]: the rows two by two, zeros beside the last of an odd number."""
+def _together(rows: Array, count: int) -> Array:
+    """[..., K, W] -> [..., ceil(K/T), W * T]: T rows in one, zeros beside the last if they do not fill it."""
     *lead, k, width = rows.shape
-    if k % 2:
-        rows = np.concatenate([rows, np.zeros((*lead, 1, width), rows.dtype)], -2)
-    return rows.reshape(*lead, -1, 2, width).swapaxes(-1, -2).reshape(*lead, -1, width * 2)
+    if k % count:
+        rows = np.concatenate([rows, np.zeros((*lead, count - k % count, width), rows.dtype)], -2)
+    return rows.reshape(*lead, -1, count, width).swapaxes(-1, -2).reshape(*lead, -1, width * count)
 
 
-def conv_panels(array: Array, *, groups: int, width: int, paired: bool = False) -> Array:
+def byte_panels(array: Array, *, offset: int = 0, **options: Any) -> Array:
+    """`panels` of bytes with a sign: of the elements plus `offset`."""
+    return panels(_signed(array, offset), **options)
+
+
+def byte_conv_panels(array: Array, *, offset: int = 0, **options: Any) -> Array:
+    """`conv_panels` of bytes with a sign: of the elements plus `offset`."""
+    return conv_panels(_signed(array, offset), **options)
+
+
+def byte_conv_matrix(array: Array, *, offset: int = 0, **options: Any) -> Array:
+    """`conv_matrix` of bytes with a sign: of the elements plus `offset`."""
+    return conv_matrix(_signed(array, offset), **options)
+
+
+def byte_sums(array: Array, *, kept: int, factor: int, offset: int = 0) -> Array:
+    """Int32 sums over all axes but one, of the elements plus `offset`, times `factor`."""
+    others = tuple(axis for axis in range(array.ndim) if axis != kept)
+    sums: Array = (array.astype(np.int32) + offset).sum(others, dtype=np.int32)
+    return sums * np.int32(factor)
+
+
+def times(array: Array, *, factor: float) -> Array:
+    """The elements times `factor`."""
+    return (array.astype(np.float64) * factor).astype(array.dtype)
+
+
+def _signed(array: Array, offset: int) -> Array:
+    return (array.astype(np.int16) + offset).astype(np.int8)
+
+
+def conv_panels(array: Array, *, groups: int, width: int, together: int = 1) -> Array:
     """[G*O, C, KH, KW] (or [G*O, C, KW]) -> [G, P, KH, KW * C, width], padded with zeros.
 
-    If `paired`, the channels of a tap share rows as in `panels`: [G, P, KH, KW * ceil(C/2), width * 2].
+    T channels of a tap share a row as in `panels`: [G, P, KH, KW * ceil(C/T), width * T].
     """
     if array.ndim == 3:
         array = array[:, :, None]
     out, c, kh, kw = array.shape
     per_group = out // groups
     columns = array.reshape(groups, per_group, c, kh, kw).transpose(0, 3, 4, 2, 1)
-    taps = np.moveaxis(panels(columns, width=width, paired=paired), 3, 1)
+    taps = np.moveaxis(panels(columns, width=width, together=together), 3, 1)
     return taps.reshape(*taps.shape[:3], -1, taps.shape[-1])
 
 
@@ -108,16 +138,16 @@ def winograd_panels(array: Array, *, width: int) -> Array:
     return np.moveaxis(panels(filters.reshape(PATCH, PATCH, c, out), width=width), 2, 0)
 
 
-def spread_panels(array: Array, *, groups: int, width: int, paired: bool = False) -> Array:
+def spread_panels(array: Array, *, groups: int, width: int, together: int = 1) -> Array:
     """[G*C, M, K...] of a transposed convolution -> [G, P, C, width], padded with zeros; the columns are taps x M."""
     channels, per_group = array.shape[:2]
     columns = array.reshape(groups, channels // groups, per_group, -1).swapaxes(-1, -2)
-    return panels(columns.reshape(groups, channels // groups, -1), width=width, paired=paired)
+    return panels(columns.reshape(groups, channels // groups, -1), width=width, together=together)
 
 
-def conv_matrix(array: Array, *, width: int, paired: bool = False) -> Array:
-    """[O, C, 1...] -> [P, C, width], padded with zeros; `paired` as in `panels`."""
-    return panels(array.reshape(array.shape[:2]), width=width, transposed=True, paired=paired)
+def conv_matrix(array: Array, *, width: int, together: int = 1) -> Array:
+    """[O, C, 1...] -> [P, C, width], padded with zeros; `together` as in `panels`."""
+    return panels(array.reshape(array.shape[:2]), width=width, transposed=True, together=together)
 
 
 def depthwise(array: Array) -> Array:
@@ -137,6 +167,11 @@ TRANSFORMS: dict[str, Callable[..., Array]] = {
         spread_panels,
         conv_matrix,
         depthwise,
+        byte_panels,
+        byte_conv_panels,
+        byte_conv_matrix,
+        byte_sums,
+        times,
     )
 }
 

@@ -8,8 +8,9 @@ are emitted once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -47,7 +48,25 @@ class SymbolicInts:
     dtype: str = "int64"
 
 
-Result = relax.Expr | ChannelsLast | SymbolicInts | np.ndarray
+Emitted: TypeAlias = relax.Expr | ChannelsLast | SymbolicInts | np.ndarray
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A result that is emitted when a reader asks for it; one that works on what it is made of never does.
+
+    Attributes:
+        source: what it is made of, element by element: it has the result's shape, and lies as the result will.
+        dtype: the result's.
+        emit: emits it.
+    """
+
+    source: ir.Value
+    dtype: str
+    emit: Callable[[], Emitted]
+
+
+Result: TypeAlias = Emitted | Deferred
 """What an emitter returns; an array is a constant."""
 
 
@@ -79,6 +98,7 @@ class Slot:
     channels_last: relax.Expr | None = None
     ints: SymbolicInts | None = None
     constant: np.ndarray | None = None
+    deferred: Deferred | None = None
     weight: bool = False
     params: dict[Packed, relax.Expr] = field(default_factory=dict)
 
@@ -104,8 +124,8 @@ class PanelChoice(Protocol):
         """Columns in a panel of a packed matrix [depth, columns] that `rows` rows are multiplied with."""
         ...
 
-    def paired(self, dtype: str) -> bool:
-        """Whether a packed matrix has its rows two by two, each pair of elements in 32 bits."""
+    def together(self, dtype: str) -> int:
+        """How many rows of a packed matrix share one, their elements side by side in 32 bits."""
         ...
 
     def winograd_width(

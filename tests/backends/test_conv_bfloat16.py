@@ -165,7 +165,7 @@ def test_channels_of_a_tap_share_rows(channels: int, groups: int) -> None:
     out, kh, kw = 6, 2, 3
     weights = random(RNG, groups * out, channels, kh, kw)
     pairs = -(-channels // 2)
-    packed = conv_panels(weights, groups=groups, width=4, paired=True)
+    packed = conv_panels(weights, groups=groups, width=4, together=2)
     assert packed.shape == (groups, 2, kh, kw * pairs, 8)
     for g, o, c, i, j in np.ndindex(groups, out, channels, kh, kw):
         assert packed[g, o // 4, i, j * pairs + c // 2, o % 4 * 2 + c % 2] == weights[g * out + o, c, i, j]

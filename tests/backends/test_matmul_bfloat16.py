@@ -150,7 +150,7 @@ def test_named_processors_have_the_instruction(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("transposed", [False, True])
 def test_two_rows_share_one(k: int, transposed: bool) -> None:
     matrix = np.arange(1, k * 7 + 1, dtype=np.float32).reshape(k, 7).astype(ml_dtypes.bfloat16)
-    packed = panels(matrix.T if transposed else matrix, width=4, transposed=transposed, paired=True)
+    packed = panels(matrix.T if transposed else matrix, width=4, transposed=transposed, together=2)
     assert packed.shape == (2, -(-k // 2), 8)
     for row in range(2 * packed.shape[1]):
         for column in range(8):

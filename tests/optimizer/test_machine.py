@@ -46,8 +46,16 @@ def test_a_named_cpu_asks_for_its_vector_width() -> None:
 def test_a_named_cpu_asks_for_products_of_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = machine_needed(f"cpu:{name}")
     monkeypatch.setattr("optimizer.machine.detect_cpu", lambda: CPUS["x86-64-v4"])
-    monkeypatch.setattr("optimizer.machine._extensions", lambda: ["avx512f"])
+    monkeypatch.setattr("optimizer.machine._extensions", lambda: ["avx512_vnni", "avx512f"])
     assert why_unusable(needed) == "it uses avx512_bf16, which this CPU lacks"
+
+
+@pytest.mark.parametrize("name", [name for name, cpu in CPUS.items() if cpu.vnni])
+def test_a_named_cpu_asks_for_products_of_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = machine_needed(f"cpu:{name}")
+    monkeypatch.setattr("optimizer.machine.detect_cpu", lambda: CPUS["x86-64-v4"])
+    monkeypatch.setattr("optimizer.machine._extensions", lambda: ["avx512_bf16", "avx512f"])
+    assert why_unusable(needed) == "it uses avx512_vnni, which this CPU lacks"
 
 
 def test_loading_checks_it(tmp_path: Path) -> None:

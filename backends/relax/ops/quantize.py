@@ -6,7 +6,7 @@ Narrow types (4- and 2-bit integers, 8- to 4-bit floats) are carried as bytes; s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from tvm import relax, te, tirx
@@ -19,9 +19,10 @@ from backends.relax.narrow import FLOATS, INTEGERS, is_narrow, narrowed, widened
 from backends.relax.ops.elementwise import largest, smallest
 from backends.relax.ops.reduction import Reduction, combined, highest
 from backends.relax.pointwise import kernel
+from backends.relax.quantized import BYTES, OFFSET, only_dequantized, remember_unsigned, signed
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, lowest
-from backends.relax.values import Refused, Result, prim, static_int
+from backends.relax.values import Deferred, Refused, Result, prim, static_int
 
 Index = Sequence[tirx.Expr]
 _COMPUTED = "float32"
@@ -57,6 +58,11 @@ class Parameter:
         return cls(value.dtype, None, ctx.x(value), axis, block)
 
     @property
+    def constant(self) -> int | None:
+        """The value of one that is a whole number known now."""
+        return static_int(self.number) if self.number is not None else None
+
+    @property
     def arguments(self) -> list[relax.Expr]:
         """What a kernel that reads it takes."""
         return [] if self.tensor is None else [self.tensor]
@@ -85,7 +91,17 @@ def quantize_linear(ctx: Emitter, node: ir.Node) -> Result:
     target = _quantized_type(node, zero_input)
     scale, zero = _parameters(ctx, node, scale_input, zero_input)
     saturate = get_int(node, "saturate", 1) == 1
+    if target == ir.DataType.INT8 and only_dequantized(node.outputs[0]) and (zero is None or zero.constant is not None):
+        middle = OFFSET + (0 if zero is None else zero.constant or 0)
+        raised = replace(zero or scale, dtype=ir.DataType.INT32, number=tirx.const(middle, "int32"), tensor=None)
+        result = _quantized(ctx, x, scale, raised, ir.DataType.UINT8, saturate)
+        return signed(ctx, remember_unsigned(ctx, node.outputs[0], result))
+    return _quantized(ctx, x, scale, zero, target, saturate)
 
+
+def _quantized(
+    ctx: Emitter, x: ir.Value | None, scale: Parameter, zero: Parameter | None, target: ir.DataType, saturate: bool
+) -> Result:
     def element(read: Callable[..., tirx.Expr], index: Index, own: Index, *rest: te.Tensor) -> tirx.Expr:
         tensors = list(rest)
         quotient = cast(read(*index), _COMPUTED) / cast(scale.at(index, tensors), _COMPUTED)
@@ -98,17 +114,31 @@ def quantize_linear(ctx: Emitter, node: ir.Node) -> Result:
 
 @emits("DequantizeLinear")
 def dequantize_linear(ctx: Emitter, node: ir.Node) -> Result:
-    """(x - zero point) * scale."""
-    x, scale_input, zero_input = (*node.inputs, None)[:3]
-    scale, zero = _parameters(ctx, node, scale_input, zero_input)
-    target = ir.DataType(get_int(node, "output_dtype", 0) or scale.dtype)
+    """(x - zero point) * scale. Of bytes it is put off: an integer product reads them as they are."""
+    x, scale = node.inputs[:2]
     source = _type(x)
+    if scale is None or scale.dtype is None:
+        raise Refused("the type of the scale is not known")
+    _require_vector(ctx, node, scale)
+    target = ir.DataType(get_int(node, "output_dtype", 0) or scale.dtype)
+    if x is None or source not in BYTES:
+        return _dequantized(ctx, node, x, 0, target)
+    held, offset = (ctx.unsigned[x], OFFSET) if x in ctx.unsigned else (x, 0)
+    return Deferred(held, dtype_name(target), lambda: _dequantized(ctx, node, held, offset, target))
+
+
+def _dequantized(ctx: Emitter, node: ir.Node, x: ir.Value | None, offset: int, target: ir.DataType) -> Result:
+    """`offset` is what has been added to the elements of `x` (see `backends.relax.quantized`)."""
+    source = _type(x)
+    scale, zero = _parameters(ctx, node, *(*node.inputs, None)[1:3])
 
     def element(read: Callable[..., tirx.Expr], index: Index, own: Index, *rest: te.Tensor) -> tirx.Expr:
         tensors = list(rest)
         value = read(*index)
         number = widened(value, source) if is_narrow(source) else cast(value, "int32")
         factor = cast(scale.at(index, tensors), _COMPUTED)
+        if offset:
+            number = number - tirx.const(offset, "int32")
         if zero is not None:
             number = number - cast(zero.at(index, tensors), str(number.expr_ty()))
         return cast(cast(number, _COMPUTED) * factor, dtype_name(target))
@@ -186,9 +216,13 @@ def _parameters(
     block = get_int(node, "block_size", 0)
     per_tensor = rank == 0 or ctx.rank(scale) == 0 or all(static_int(d) == 1 for d in ctx.shape(scale))
     axis = 0 if per_tensor and not block else ctx.axis(get_int(node, "axis", 1), rank)
-    if ctx.rank(scale) > 1 and not block:
-        raise Refused(f"a scale of rank {ctx.rank(scale)} without block_size")
+    _require_vector(ctx, node, scale)
     return Parameter.of(ctx, scale, axis, block), None if zero is None else Parameter.of(ctx, zero, axis, block)
+
+
+def _require_vector(ctx: Emitter, node: ir.Node, scale: ir.Value) -> None:
+    if ctx.rank(scale) > 1 and not get_int(node, "block_size", 0):
+        raise Refused(f"a scale of rank {ctx.rank(scale)} without block_size")
 
 
 def _extremum(
