@@ -29,6 +29,7 @@ from backends.cpu.loops import (
     simplify,
     vectorized,
 )
+from backends.cpu.operands import converted
 from backends.cpu.register_tile import RegisterTile, remainder, span
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
@@ -138,9 +139,7 @@ class _Nest:
                     ):
                         continue
                     x = (i64(start) + p) * taps.sw + (t * taps.dw - taps.pw)
-                    statements.append(
-                        tile.add(p, 0, BufferLoad(self.data, [image, row, x, span(first, lanes)]) * weight)
-                    )
+                    statements.append(tile.add(p, 0, self._element(image, row, x, first, lanes) * weight))
             return sequence(statements)
 
         def edge_row(row: Expr, ry: Expr) -> Stmt:
@@ -150,7 +149,7 @@ class _Nest:
             def tap(t: Expr) -> Stmt:
                 x = i64(start) * taps.sw + t * taps.dw - taps.pw
                 weight = BufferLoad(self.weights, [ry, t, span(first, lanes)])
-                return tile.add(0, 0, BufferLoad(self.data, [image, row, x, span(first, lanes)]) * weight)
+                return tile.add(0, 0, self._element(image, row, x, first, lanes) * weight)
 
             return sequence([loop(count, tap, start=begin, name="rx")])
 
@@ -165,3 +164,8 @@ class _Nest:
 
         body = loop(count, window_row, start=begin, name="ry")
         return allocate(tile.buffers, sequence([*tile.zero(), body, *tile.finish(self.staged, finish)]))
+
+    def _element(self, image: Expr, row: Expr, x: Expr, first: Expr, lanes: int) -> Expr:
+        """Neighbouring channels of a pixel, in the type of the sums."""
+        load = BufferLoad(self.data, [image, row, x, span(first, lanes)])
+        return load if str(self.data.dtype) == self.dtype else converted(load, self.dtype, lanes)

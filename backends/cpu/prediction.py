@@ -19,6 +19,7 @@ from backends.cpu.epilogue import Epilogue
 from backends.cpu.kernel import Kernel
 from backends.cpu.key_bounds import key_bounds
 from backends.cpu.loops import Expr, Var, known, product
+from backends.cpu.quads import is_bytes
 from backends.cpu.stage_work import parallel_rows, spilled, stage_cycles, stage_flops, tail_cycles
 from backends.cpu.tiles import Tiles
 from backends.relax.plan import Work
@@ -176,10 +177,12 @@ def _convolution(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     stage, cpu = kernel.stages[0], tiles.cpu
     taps, groups = Taps.of(stage), int(stage.annotations["tersor.groups"])  # type: ignore[call-overload]
     data, weights = stage.operand(4), stage.operand(5)
-    lanes, itemsize = tiles.lanes(str(stage.buffer.dtype)), element_bytes(stage.buffer.dtype)
+    lanes, itemsize = tiles.lanes(str(stage.buffer.dtype)), element_bytes(data.dtype)
     images, rows, out_width, channels = (a.extent for a in stage.spatial)
-    width, in_width, panel = known(out_width), known(data.shape[2]), int(weights.shape[4])
-    depth = int(weights.shape[3]) * taps.kh
+    together = tiles.together(str(data.dtype)) if is_bytes(str(data.dtype)) else 1
+    width, in_width, panel = known(out_width), known(data.shape[2]), int(weights.shape[4]) // together
+    depth = int(weights.shape[3]) * taps.kh * together
+    share = _at_once(weights.dtype, cpu) if together > 1 else 1
     size = width or _SOME_WIDTH
     step_cycles = tile_count = 0.0
     full, rest = divmod(int(channels) // groups, panel)
@@ -194,7 +197,7 @@ def _convolution(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     scale = [images, rows, *([] if width else [out_width])]
     unit = 1 if width else size
     outputs = size * -(-int(channels) // groups // lanes)
-    a_row = groups * (step_cycles * depth + tile_count * _TILE_CYCLES + outputs * _output_cycles(cpu)) / unit
+    a_row = groups * (step_cycles * depth / share + tile_count * _TILE_CYCLES + outputs * _output_cycles(cpu)) / unit
     panel_bytes, image_bytes = depth * panel * itemsize, known(product([*data.shape[1:], itemsize]))
     again = groups * tile_count * panel_bytes / unit if panel_bytes > _L1_SHARE * cpu.l1_bytes else 0.0
     image = scaled(data.shape, (full + bool(rest) - 1) * itemsize)
@@ -207,6 +210,7 @@ def _convolution(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
         total(scaled(scale, 0.0 if panels_fit else again), 0 if image_fits else image),
         scaled([images, rows], groups * (full + bool(rest))),
         [weights],
+        share,
     )
 
 

@@ -100,6 +100,11 @@ def byte_conv_matrix(array: Array, *, offset: int = 0, **options: Any) -> Array:
     return conv_matrix(_signed(array, offset), **options)
 
 
+def byte_depthwise(array: Array, *, offset: int = 0) -> Array:
+    """`depthwise` of bytes with a sign, as int32: of the elements plus `offset`."""
+    return depthwise(array).astype(np.int32) + np.int32(offset)
+
+
 def byte_sums(array: Array, *, kept: int, factor: int, offset: int = 0) -> Array:
     """Int32 sums over all axes but one, of the elements plus `offset`, times `factor`."""
     others = tuple(axis for axis in range(array.ndim) if axis != kept)
@@ -170,6 +175,7 @@ TRANSFORMS: dict[str, Callable[..., Array]] = {
         byte_panels,
         byte_conv_panels,
         byte_conv_matrix,
+        byte_depthwise,
         byte_sums,
         times,
     )

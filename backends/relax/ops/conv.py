@@ -13,9 +13,11 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int, get_str
+from backends.relax.byte_products import rescaled
 from backends.relax.checks import require, require_at_least
 from backends.relax.contraction import FLOATS, Panels, product
 from backends.relax.emitter import Emitter
+from backends.relax.filters import Filters, byte_factors, padded_bytes
 from backends.relax.registry import emits
 from backends.relax.scalars import cast
 from backends.relax.values import ChannelsLast, Refused, Result, prim, static_int
@@ -29,6 +31,9 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
     x, w = node.inputs[0], node.inputs[1]
     if w is None or ctx.dtype(x) not in FLOATS:
         raise Refused(f"a convolution of {ctx.dtype(x)}")
+    quantized = byte_factors(ctx, x, w)
+    filters = Filters(w) if quantized is None else Filters(quantized[1].value, quantized[1])
+    x, w = (x if quantized is None else quantized[0].value), filters.value
     weights = ctx.static_shape(w, "the weights' shape")
     spatial = len(weights) - 2
     groups = get_int(node, "group", 1)
@@ -48,18 +53,24 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
     if spatial == 1:
         data = ctx.emit(relax.op.expand_dims(data, [1]))
         window = _with_height_one(window)
+    depthwise = groups == weights[0] and weights[1] == 1
+    pointwise = groups == 1 and _is_pointwise(window)
+    if quantized is not None and not pointwise:
+        data, window = padded_bytes(ctx, data, window, quantized[0].zero, together=groups == 1)
     if spatial > 2 or not ctx.is_weight(w):
         result = _general(ctx, data, w, groups, window)
-    elif groups == weights[0] and weights[1] == 1:
-        result = _depthwise(ctx, data, w, window)
-    elif groups == 1 and _is_pointwise(window):
-        result = _pointwise(ctx, data, w, weights)
+    elif depthwise:
+        result = _depthwise(ctx, data, filters, window)
+    elif pointwise:
+        result = _pointwise(ctx, data, filters, weights)
     elif (width := _winograd_width(ctx, data, w, groups, window)) is not None:
         result = _winograd(ctx, data, w, width, window)
     else:
-        result = _direct(ctx, data, w, weights, groups, window)
+        result = _direct(ctx, data, filters, weights, groups, window)
     if spatial == 1:
         result = ctx.emit(relax.op.squeeze(result, [1]))
+    if quantized is not None:
+        result = rescaled(ctx, result, *quantized, weights[0], 0)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     return ChannelsLast(result if bias is None else relax.op.add(result, ctx.x(bias)))
 
@@ -114,7 +125,7 @@ def _is_pointwise(window: Window) -> bool:
     return all(k == 1 for k in window.kernel + window.strides) and window.inside()
 
 
-def _pointwise(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int]) -> relax.Var:
+def _pointwise(ctx: Emitter, data: relax.Var, filters: Filters, weights: list[int]) -> relax.Var:
     """Every pixel a row of a matrix."""
     sizes = [static_int(d) for d in data.ty.shape.values[:-1]]
     rows = 1
@@ -122,7 +133,7 @@ def _pointwise(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int]) -
         rows = 0 if size is None else rows * size
     out, depth = weights[:2]
     panels = Panels.of(ctx, str(data.ty.dtype), rows or None, out, depth)
-    weight = ctx.weight(w, "conv_matrix", panels.shape, **panels.options)
+    weight = filters.packed(ctx, "conv_matrix", panels.shape, **panels.options)
     return product(ctx, data, weight, out, panels)
 
 
@@ -145,14 +156,20 @@ def _stored_padding(ctx: Emitter, data: relax.Var, window: Window) -> relax.Var:
     return ctx.te(lambda x: pad_channels_last(x, window, zero), data, primfunc_name_hint="pad")
 
 
-def _direct(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int], groups: int, window: Window) -> relax.Var:
+def _direct(
+    ctx: Emitter, data: relax.Var, filters: Filters, weights: list[int], groups: int, window: Window
+) -> relax.Var:
     data, (ph, pw) = _padded(ctx, data, window)
     out, c = weights[0] // groups, weights[1]
+    if groups == 1:
+        c = static_int(data.ty.shape.values[3]) or c  # bytes may have been rounded up
     kh, kw = window.kernel
     oh, ow = window.outputs
     panels = Panels.of(ctx, str(data.ty.dtype), static_int(ow), out, c, taps=kh * kw)
     count, steps, length = panels.shape
-    weight = ctx.weight(w, "conv_panels", [groups, count, kh, kw * steps, length], groups=groups, **panels.options)
+    shape = [groups, count, kh, kw * steps, length]
+    weight = filters.packed(ctx, "conv_panels", shape, groups=groups, **panels.options)
+    total = _sums(data)
     sh, sw = window.strides
     dh, dw = window.dilations
     inside_always = _never_outside(window, ph, pw)
@@ -172,7 +189,7 @@ def _direct(ctx: Emitter, data: relax.Var, w: ir.Value, weights: list[int], grou
                 value = tirx.if_then_else(inside, value, tirx.const(0, str(x.dtype)))
             panel, step, place = panels.at(tirx.floormod(rx, c), own)
             factor = f[g, panel, ry, tirx.floordiv(rx, c) * steps + step, place]
-            return te.sum(value * factor, axis=[ry, rx])
+            return te.sum(cast(value, total) * cast(factor, total), axis=[ry, rx])
 
         attrs = {"tersor.kernel": "conv2d", "tersor.window": [kh, kw, sh, sw, dh, dw, ph, pw], "tersor.groups": groups}
         return te.compute((n, oh, ow, groups * out), element, name="conv2d", attrs=attrs)
@@ -224,18 +241,25 @@ def _winograd(ctx: Emitter, data: relax.Var, w: ir.Value, width: int, window: Wi
     return ctx.te(build, data, weight, primfunc_name_hint="winograd")
 
 
+def _sums(data: relax.Var) -> str:
+    """The type in which products are added up."""
+    dtype = str(data.ty.dtype)
+    return "int32" if dtype == "uint8" else dtype
+
+
 def _never_outside(window: Window, ph: int, pw: int) -> bool:
     """Whether every tap lies inside the data as the kernel gets it."""
     return (ph, pw) == (0, 0) and (static_int(window.sizes[1]) is None or window.inside())
 
 
-def _depthwise(ctx: Emitter, data: relax.Var, w: ir.Value, window: Window) -> relax.Var:
+def _depthwise(ctx: Emitter, data: relax.Var, filters: Filters, window: Window) -> relax.Var:
     data, (ph, pw) = _padded(ctx, data, window, any_width=True)
     (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.strides, window.dilations
     inside_always = (ph, pw) == (0, 0) and window.inside()
     c = data.ty.shape.values[3]
-    shape = ctx.static_shape(w)
-    flat = ctx.weight(w, "depthwise", [*shape[2:], shape[0]])
+    shape = ctx.static_shape(filters.value)
+    flat = filters.packed(ctx, "depthwise", [*shape[2:], shape[0]])
+    total = _sums(data)
     weight = (
         ctx.emit(relax.op.reshape(flat, relax.ShapeExpr([prim(kh), prim(kw), prim(c)]))) if len(shape) == 3 else flat
     )
@@ -250,7 +274,7 @@ def _depthwise(ctx: Emitter, data: relax.Var, w: ir.Value, window: Window) -> re
             if not inside_always:
                 inside = tirx.all(iy >= 0, iy < h, ix >= 0, ix < width_in)
                 value = tirx.if_then_else(inside, value, tirx.const(0, str(x.dtype)))
-            return te.sum(value * f[ry, rx, o], axis=[ry, rx])
+            return te.sum(cast(value, total) * f[ry, rx, o], axis=[ry, rx])
 
         attrs = {"tersor.kernel": "depthwise", "tersor.window": [kh, kw, sh, sw, dh, dw, ph, pw]}
         return te.compute((n, *window.outputs, c), element, name="depthwise", attrs=attrs)
