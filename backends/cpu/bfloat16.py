@@ -16,7 +16,7 @@ from tvm.ir import Call, Op, StringImm
 
 from backends.cpu.amounts import element_bytes
 from backends.cpu.loops import BufferLoad, Expr, Stmt, TensorLoad
-from backends.cpu.operations import operation
+from backends.cpu.operations import OPAQUE, OPAQUE_IR, operation
 from backends.cpu.quads import definitions
 
 __all__ = ["add_products", "imported", "is_pair_product", "neighbours", "pair", "pair_product", "rounded"]
@@ -111,6 +111,7 @@ def imported(body: Stmt) -> Stmt:
     needed = [_PRODUCT_IR] if _PRODUCT in called else []
     needed += [_round_ir(lanes) for lanes in _ROUNDED_LANES] if _ROUND in called else []
     needed += definitions(called)
+    needed += [OPAQUE_IR] if OPAQUE in called else []
     if not needed:
         return body
     return tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm("".join(needed)), body)

@@ -38,8 +38,11 @@ from backends.cpu.loops import (
     product,
     sequence,
     simplify,
+    unflatten,
     vectorized,
 )
+from backends.cpu.operations import hidden
+from backends.cpu.quads import QUAD
 from backends.cpu.register_tile import RegisterTile, covering, lines_ahead, span, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
@@ -139,13 +142,15 @@ class _Nest:
     def build(self) -> Stmt:
         n, rows = self.stage.spatial[0].extent, self.stage.spatial[1].extent
 
+        weight_bytes = int(product(list(self.weights.shape)))
+        apart = self.tiles.rows_apart(weight_bytes, self.together)
+
         def task(index: Expr) -> Stmt:
-            y = tirx.floormod(index, rows)
-            rest = tirx.floordiv(index, rows)
-            panel = tirx.floormod(rest, self.panels)
-            rest = tirx.floordiv(rest, self.panels)
-            row = self._row(tirx.floordiv(rest, self.groups), tirx.floormod(rest, self.groups), panel, y)
-            return allocate([self.staged], row)
+            if apart:
+                image, y, group, panel = unflatten(index, [n, rows, self.groups, self.panels])
+            else:
+                image, group, panel, y = unflatten(index, [n, self.groups, self.panels, rows])
+            return allocate([self.staged], self._row(image, group, panel, y))
 
         return sequence([parallel(simplify(product([n, rows]) * (self.groups * self.panels)), task)])
 
@@ -218,11 +223,14 @@ class _Nest:
         def tap(row: Expr, ry: Expr, t: int, live: list[int], rest: int, at: Expr) -> Stmt:
             return multiply(row, ry, t * taps.dw, at, at + t * steps, live, rest)
 
+        def count(steps: int) -> Expr:
+            return hidden(i64(steps)) if self.together == QUAD else i64(steps)
+
         def window_row(ry: Expr) -> Stmt:
             row = y * taps.sh + ry * taps.dh - taps.ph
             every = list(range(pixels))
             if interior and self.groups == 1 and taps.dw == 1 and not self.rest:
-                return sequence([loop(taps.kw * steps, lambda d: multiply(row, ry, 0, d, d, every), name="d")])
+                return sequence([loop(count(taps.kw * steps), lambda d: multiply(row, ry, 0, d, d, every), name="d")])
             width = known(self.data.shape[2])
             statements = []
             for t in range(taps.kw):
@@ -233,17 +241,17 @@ class _Nest:
                 )
                 if live:
                     whole = steps - 1 if self.rest else steps
-                    statements.append(loop(whole, partial(tap, row, ry, t, live, 0), name="c"))
+                    statements.append(loop(count(whole), partial(tap, row, ry, t, live, 0), name="c"))
                     statements.append(tap(row, ry, t, live, self.rest, i64(whole)) if self.rest else None)
             return sequence(statements)
 
-        begin, count = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)
+        begin, taps_inside = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)
         first = group * self.out + panel * self.width
 
         def finish(p: Expr, offset: Expr) -> Stmt:
             return self._finish(image, y, i64(start) + p, first, offset, channels)
 
-        body = loop(count, window_row, start=begin, name="ry")
+        body = loop(taps_inside, window_row, start=begin, name="ry")
         return allocate(tile.buffers, sequence([*tile.zero(), body, *tile.finish(self.staged, finish)]))
 
     def _weights(self, row: list[Expr], column: Expr | int, lanes: int = 1) -> Expr:

@@ -42,12 +42,17 @@ from backends.cpu.loops import (
     uses,
     vectorized,
 )
+from backends.cpu.operations import hidden
+from backends.cpu.quads import QUAD
 from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, wide
 from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
 PARALLEL_FLOPS = 400_000
 """Below this, waking the other threads costs more than they save (a parallel region takes 1-2 microseconds)."""
+
+_ROWS_A_SHARE = 32
+"""With fewer, the last tile of a thread's rows, which they do not fill, would cost too much."""
 
 _FEW_ROWS = 4
 """With fewer rows, nothing is computed meanwhile: the processor's own prefetching keeps the memory busy."""
@@ -130,6 +135,8 @@ class _Nest:
         batches = product(batch_extents)
         panels = simplify(tirx.floordiv(self.parts.column.extent + (self.width - 1), self.width))
         blocks = self.tiles.row_blocks(self.total_rows, known(self.steps), self.width)
+        if blocks is None and self.tiles.rows_apart(self._weight_bytes(), self.factors.together):
+            blocks = self._row_shares()
         chunks = self._chunks(batches, panels) if blocks is None else blocks
 
         def task(index: Expr) -> Stmt:
@@ -160,6 +167,15 @@ class _Nest:
                 return True
             flops *= size
         return flops >= PARALLEL_FLOPS
+
+    def _weight_bytes(self) -> int | None:
+        depth = known(self.parts.depth.extent)
+        return None if self.columns is None or depth is None or self.parts.batch else self.columns * depth
+
+    def _row_shares(self) -> Expr | None:
+        """Into how many parts the rows are cut where each thread takes its own; `None` if they are too few."""
+        cores, rows = self.tiles.cpu.cores, known(self.total_rows)
+        return None if rows is not None and rows < _ROWS_A_SHARE * cores else i64(2 * cores)
 
     def _chunks(self, batches: Expr, panels: Expr) -> Expr:
         """Into how many parts the rows are cut, so that the threads get equal shares."""
@@ -291,7 +307,8 @@ class _Nest:
         def finish(r: Expr, offset: Expr) -> Stmt:
             return self._finish_row(point, simplify(start + r), first, offset, valid, lanes)
 
-        body = [loop(self.steps, step, name="k")]
+        bytewise = self.factors.together == QUAD
+        body = [loop(hidden(self.steps) if bytewise else self.steps, step, name="k")]
         if self.factors.together > 1:
             body += last_steps(self.parts.depth.extent, self.factors.together, lambda n: step(self.steps, n))
         return allocate(tile.buffers, sequence([*tile.zero(), *body, *tile.finish(self.staged, finish)]))

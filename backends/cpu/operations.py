@@ -9,9 +9,33 @@ from tvm import tirx
 from tvm.ir import Call, Op
 from tvm.ir.op import register_op_attr
 
-from backends.cpu.loops import Expr
+from backends.cpu.loops import Expr, i64, known
 
-__all__ = ["operation"]
+__all__ = ["OPAQUE", "OPAQUE_IR", "hidden", "operation"]
+
+OPAQUE = "tersor.opaque"
+OPAQUE_IR = """
+define i64 @tersor_opaque(i64 %x) alwaysinline {
+  %r = call i64 asm "", "=r,0"(i64 %x)
+  ret i64 %r
+}
+"""
+"""Empty assembly that could have changed its operand."""
+_UNROLLED_STEPS = 32
+"""LLVM writes out a loop of up to about so many steps; of all steps together it then keeps more in registers than
+there are, and the sums of a register tile go to the stack and back."""
+
+
+def hidden(steps: Expr) -> Expr:
+    """The number of a loop's steps: a small constant is hidden from LLVM, so that it leaves the loop a loop."""
+    count = known(steps)
+    if count is None or not 1 < count <= _UNROLLED_STEPS:
+        return steps
+    return tirx.call_intrin("int64", operation(OPAQUE, _opaque), i64(count))
+
+
+def _opaque(call: Call) -> Expr:
+    return tirx.call_pure_extern("int64", "tersor_opaque", *call.args)
 
 
 @functools.cache

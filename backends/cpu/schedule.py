@@ -9,6 +9,7 @@ from tvm import s_tir, tirx
 
 from backends.cpu import attention, conv2d, depthwise, generic, matmul, winograd
 from backends.cpu.bfloat16 import imported
+from backends.cpu.byte_rounding import rounded_quickly
 from backends.cpu.copies import copies
 from backends.cpu.half import computed_in_float32
 from backends.cpu.kernel import Kernel, decode, inline
@@ -75,7 +76,7 @@ def schedule_function(function: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
     kernel = decode(function)
     if kernel is None:
         return _outer_parallel(function)
-    kernel = inline(kernel)
+    kernel = rounded_quickly(inline(kernel))
     for rule in RULES:
         body = rule(kernel, cpu)
         if body is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from backends.cpu.loops import Expr, known, simplify
+from backends.cpu.quads import QUAD
 from optimizer.target import Cpu
 
 _MAX_VECTORS = 6
@@ -26,6 +27,8 @@ _LINE_BYTES, _PAGE_BYTES = 64, 4096
 _L2_SHARE = 0.7
 _BLOCK_SHARE = 0.55
 """Of the second-level cache: for a panel of B and what is reused while the other passes by; for a block of A."""
+_ROWS_APART_SHARE = 0.4
+"""Of the second-level cache: for all weights, where rows are shared out among the threads."""
 _SPILL_PENALTY = 1.25
 _POINTS = 36
 _PATCH_OUTPUTS = 4
@@ -50,7 +53,7 @@ class Tiles:
 
     def together(self, dtype: str) -> int:
         """How many elements of the reduced axis share a lane; a depth below is counted in so many."""
-        return {"bfloat16": 2, "uint8": 4, "int8": 4}.get(dtype, 1)
+        return {"bfloat16": 2, "uint8": QUAD, "int8": QUAD}.get(dtype, 1)
 
     def streamed(self, elements: int) -> bool:
         """Whether so many weights have to come from beyond the second-level cache each time."""
@@ -124,6 +127,14 @@ class Tiles:
 
         options = [v for v in range(1, _MAX_VECTORS + 1) if self.fits(1, v)]
         return lanes * min(options, key=lambda v: (cost(v), -v))
+
+    def rows_apart(self, weight_bytes: int | None, together: int) -> bool:
+        """Whether each thread takes rows of its own, with all columns, rather than columns of its own.
+
+        Results of a byte are stored in parts of a cache line: threads that each hold some columns would take the lines
+        of all rows from each other. The weights then have to stay in the second-level cache of each.
+        """
+        return together == QUAD and weight_bytes is not None and weight_bytes <= _ROWS_APART_SHARE * self.cpu.l2_bytes
 
     def row_blocks(self, rows: Expr, depth: int | None, width: int) -> Expr | None:
         """Into how many blocks the rows of A are cut, so that a block stays in the second-level cache.

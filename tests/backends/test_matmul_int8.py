@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.cpu.tiles import Tiles
 from backends.relax.byte_products import MOST_TERMS
 from backends.relax.packing import byte_panels, byte_sums
 from optimizer.executable import Executable
@@ -78,6 +79,27 @@ def test_symbolic_rows_use_every_remainder(rows: int) -> None:
         d = DequantizeLinear(x, s, z) e = DequantizeLinear<axis=1>(w, t) y = MatMul(d, e) }"""
     y, _ = run(text, p, [x])
     close(y, *product(x, p), 4)
+
+
+@pytest.mark.parametrize("sizes", ["131,20", "m,20"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_that_share_out_the_rows(sizes: str, threads: int) -> None:
+    p, x = parameters(20, 100, "uint8", 7), some_bytes(RNG, "uint8", 131, 20)
+    text = f"""g (uint8[{sizes}] x) => (float[{sizes[:-2]}100] y) {{
+        d = DequantizeLinear(x, s, z) e = DequantizeLinear<axis=1>(w, t) y = MatMul(d, e) }}"""
+    y, _ = run(text, p, [x], threads=threads)
+    close(y, *product(x, p), 4)
+
+
+@pytest.mark.parametrize(
+    ("weight_bytes", "together", "apart"), [(1 << 10, 4, True), (1 << 10, 2, False), (1 << 20, 4, False)]
+)
+def test_rows_are_shared_out_where_the_weights_stay_near(weight_bytes: int, together: int, apart: bool) -> None:
+    assert Tiles(CPUS["znver5"]).rows_apart(weight_bytes, together) == apart
+
+
+def test_weights_of_unknown_size_are_shared_out() -> None:
+    assert not Tiles(CPUS["znver5"]).rows_apart(None, 4)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 24), (2, 3, 4, 24)])
