@@ -26,7 +26,9 @@ __all__ = [
     "Activation",
     "Weight",
     "activation",
+    "dequantizes",
     "is_known",
+    "one_number",
     "only_dequantized",
     "remember_unsigned",
     "signed",
@@ -83,12 +85,12 @@ class Weight:
 
 def activation(ctx: Emitter, value: ir.Value | None) -> Activation | None:
     """The bytes behind a dequantized activation; `None` if it is none, or one with scales that no product can apply."""
-    node = _dequantizes(ctx, value)
+    node = dequantizes(ctx, value)
     if node is None or node.inputs[0] is None or ctx.is_weight(node.inputs[0]):
         return None
     source, scale, zero_input = (*node.inputs, None)[:3]
     assert source is not None
-    zero = _one_number(ctx, zero_input)
+    zero = one_number(ctx, zero_input)
     factor = ctx.constant(scale)
     if zero is None or scale is None or get_int(node, "block_size", 0):
         return None
@@ -106,13 +108,13 @@ def weight(ctx: Emitter, value: ir.Value | None) -> Weight | None:
     producer = None if value is None else value.producer()
     if producer is not None and producer.op_type == "Transpose" and _swaps_the_last_two(producer):
         value, transposed = producer.inputs[0], True
-    node = _dequantizes(ctx, value)
+    node = dequantizes(ctx, value)
     if node is None or node.inputs[0] is None or not ctx.is_weight(node.inputs[0]):
         return None
     source, scale, zero_input = (*node.inputs, None)[:3]
     if source is None or scale is None or get_int(node, "block_size", 0) or not ctx.is_weight(scale):
         return None
-    zero = _one_number(ctx, zero_input)
+    zero = one_number(ctx, zero_input)
     offset = -OFFSET if source.dtype == ir.DataType.UINT8 else 0
     if zero is None or zero + offset:
         return None
@@ -172,7 +174,7 @@ def only_dequantized(value: ir.Value) -> bool:
     return bool(nodes) and not value.is_graph_output() and all(n.op_type == "DequantizeLinear" for n in nodes)
 
 
-def _dequantizes(ctx: Emitter, value: ir.Value | None) -> ir.Node | None:
+def dequantizes(ctx: Emitter, value: ir.Value | None) -> ir.Node | None:
     """The DequantizeLinear of bytes that gives a value as float32, if what it reads can be asked for here."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
@@ -184,7 +186,7 @@ def _dequantizes(ctx: Emitter, value: ir.Value | None) -> ir.Node | None:
     return node if all(is_known(ctx, v) for v in inputs) and ctx.dtype(scale) == "float32" else None
 
 
-def _one_number(ctx: Emitter, zero: ir.Value | None) -> int | None:
+def one_number(ctx: Emitter, zero: ir.Value | None) -> int | None:
     """A zero point that is the same for all elements and known now; 0 where there is none."""
     if zero is None:
         return 0

@@ -97,3 +97,29 @@ def test_a_quantized_convolution_pads_with_its_zero_point(groups: int) -> None:
         },
     )
     agrees(model, [rng.integers(0, 256, (1, 4, 6, 6), np.uint8)])
+
+
+@pytest.mark.parametrize(("scale", "axis"), [((), 0), ((9,), 0), ((6,), 1)], ids=["one scale", "of rows", "of columns"])
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+@pytest.mark.parametrize("places", ["int64[2,3] i", "int64[n,3] i"])
+def test_rows_of_a_table_of_bytes(scale: tuple[int, ...], axis: int, kind: str, places: str) -> None:
+    rng = np.random.default_rng(4)
+    p: dict[str, np.ndarray] = {
+        "w": rng.integers(0, 128, (9, 6)).astype(kind),
+        "s": rng.uniform(0.1, 1, scale).astype(np.float32),
+        "z": np.full(scale, 5, kind),
+    }
+    model = parse(
+        f"g ({places}) => (float[a,b,c] y) {{ t = DequantizeLinear<axis={axis}>(w, s, z) y = Gather(t, i) }}", p
+    )
+    agrees(model, [np.array([[0, 8, -1], [3, -9, 3]])])
+
+
+def test_rows_of_a_table_with_zero_points_of_rows() -> None:
+    p: dict[str, np.ndarray] = {
+        "w": np.arange(54, dtype=np.uint8).reshape(9, 6),
+        "s": np.linspace(0.1, 1, 9).astype(np.float32),
+        "z": np.arange(9, dtype=np.uint8),
+    }
+    model = parse("g (int64[3] i) => (float[3,6] y) { t = DequantizeLinear<axis=0>(w, s, z) y = Gather(t, i) }", p)
+    agrees(model, [np.array([0, 8, -1])])

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from tvm import te, tirx
 
 from backends.relax.attributes import get_int, get_str
+from backends.relax.byte_tables import byte_rows
 from backends.relax.emitter import Emitter
 from backends.relax.indices import checked_places, demand_range, fixed_indices
 from backends.relax.known import moved
@@ -29,6 +30,8 @@ def gather(ctx: Emitter, node: ir.Node) -> Result:
     x, indices = node.inputs[0], node.inputs[1]
     sizes = ctx.shape(x)
     axis = ctx.axis(get_int(node, "axis", 0), len(sizes))
+    if axis == 0 and (rows := byte_rows(ctx, x, lambda: checked_places(ctx, indices, [sizes[0]]))) is not None:
+        return rows
     places, size = fixed_indices(ctx, indices), static_int(sizes[axis])
     if places is not None:
         if size is not None:
