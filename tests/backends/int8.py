@@ -33,11 +33,6 @@ def number(value: float, dtype: str = "float32") -> Array:
     return np.array(value, dtype)
 
 
-def real(x: Array, scale: Array, zero: Array | int = 0) -> Array:
-    """What bytes stand for."""
-    return (x.astype(np.float64) - zero) * scale.astype(np.float64)
-
-
 def run(
     text: str, weights: Mapping[str, Array], inputs: Sequence[Array], target: str = "cpu", threads: int = 2
 ) -> tuple[Array, Executable]:

@@ -41,7 +41,8 @@ def product(x: Array, p: dict[str, Array]) -> Array:
     """The result in float64, from scales and bytes in float32."""
     scale = np.maximum(np.abs(x).max(1), np.float32(TINY)) / np.float32(127)
     codes = np.clip(np.rint(x / scale[:, None]), -128, 127)
-    return (codes.astype(np.float64) * scale[:, None]) @ (p["w"].astype(np.float64) * p["t"])
+    result: Array = (codes.astype(np.float64) * scale[:, None]) @ (p["w"].astype(np.float64) * p["t"])
+    return result
 
 
 @pytest.mark.parametrize("target", TARGETS)
