@@ -18,7 +18,7 @@ from backends.relax.emitter import Emitter
 from backends.relax.forms import initializer_type
 from backends.relax.layout import laid
 from backends.relax.scalars import cast
-from backends.relax.values import Deferred, Refused, Result, static_int
+from backends.relax.values import ChannelsLast, Deferred, Emitted, Refused, Result, static_int
 
 __all__ = [
     "BYTES",
@@ -31,6 +31,7 @@ __all__ = [
     "one_number",
     "only_dequantized",
     "remember_unsigned",
+    "restored",
     "signed",
     "static_rows",
     "unsigned",
@@ -149,6 +150,25 @@ def _moved(ctx: Emitter, value: ir.Value, by: int, dtype: str) -> Result:
         return te.compute(x.shape, element, name="moved")
 
     return operand.result(ctx.te(move, operand.expr))
+
+
+def restored(ctx: Emitter, value: ir.Value, scale: float, zero: int) -> Result:
+    """What uint8 stand for, when it is asked for."""
+
+    def emit() -> Emitted:
+        operand = laid(ctx, value)
+
+        def build(x: te.Tensor) -> te.Tensor:
+            def element(*index: tirx.Expr) -> tirx.Expr:
+                number = cast(x(*index), "int32") - tirx.const(zero, "int32")
+                return cast(number, "float32") * tirx.const(scale, "float32")
+
+            return te.compute(x.shape, element, name="restored")
+
+        expr = ctx.te(build, operand.expr, primfunc_name_hint="dequantizelinear")
+        return ChannelsLast(expr) if operand.last else expr
+
+    return Deferred(value, "float32", emit)
 
 
 def remember_unsigned(ctx: Emitter, value: ir.Value, result: Result) -> ir.Value:

@@ -172,3 +172,39 @@ def test_filters_in_panels_of_four_channels() -> None:
         assert packed[0, o // 4, y, x * 2 + c // 4, o % 4 * 4 + c % 4] == expected
     deep = byte_depthwise(stored[:, :1], offset=-128)
     np.testing.assert_array_equal(deep, taps[:, 0].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+@pytest.mark.parametrize(("scale", "follows"), [(0.03, "QuantizeLinear(m, s, z)"), (0.05, "QuantizeLinear(m, h, z)")])
+def test_the_largest_of_bytes_is_taken_as_bytes(kind: str, scale: float, follows: str) -> None:
+    p = {"s": number(0.03), "z": number(9, kind), "h": number(scale)}
+    text = f"""g (float[1,16,11,13] x) => ({kind}[1,16,h,w] y) {{
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
+        m = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(d) y = {follows} }}"""
+    x = RNG.standard_normal((1, 16, 11, 13)).astype(np.float32)
+    y, executable = run(text, p, [x])
+    np.testing.assert_array_equal(y, oracle(parse(text, p), [x])[0])
+    memory = executable.memory
+    assert memory is not None
+    assert memory.least < 1.5 * x.nbytes  # the input, and bytes; in float32 there would be as much again
+
+
+@pytest.mark.parametrize(
+    "reader", ["GlobalAveragePool(d)", "AveragePool<kernel_shape=[3,3]>(d)", "Relu(d)", "Add(d, d)"]
+)
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+def test_other_readers_of_bytes(reader: str, kind: str) -> None:
+    p = {"s": number(0.03), "z": number(9, kind)}
+    text = f"""g ({kind}[2,16,9,9] x) => (float[n,c,h,w] y) {{ d = DequantizeLinear(x, s, z) y = {reader} }}"""
+    x = some_bytes(RNG, kind, 2, 16, 9, 9)
+    y, _ = run(text, p, [x])
+    np.testing.assert_allclose(y, oracle(parse(text, p), [x])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_pool_of_bytes_that_is_an_output() -> None:
+    p = {"s": number(0.03), "z": number(9, "uint8")}
+    text = """g (uint8[2,3,9,9] x) => (float[n,c,h,w] y) {
+        d = DequantizeLinear(x, s, z) y = MaxPool<kernel_shape=[2,2]>(d) }"""
+    x = some_bytes(RNG, "uint8", 2, 3, 9, 9)
+    y, _ = run(text, p, [x])
+    np.testing.assert_array_equal(y, oracle(parse(text, p), [x])[0])

@@ -18,6 +18,7 @@ from backends.relax.attributes import declared_shape, get_int, get_ints
 from backends.relax.checks import require_at_least
 from backends.relax.emitter import Emitter
 from backends.relax.indices import checked_places
+from backends.relax.quantized import activation, restored
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, lowest, wider
 from backends.relax.values import ChannelsLast, Refused, Result, prim
@@ -31,6 +32,16 @@ def max_pool(ctx: Emitter, node: ir.Node) -> Result | Sequence[Result | None]:
     window = _window(ctx, node)
     if len(node.outputs) > 1 and node.outputs[1].name:
         return _max_pool_with_indices(ctx, node, window)
+    held = activation(ctx, x)
+    if held is None or held.scale is None or held.scale <= 0:
+        return _largest(ctx, x, window)
+    # of bytes: the largest stands for the largest number
+    pooled = ir.Value(name=f"{node.outputs[0].name}.bytes", type=ir.TensorType(ir.DataType.UINT8))
+    ctx.bind(pooled, _largest(ctx, held.value, window))
+    return restored(ctx, pooled, held.scale, held.zero)
+
+
+def _largest(ctx: Emitter, x: ir.Value | None, window: Window) -> Result:
     padding = lowest(ctx.dtype(x))
 
     def build(x_NSC: te.Tensor) -> te.Tensor:
