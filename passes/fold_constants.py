@@ -12,7 +12,8 @@ fall away
 A `ConstantOfShape` that is the weight of a layer is folded whatever its size, and counts for no growth: it is how a
 file without its weights is written, and nothing can be folded into a layer whose weight is not constant.
 
-`DequantizeLinear` is never folded: its input is the small form of the weight, and backends compute with it.
+`DequantizeLinear` is never folded: its input is the small form of the weight, and backends compute with it. Neither is
+a `Cast` of 4-bit integers, for the same reason: they may be the indices of a codebook.
 A default of an input is not constant.
 """
 
@@ -36,6 +37,7 @@ from optimizer.pass_manager import Pass
 __all__ = ["FoldConstants"]
 
 _KEPT = frozenset({"Constant", "DequantizeLinear", "Optional", "SequenceConstruct", "SequenceEmpty", *RANDOM_OPERATORS})
+_CODES = (ir.DataType.INT4, ir.DataType.UINT4)
 _SHRINKING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 """Operators whose outputs have a size that depends on the elements, but are not much larger than their inputs."""
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -85,6 +87,8 @@ def _fold(budget: _Budget, editor: Editor, scope: Scope, node: ir.Node) -> None:
     if any(tensor is None and value is not None for tensor, value in zip(tensors, node.inputs, strict=True)):
         return
     if any(tensor is not None and tensor.dtype == ir.DataType.STRING for tensor in tensors):
+        return
+    if is_op(node, "Cast") and tensors[0] is not None and tensors[0].dtype in _CODES:
         return
     freed = _freed(node)
     released = sum(int(value.metadata_props.get(_GROWTH, 0)) for value in freed)

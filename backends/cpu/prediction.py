@@ -16,6 +16,7 @@ from backends.cpu.amounts import argument_bytes, cost_of, element_bytes, scaled,
 from backends.cpu.conv2d import Taps, edges
 from backends.cpu.depthwise import MOST_PIXELS
 from backends.cpu.epilogue import Epilogue
+from backends.cpu.four_bits_work import work_of
 from backends.cpu.kernel import Kernel
 from backends.cpu.key_bounds import key_bounds
 from backends.cpu.loops import Expr, Var, known, product
@@ -312,8 +313,14 @@ def _attention(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     )
 
 
+def _four_bits(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
+    work = work_of(kernel.stages[0], tiles)
+    return None if work is None else _Heavy(work.flops, work.cycles, work.near, 0, work.tasks, work.weights)
+
+
 _HEAVY: dict[str, Callable[[Kernel, Tiles], _Heavy | None]] = {
     "matmul": _matmul,
+    "four_bits": _four_bits,
     "conv2d": _convolution,
     "winograd": _winograd,
     "depthwise": _depthwise,

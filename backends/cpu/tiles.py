@@ -29,6 +29,8 @@ _BLOCK_SHARE = 0.55
 """Of the second-level cache: for a panel of B and what is reused while the other passes by; for a block of A."""
 _ROWS_APART_SHARE = 0.4
 """Of the second-level cache: for all weights, where rows are shared out among the threads."""
+_CODE_VECTORS = 4
+"""Vectors of words of 4-bit codes in a panel's row."""
 _SPILL_PENALTY = 1.25
 _POINTS = 36
 _PATCH_OUTPUTS = 4
@@ -135,6 +137,13 @@ class Tiles:
         of all rows from each other. The weights then have to stay in the second-level cache of each.
         """
         return together == QUAD and weight_bytes is not None and weight_bytes <= _ROWS_APART_SHARE * self.cpu.l2_bytes
+
+    def four_bit_width(self, columns: int) -> int:
+        """Columns in a panel of 4-bit codes (see `backends.cpu.four_bits`): four vectors, fewer if cores would idle."""
+        vectors = _CODE_VECTORS
+        while vectors > 1 and -(-columns // (vectors * self.lanes())) < 2 * self.cpu.cores:
+            vectors //= 2
+        return vectors * self.lanes()
 
     def row_blocks(self, rows: Expr, depth: int | None, width: int) -> Expr | None:
         """Into how many blocks the rows of A are cut, so that a block stays in the second-level cache.

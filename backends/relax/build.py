@@ -184,7 +184,7 @@ class Builder:
             with emitter.builder.dataflow():
                 for value in self.graph.inputs:
                     self._bind_variable(emitter, value)
-                emit_nodes(emitter, nodes, refuse)
+                emit_nodes(emitter, nodes, refuse, defer=False)
                 self._check_outputs(emitter, refuse)
                 found = ((v, emitter.without_tensor(v)) for n in nodes for v in n.outputs)
                 self.known = {v: result for v, result in found if result is not None}

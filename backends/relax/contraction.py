@@ -18,6 +18,9 @@ from tvm import relax, te, tirx
 from backends.relax.attributes import get_ints
 from backends.relax.checks import require, retyped
 from backends.relax.emitter import Emitter
+from backends.relax.four_bit_products import Bytes
+from backends.relax.four_bit_products import product as four_bit_product
+from backends.relax.four_bits import FourBits
 from backends.relax.known import same
 from backends.relax.scalars import cast
 from backends.relax.values import Refused, prim, static_int
@@ -88,6 +91,10 @@ def contract(
     alpha: float = 1.0,
 ) -> relax.Var:
     """Alpha * A x B with numpy's rules for batch axes and vectors."""
+    four_bits = None if transposed_a else FourBits.of(ctx, b, transposed=transposed_b)
+    quantized = None if four_bits is None else Bytes.of(ctx, a)
+    if four_bits is not None and quantized is not None:
+        return _scaled(ctx, four_bit_product(ctx, ctx.x(quantized.value), four_bits, quantized), alpha)
     left = ctx.x(a)
     if transposed_a:
         left = ctx.emit(relax.op.permute_dims(left))
@@ -98,6 +105,9 @@ def times(
     ctx: Emitter, left: relax.Var, b: ir.Value | None, *, transposed: bool = False, alpha: float = 1.0
 ) -> relax.Var:
     """Alpha * left x B, where B's last two axes may be transposed."""
+    four_bits = FourBits.of(ctx, b, transposed=transposed)
+    if four_bits is not None:
+        return _scaled(ctx, four_bit_product(ctx, left, four_bits), alpha)
     b, transposed = _before_transpose(ctx, b, transposed)
     packed = b is not None and ctx.is_weight(b) and ctx.rank(b) >= 2 and ctx.dtype(b) in FLOATS
     if packed and b is not None:

@@ -60,6 +60,7 @@ class Emitter:
 
     Attributes:
         packed: the weights that the emitted nodes take, in the order in which they were first asked for.
+        deferred: what emits the node of a value that nobody has asked for yet.
         label: what the variables are called that the current node makes; see `backends.relax.attribution`.
         unsigned: of values of int8 the same plus 128 as uint8, where a node has asked for it.
         checks: what the emitted nodes need of the sizes, and only the run can tell.
@@ -83,6 +84,7 @@ class Emitter:
         self.tiles = tiles
         self.learned = learned
         self.packed: dict[Packed, relax.Var] = {}
+        self.deferred: dict[ir.Value, Callable[[], None]] = {}
         self._slots: dict[ir.Value, Slot] = {}
         self.checks: list[Check] = []
         self.unsigned: dict[ir.Value, ir.Value] = {}
@@ -171,13 +173,8 @@ class Emitter:
             options: keyword arguments of the transform (hashable, JSON types).
         """
         own_shape, own_dtype = initializer_type(value)
-        packed = Packed(
-            value.name or "",
-            transform,
-            tuple(sorted(options.items())),
-            tuple(shape if shape is not None else own_shape),
-            dtype or own_dtype,
-        )
+        lie = tuple(own_shape if shape is None else shape)
+        packed = Packed(value.name or "", transform, tuple(sorted(options.items())), lie, dtype or own_dtype)
         argument = relax.Var(f"w{len(self.packed)}", relax.TensorType(packed.shape, packed.dtype))
         return self.packed.setdefault(packed, argument)
 
@@ -341,6 +338,8 @@ class Emitter:
         """
         if value is None:
             raise Refused("a required input is missing")
+        if value in self.deferred:
+            self.deferred.pop(value)()
         slot = self._slots.get(value)
         if slot is None:
             if value.name not in self.weights:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from backends.relax.nibbles import block_panels, nibble_panels, zero_panels
 from backends.relax.winograd import FILTER_MATRIX, PATCH, TAPS
 
 Array = npt.NDArray[Any]
@@ -180,6 +181,7 @@ TRANSFORMS: dict[str, Callable[..., Array]] = {
         times,
     )
 }
+TRANSFORMS |= {f.__name__: f for f in (nibble_panels, block_panels, zero_panels)}
 
 
 def aligned_empty(nbytes: int) -> npt.NDArray[np.uint8]:

@@ -12,8 +12,11 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, relax, s_tir, te, tirx
 
+TAIL = "tersor.tail"
+"""An attribute of a result that element-wise operations may be fused behind, where TVM does not see it by itself."""
+_BEFORE_ELEMENTWISE = 4
 _OPAQUE = 8
-"""TVM's `OpPatternKind` of a kernel that is fused with nothing."""
+"""TVM's `OpPatternKind` of a kernel that element-wise ones are fused behind, and of one that is fused with nothing."""
 
 
 def tensor_call(
@@ -59,6 +62,8 @@ def tensor_call(
     if sizes:
         # TVM's FuseTIR takes a size that is passed for defined twice, and fails.
         kernel = kernel.with_attr("op_pattern", _OPAQUE)
+    elif any(TAIL in out.op.attrs for out in outputs if isinstance(out.op, te.ComputeOp)):
+        kernel = kernel.with_attr("op_pattern", _BEFORE_ELEMENTWISE)
     var = builder.add_func(kernel.without_attr("global_symbol"), name)
     types = [relax.TensorType(list(out.shape), str(out.dtype)) for out in outputs]
     return relax.call_tir(var, [*given, *sizes], types[0] if isinstance(result, te.Tensor) else types)

@@ -120,6 +120,10 @@ def static_int(x: int | tirx.Expr) -> int | None:
 class PanelChoice(Protocol):
     """What an emitter must know of the target's schedules."""
 
+    def four_bit_width(self, columns: int) -> int:
+        """Columns in a panel of a packed matrix of 4-bit codes."""
+        ...
+
     def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
         """Columns in a panel of a packed matrix [depth, columns] that `rows` rows are multiplied with."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -10,6 +11,7 @@ import tvm
 
 from backends.relax.attribution import label
 from backends.relax.forms import dtype_name
+from backends.relax.four_bits import unpacks
 from backends.relax.registry import emitters
 from backends.relax.values import Refused
 
@@ -17,15 +19,35 @@ if TYPE_CHECKING:
     from backends.relax.emitter import Emitter
 
 
-def emit_nodes(ctx: Emitter, nodes: Sequence[ir.Node], on_refused: Callable[[ir.Node, str], None]) -> None:
-    """Emit the nodes in order; a refused one is reported and its outputs become unknown."""
+def emit_nodes(
+    ctx: Emitter, nodes: Sequence[ir.Node], on_refused: Callable[[ir.Node, str], None], *, defer: bool = True
+) -> None:
+    """Emit the nodes in order; a refused one is reported and its outputs become unknown.
+
+    Args:
+        ctx: the emitter.
+        nodes: in topological order.
+        on_refused: is told of a node and why.
+        defer: whether nodes that unpack weights wait until somebody reads their result as a tensor.
+    """
     table = emitters()
     for position, node in enumerate(nodes):
         ctx.label = label(position)
+        if defer and unpacks(ctx, node):
+            ctx.deferred[node.outputs[0]] = partial(_emit_now, ctx, node, table, ctx.label)
+            continue
         try:
             emit_node(ctx, node, table)
         except Refused as refusal:
             on_refused(node, refusal.reason)
+
+
+def _emit_now(ctx: Emitter, node: ir.Node, table: Mapping[tuple[str, str], Callable[..., object]], own: str) -> None:
+    """Emit a node while another one is being emitted."""
+    saved = ctx.label, ctx.kernel_name, ctx.node_name
+    ctx.label = own
+    emit_node(ctx, node, table)
+    ctx.label, ctx.kernel_name, ctx.node_name = saved
 
 
 def emit_node(ctx: Emitter, node: ir.Node, table: Mapping[tuple[str, str], Callable[..., object]]) -> None:

@@ -4,7 +4,7 @@ FLOPs count a multiply-add as two and an element-wise operation as one an output
 data costs none. They are for comparing a graph with itself before and after a pass, and for attained FLOP/s.
 
 Peak activation memory is that of running the nodes in their order: a value lives from its producer to its last user;
-inputs and outputs of the graph count, weights do not.
+inputs and outputs of the graph count, weights do not, nor what a DequantizeLinear makes of one: kernels read the codes.
 
 The shapes of the inputs may be given. A symbolic dimension that does not follow from them counts as 1, and a value of
 unknown rank counts nothing: all figures are lower bounds then, and exact otherwise.
@@ -139,7 +139,7 @@ def alive_bytes(graph: ir.Graph, sizes: Sizes) -> list[int]:
         _end_after(ends, last_use.get(value, -1), sizes.bytes(value))
     steps = []
     for step, node in enumerate(graph):
-        for value in node.outputs if node.op_type != "Constant" else ():
+        for value in () if _gives_weight(node) else node.outputs:
             size = sizes.bytes(value)
             alive += size
             _end_after(ends, last_use.get(value, step), size)
@@ -170,6 +170,11 @@ def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 def _constant(node: ir.Node) -> ir.TensorProtocol | None:
     """The weight that a `Constant` node is."""
     return constant(node.outputs[0]) if is_op(node, "Constant") else None
+
+
+def _gives_weight(node: ir.Node) -> bool:
+    """Whether a node gives a weight: a constant, or one that was quantized."""
+    return is_op(node, "Constant") or (is_op(node, "DequantizeLinear") and constant(node.inputs[0]) is not None)
 
 
 def _tensor_bytes(tensor: ir.TensorProtocol) -> int:

@@ -46,6 +46,16 @@ def test_blocks_with_a_shorter_last_one(axis: int) -> None:
     agrees(model, [x], [(x.astype(np.float32) - wide_zero) * wide_scale])
 
 
+def test_blocks_of_a_vector() -> None:
+    x, scale = np.arange(-5, 5, dtype=np.int8), np.array([0.5, 2, 3], np.float32)
+    model = parse(
+        "g (int8[10] x) => (float[10] y, int8[10] z) { y = DequantizeLinear<axis=0, block_size=4>(x, s)"
+        " z = QuantizeLinear<axis=0, block_size=4, output_dtype=3>(y, s) }",
+        {"s": scale},
+    )
+    agrees(model, [x], [x * np.repeat(scale, 4)[:10], x])
+
+
 def test_a_missing_zero_point_is_zero() -> None:
     model = parse("g (uint8[3] x) => (float[3] y) { y = DequantizeLinear(x, s) }", {"s": np.array(0.5, np.float32)})
     agrees(model, [np.array([0, 128, 255], np.uint8)])

@@ -17,6 +17,7 @@ from optimizer.cpus import CPUS
 from optimizer.executable import Part
 from optimizer.peaks import Peaks, read_bandwidth
 from tests.backends.emitted import normal
+from tests.backends.four_bits import quantized
 from tests.backends.running import Array, compiled, parse
 
 TARGET = "cpu:x86-64-v3"
@@ -47,6 +48,19 @@ def test_a_matrix_product_counts_its_multiplications_and_reads_each_weight_once(
     fewest = 96 * 200 * 64 / 8 / 2  # two pipes of eight lanes
     assert fewest < found["cycles"] < 1.7 * fewest
     assert found["tasks"] > 1
+
+
+@pytest.mark.parametrize("rows", ["1", "2", "96", "m"])
+def test_weights_of_four_bits_count_as_half_a_byte(rows: str) -> None:
+    weight = quantized(256, 128, 32)
+    text = f"g (float[{rows},256] x) => (float[{rows},128] y) {{ {weight.node} y = MatMul(x, d) }}"
+    (work,) = works(text, weight.initializers)
+    number = 40 if rows == "m" else int(rows)
+    found = counts(work, [[number, 256]])
+    assert found["flops"] == 2 * number * 256 * 128
+    assert found["weights"] == 256 * 128 // 2 + 8 * 128 * 4
+    fewest = number * 256 * 128 / 8 / 2
+    assert fewest < found["cycles"] < 6 * fewest + 256 * 128
 
 
 def test_the_example_of_the_documentation() -> None:

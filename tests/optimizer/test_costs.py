@@ -115,6 +115,18 @@ def test_shared_and_constant_weights_count_once() -> None:
     assert costs.peak_activation_bytes == 80
 
 
+def test_weights_of_four_bits_count_half_a_byte_and_no_activation() -> None:
+    unpack = node("DequantizeLinear", ["w", "s"], ["d"], axis=0, block_size=16)
+    nodes = [unpack, node("MatMul", ["x", "d"], ["y"], name="product")]
+    proto = model(nodes, [value("x", [1, 64])], [value("y", [1, 32])])
+    proto.graph.initializer.append(helper.make_tensor("w", onnx.TensorProto.INT4, [64, 32], [1] * 64 * 32))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 32), np.float32), "s"))
+    costs = model_costs(ir.from_proto(proto))
+    assert costs.bytes == 64 * 32 // 2 + 4 * 32 * 4
+    assert costs.peak_activation_bytes == 4 * (64 + 32)
+    assert flops_of(proto, "product") == 2 * 64 * 32
+
+
 @pytest.mark.parametrize("dtype", [onnx.TensorProto.STRING, onnx.TensorProto.INT4])
 def test_types_without_whole_bytes(dtype: int) -> None:
     proto = model([node("Identity", ["x"], ["y"])], [value("x", [5], dtype)], [value("y", [5], dtype)])

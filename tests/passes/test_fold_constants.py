@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from optimizer.pass_manager import PassManager
 from optimizer.testing import check_pass, models
 from passes.fold_constants import FoldConstants
+from tests.backends.running import parse
 from tests.passes.transform import assert_becomes, assert_stays, read
 
 
@@ -74,6 +76,13 @@ def test_stays(node: str) -> None:
     constants = "<float[2] d = {1,2}, float[2] a = {1,2}, int8[2] q = {1,2}, float s = {0.5}>"
     model = read(f"g (float[2] x, float[2] d) => (float[2] y) {constants} {{ {node} y = Mul(x, c) }}")
     assert not FoldConstants()(model).modified
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.int4, ml_dtypes.uint4])
+def test_codes_of_four_bits_stay(dtype: type) -> None:
+    text = "g (float[3] x) => (float[3] y) { i = Cast<to=6>(w) c = Gather(b, i) y = Mul(x, c) }"
+    weights = {"w": np.array([1, 0, 2]).astype(dtype), "b": np.array([0.5, -1, 3], np.float32)}
+    assert not FoldConstants()(ir.from_proto(parse(text, weights))).modified
 
 
 def test_strings_stay() -> None:

@@ -14,6 +14,9 @@ from tvm import te, tirx
 from backends.relax.attributes import get_int, get_str
 from backends.relax.byte_tables import byte_rows
 from backends.relax.emitter import Emitter
+from backends.relax.forms import dtype_name
+from backends.relax.four_bit_products import rows as four_bit_rows
+from backends.relax.four_bits import FourBits
 from backends.relax.indices import checked_places, demand_range, fixed_indices
 from backends.relax.known import moved
 from backends.relax.registry import emits
@@ -28,6 +31,10 @@ Index = Sequence[tirx.Expr]
 def gather(ctx: Emitter, node: ir.Node) -> Result:
     """The slices of an axis that the indices name."""
     x, indices = node.inputs[0], node.inputs[1]
+    table = FourBits.of(ctx, x, transposed=True)
+    if x is not None and table is not None and get_int(node, "axis", 0) in (0, -2):
+        places = checked_places(ctx, indices, [prim(table.columns)])
+        return four_bit_rows(ctx, table, places, dtype_name(x.dtype or ir.DataType.FLOAT))
     sizes = ctx.shape(x)
     axis = ctx.axis(get_int(node, "axis", 0), len(sizes))
     if axis == 0 and (rows := byte_rows(ctx, x, lambda: checked_places(ctx, indices, [sizes[0]]))) is not None:

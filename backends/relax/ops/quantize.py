@@ -75,7 +75,7 @@ class Parameter:
         sizes = [static_int(d) for d in tensor.shape]
         if all(d == 1 for d in sizes) and len(sizes) <= 1:
             return self._number(tensor(*([prim(0)] * len(sizes))))
-        if len(sizes) == 1:
+        if len(sizes) == 1 and not self.block:
             return self._number(tensor(index[self.axis]))
         blocked = (tirx.floordiv(p, self.block) if i == self.axis and self.block else p for i, p in enumerate(index))
         return self._number(tensor(*blocked))

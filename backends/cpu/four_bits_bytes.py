@@ -1,0 +1,261 @@
+"""Rows of int8 against weights of 4 bits: codes become bytes, four of which are multiplied and added up at once.
+
+    total[r, n] += scale[block, n] * s[r] * (sum over k of q[r, k] * code[k, n]  -  zero[block, n] * sum of q[r, k])
+
+Both sums are exact, in int32 (see `backends.cpu.quads`). A word's low halves are the codes of four neighbouring rows,
+its high halves those of the next four (`backends.relax.nibbles`): two instructions make bytes of either. Unlike in
+floating point, unpacking is cheap beside what is done with it, so all rows are multiplied with codes as they are
+unpacked, some rows at a time, and the panel comes from the second-level cache for each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import tirx
+
+from backends.cpu.bfloat16 import neighbours
+from backends.cpu.codes import WIDE, CodesNest
+from backends.cpu.loops import (
+    BufferLoad,
+    BufferStore,
+    Expr,
+    Stmt,
+    TensorLoad,
+    allocate,
+    bind,
+    i64,
+    known,
+    local,
+    loop,
+    parallel,
+    prefetch,
+    sequence,
+    simplify,
+    unflatten,
+)
+from backends.cpu.quads import QUAD, add_quads, quad
+from backends.cpu.register_tile import RegisterTile, remainder, span, wide
+from backends.relax.nibbles import GROUP
+
+__all__ = ["ByteRows", "whole_units"]
+
+_HALVES = 0x0F0F0F0F
+_BLOCK_ROWS = 192
+"""The most rows that pass by a panel while it stays in the second-level cache."""
+_AHEAD = 16
+_PARALLEL_PRODUCTS = 1_000_000
+"""Fewer multiply-adds are done by one thread: to wake another takes longer."""
+_WHOLE = "int32"
+
+
+def whole_units(nest: CodesNest) -> int | None:
+    """How many rows have one scale of either factor; `None` where blocks of one cut those of the other, or words."""
+    depth, left = nest.parts.depth, nest.parts.left_block
+    if left is None or nest.parts.codebook is not None:
+        return None
+    block, other = nest.parts.block, left or depth
+    smaller, larger = min(block, other, depth), min(max(block, other), depth)
+    fits = smaller == larger == depth or (smaller % GROUP == 0 and (larger % smaller == 0 or larger == depth))
+    return smaller if fits else None
+
+
+class ByteRows:
+    """All rows of a product.
+
+    Args:
+        nest: the product, of which the other factor is the cast of an int8 times a scale.
+        unit: rows of words that have one scale of either factor, see `whole_units`.
+    """
+
+    def __init__(self, nest: CodesNest, unit: int) -> None:
+        self.nest, self.unit = nest, unit
+        self.parts = nest.parts
+        assert isinstance(nest.parts.left, tirx.Mul)
+        self.bytes, self.scale = nest.parts.left.a.value, nest.parts.left.b
+        self.units = -(-self.parts.depth // unit)
+        total = known(nest.total_rows)
+        fitting = max(1, nest.cpu.vector_registers // 2 // nest.vectors)
+        most = max(1, min(fitting, total or fitting))
+        self.tile_rows = -(-total // -(-total // most)) if total else most
+        self.block_rows = max(1, _BLOCK_ROWS // self.tile_rows) * self.tile_rows
+        self.totals = local([self.tile_rows * self.parts.width], WIDE, "totals")
+        self.sums = local([simplify(nest.total_rows * self.units)], _WHOLE, "sums")
+
+    @property
+    def corrected(self) -> bool:
+        """Whether something is to be taken off the codes."""
+        return self.parts.zero is not None or self.parts.offset != 0
+
+    def build(self) -> Stmt:
+        """The statement."""
+        total = self.nest.total_rows
+        blocks = simplify(tirx.floordiv(total + (self.block_rows - 1), i64(self.block_rows)))
+        rows = known(total)
+        products = (rows or _PARALLEL_PRODUCTS) * self.parts.depth * self.nest.panels * self.parts.width
+        worthwhile = products >= _PARALLEL_PRODUCTS
+
+        def task(index: Expr) -> Stmt:
+            block, panel = unflatten(index, [blocks, i64(self.nest.panels)])
+            first = simplify(block * self.block_rows)
+            count = simplify(tirx.min(total - first, i64(self.block_rows)))
+            return bind([panel, first, count], lambda place: self._block(*place))
+
+        nest = sequence([parallel(simplify(blocks * self.nest.panels), task, worthwhile=worthwhile)])
+        if not self.corrected:
+            return nest
+        summed = parallel(total, self._sum_row, worthwhile=worthwhile and rows != 1)
+        return allocate([self.sums], sequence([summed, nest]))
+
+    def _each_unit(self, body: Callable[[Expr, int], Stmt]) -> Stmt:
+        """`body(unit, rows in it)`, for all units."""
+        full, rest = divmod(self.parts.depth, self.unit)
+        return sequence(
+            [
+                loop(full, lambda u: body(u, self.unit), name="unit"),
+                body(i64(full), rest) if rest else None,
+            ]
+        )
+
+    def _sum_row(self, row: Expr) -> Stmt:
+        """The sum of each unit of a row; times what all its codes are too high by, where there are no zero points."""
+        one = local([1], _WHOLE, "one")
+        here = [i64(0)]
+        factor = tirx.const(1 if self.parts.zero is not None else -self.parts.offset, _WHOLE)
+
+        def sum_unit(unit: Expr, size: int) -> Stmt:
+            def add(k: Expr) -> Stmt:
+                element = tirx.Cast(_WHOLE, self.nest.at(self.bytes, row, simplify(unit * self.unit + k)))
+                return BufferStore(one, BufferLoad(one, here) + element, here)
+
+            return sequence(
+                [
+                    BufferStore(one, tirx.const(0, _WHOLE), here),
+                    loop(size, add, name="k"),
+                    BufferStore(self.sums, BufferLoad(one, here) * factor, [simplify(row * self.units + unit)]),
+                ]
+            )
+
+        return allocate([one], self._each_unit(sum_unit))
+
+    def _block(self, panel: Expr, first: Expr, count: Expr) -> Stmt:
+        rows = self.tile_rows
+        whole = simplify(tirx.floordiv(count, i64(rows)))
+
+        def tile(row: Expr, height: int) -> Stmt:
+            return self._tile(panel, simplify(first + row), height)
+
+        full = loop(whole, lambda t: tile(simplify(t * rows), rows), name="tile")
+        total = known(self.nest.total_rows)
+        start = simplify(whole * rows)
+        if total is None:
+            rest = remainder(simplify(count - whole * rows), start, rows, tile)
+        else:
+            last = total % rows
+            rest = (
+                loop(tirx.min(count - whole * rows, i64(1)), lambda _: tile(start, last), name="rest") if last else None
+            )
+        return allocate([self.totals], sequence([full, rest]))
+
+    def _tile(self, panel: Expr, first: Expr, height: int) -> Stmt:
+        nest, n, width = self.nest, self.nest.lanes, self.parts.width
+        tile = RegisterTile(height, nest.vectors, n, _WHOLE)
+        cells = [(r, v) for r in range(height) for v in range(nest.vectors)]
+
+        def total(r: int, v: int) -> list[Expr]:
+            return [span(r * width + v * n, n)]
+
+        def unit(number: Expr, size: int) -> Stmt:
+            group = simplify(tirx.floordiv(number * self.unit, GROUP))
+            return sequence(
+                [
+                    *self._begin(tile, number, first),
+                    loop(
+                        size // GROUP,
+                        lambda g: self._group(tile, panel, simplify(group + g), first, GROUP),
+                        name="group",
+                    ),
+                    self._group(tile, panel, simplify(group + size // GROUP), first, size % GROUP)
+                    if size % GROUP
+                    else None,
+                    *self._scaled(tile, total, panel, number, first),
+                ]
+            )
+
+        def finish(row: Expr) -> Stmt:
+            return nest.store_row(panel, simplify(first + row), self.totals, simplify(row * width))
+
+        begin = [BufferStore(self.totals, nest.number(0.0), total(r, v)) for r, v in cells]
+        end = [] if self.parts.left_block else [self._by_row(total(r, v), first, r) for r, v in cells]
+        body = sequence([*begin, self._each_unit(unit), *end, loop(height, finish, name="row")])
+        return allocate(tile.buffers, body)
+
+    def _begin(self, tile: RegisterTile, unit: Expr, first: Expr) -> list[Stmt]:
+        """Clear the sums of a unit, less what its codes are too high by."""
+        if self.parts.zero is not None or not self.corrected:
+            return tile.zero()
+        n = self.nest.lanes
+        cells = [(r, v) for r in range(tile.rows) for v in range(self.nest.vectors)]
+        return [BufferStore(tile.buffers[r], wide(self._sum(first, r, unit), n), [span(v * n, n)]) for r, v in cells]
+
+    def _sum(self, first: Expr, r: int, unit: Expr) -> Expr:
+        return BufferLoad(self.sums, [simplify((first + r) * self.units + unit)])
+
+    def _group(self, tile: RegisterTile, panel: Expr, group: Expr, first: Expr, size: int) -> Stmt:
+        """Up to eight rows of codes with all rows of a tile."""
+        nest, n = self.nest, self.nest.lanes
+        statements: list[Stmt | None] = []
+        if tile.rows == 1:
+            statements += [prefetch(nest.words(panel, simplify(group + _AHEAD), v)) for v in range(nest.vectors)]
+        for half in range(-(-size // QUAD)):
+            codes = [self._codes(nest.words(panel, group, v), half) for v in range(nest.vectors)]
+            for r in range(tile.rows):
+                x = wide(self._quad(simplify(first + r), simplify(group * GROUP + half * QUAD), size - half * QUAD), n)
+                for v in range(nest.vectors):
+                    here = [span(v * n, n)]
+                    total = add_quads(BufferLoad(tile.buffers[r], here), codes[v], x, nest.cpu)
+                    statements.append(BufferStore(tile.buffers[r], total, here))
+        return sequence(statements)
+
+    def _codes(self, words: Expr, half: int) -> Expr:
+        """Four rows of codes, as bytes."""
+        dtype = str(words.expr_ty())
+        moved = tirx.shift_right(words, tirx.const(4, dtype)) if half else words
+        return tirx.bitwise_and(moved, tirx.const(_HALVES, dtype))
+
+    def _quad(self, row: Expr, k: Expr, size: int) -> Expr:
+        """Up to four neighbouring bytes of a row, as one word."""
+        element = self.nest.at(self.bytes, row, k)
+        contiguous = isinstance(self.bytes, TensorLoad) and self.bytes.indices[-1].same_as(self.parts.reduced)
+        if size >= QUAD and contiguous:
+            return neighbours(element, k)
+        return quad([self.nest.at(self.bytes, row, simplify(k + i)) for i in range(min(size, QUAD))])
+
+    def _scaled(
+        self, tile: RegisterTile, total: Callable[[int, int], list[Expr]], panel: Expr, unit: Expr, first: Expr
+    ) -> list[Stmt]:
+        """Add the sums of a unit to the totals."""
+        nest, n = self.nest, self.nest.lanes
+        block = simplify(tirx.floordiv(unit * self.unit, i64(self.parts.block)))
+        whole = _WHOLE if n == 1 else f"{_WHOLE}x{n}"
+        statements: list[Stmt] = []
+        for v in range(nest.vectors):
+            scale = nest.scales(panel, block, v)
+            for r in range(tile.rows):
+                value: Expr = BufferLoad(tile.buffers[r], [span(v * n, n)])
+                if self.parts.zero is not None:
+                    zero = BufferLoad(self.parts.zero, [panel, block, span(v * n, n)])
+                    value = value - tirx.Cast(whole, zero) * wide(self._sum(first, r, unit), n)
+                factor = scale
+                if self.parts.left_block:
+                    factor = scale * wide(nest.at(self.scale, simplify(first + r), simplify(unit * self.unit)), n)
+                sum_ = (
+                    BufferLoad(self.totals, total(r, v)) + tirx.Cast(WIDE if n == 1 else f"{WIDE}x{n}", value) * factor
+                )
+                statements.append(BufferStore(self.totals, sum_, total(r, v)))
+        return statements
+
+    def _by_row(self, here: list[Expr], first: Expr, r: int) -> Stmt:
+        """Apply the scale of a row."""
+        scale = wide(self.nest.at(self.scale, simplify(first + r), i64(0)), self.nest.lanes)
+        return BufferStore(self.totals, BufferLoad(self.totals, here) * scale, here)
