@@ -17,6 +17,7 @@ from optimizer.precision import check_precision, precision_notes
 from optimizer.progress import Stages
 from optimizer.report import NearMissRow, Report
 from optimizer.target import Cpu, Target, detect_cpu
+from optimizer.tuning import Tuning, parse_tune
 from optimizer.versions import versions
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def optimize(
     precision: str = "float32",
     calibration: object = None,
     memory_budget: int | str | None = None,
+    tune: str | float | None = None,
     passes: str | Sequence[Pass] | None = None,
     verify: str = "final",
     fallback: str = "onnxruntime",
@@ -65,6 +67,9 @@ def optimize(
             dicts by name. Without it int8 finds the ranges of activations while it runs, and leaves convolutions be.
         memory_budget: The most that intermediate results and outputs may take at one time: bytes, or `"512MB"`. Parts
             of the graph are then computed piece by piece, as far as that is needed; the report gives the price in time.
+        tune: Measure alternatives to what the tile model chooses for at most `"30s"`, `"2m"` or so many seconds, and
+            take what is faster; on this machine alone, and for kernels whose sizes are known. What is found is kept
+            with the cache, for other models, too. Without it nothing is measured, and nothing of that is used.
         passes: A pipeline string such as `"fold-constants,remove-unused"`, or a list of passes; the target's own
             pipeline when not given.
         verify: `"final"` compares the compiled model with the original in ONNX Runtime on seeded inputs; `"each"` also
@@ -84,6 +89,7 @@ def optimize(
         TersorError: One of `optimizer.errors`, by what went wrong.
     """
     arguments = dict(locals())  # whatever is a parameter, now or one day, is a part of the cache's key
+    from backends.tuning import TuningStage
     from optimizer.cache import Lookup
     from optimizer.calibrated_passes import check_calibration, with_samples
     from optimizer.calibration import Samples
@@ -98,6 +104,7 @@ def optimize(
     check_precision(precision, str(place), backend.precisions)
     _check_options(verify, fallback, seed)
     budget = parse_budget(memory_budget)
+    tune_seconds = parse_tune(tune, place, memory_budget)
     pipeline = pipeline_of(passes, place, precision, calibrated=calibration is not None)
     check_calibration(calibration, pipeline)
     stages = Stages(progress)
@@ -125,7 +132,9 @@ def optimize(
     with stages("optimizing the graph"):
         run = run_passes(graph, pipeline, oracle, verify, cpu.l3_bytes)
         original.removed_by = run.removed_by
-    compile_graph = partial(backend.compile, target=place, fallback=fallback, progress=stages.detail)
+    tuner = None if tune_seconds is None else TuningStage(tune_seconds, place, cache, precision)
+    target_now = place if tuner is None else tuner.target
+    compile_graph = partial(backend.compile, target=target_now, fallback=fallback, progress=stages.detail)
     with stages("compiling"):
         if budget is None:
             executable = compile_graph(graph)
@@ -134,6 +143,14 @@ def optimize(
             graph, executable, run = fitted.model, fitted.executable, joined(run, fitted.run)
             original.removed_by = run.removed_by
             notes = fitted.notes
+    tuning: Tuning | None = None
+    if tuner is not None:
+        with stages("tuning"):
+            example = example_for(graph.graph, model, example_inputs) if oracle is None else None
+            inputs = tuner.inputs(executable, graph.graph, seed, example) if oracle is None else oracle.inputs
+            again = partial(compile_graph, graph)
+            taken = stages.seconds["compiling"]
+            executable, tuning = tuner.run(executable, lambda t: again(target=t), inputs, taken, stages.detail)
     with stages("verifying"):
         verification = verify_executable(executable, oracle, verification, cpu.cores, graph)
     report = Report(
@@ -151,6 +168,7 @@ def optimize(
         near_misses=tuple(NearMissRow(m.pass_name, m.node, m.reason, m.origins) for m in run.near_misses),
         memory=executable.memory,
         layers=run.layers,
+        tuning=tuning,
     )
     compiled = CompiledModel(
         executable,
@@ -160,7 +178,8 @@ def optimize(
         target=str(place),
         num_threads=cpu.cores,
     )
-    return lookup.keep(compiled, executable, original)
+    unfinished = tuning is not None and tuning.left  # the same call again goes on
+    return compiled if unfinished else lookup.keep(compiled, executable, original)
 
 
 def _fit(

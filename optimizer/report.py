@@ -22,6 +22,7 @@ from optimizer.ir.figures import Costs
 from optimizer.layer_errors import LayerError, layer_table
 from optimizer.profile import Profile
 from optimizer.text import count, joules, render, seconds, size
+from optimizer.tuning import Tuning
 from optimizer.usage import Usage
 from optimizer.verified import Verification
 
@@ -92,6 +93,7 @@ class Report:
         cached: When it was made, if it is from the cache; `stages` are then those of this call.
         memory: What a run allocates, for the sizes of the verification; `None` where that is not known.
         layers: What the rounding of each quantized layer costs, those that cost most first.
+        tuning: What measuring came to, if `tune` was given.
     """
 
     target: str
@@ -110,6 +112,7 @@ class Report:
     cached: CacheRecord | None = None
     memory: ActivationMemory | None = None
     layers: tuple[LayerError, ...] = ()
+    tuning: Tuning | None = None
 
     @property
     def seconds(self) -> float:
@@ -167,6 +170,7 @@ class Report:
             "cached": None if self.cached is None else self.cached.to_dict(),
             "memory": None if self.memory is None else self.memory.to_dict(),
             "layers": [row.to_dict() for row in self.layers],
+            "tuning": None if self.tuning is None else self.tuning.to_dict(),
         }
 
     @classmethod
@@ -195,6 +199,7 @@ class Report:
             cached=None if data.get("cached") is None else CacheRecord.from_dict(data["cached"]),
             memory=None if data.get("memory") is None else ActivationMemory.from_dict(data["memory"]),
             layers=tuple(map(LayerError.from_dict, data.get("layers", ()))),
+            tuning=None if data.get("tuning") is None else Tuning.from_dict(data["tuning"]),
         )
 
     def to_json(self) -> str:
@@ -209,6 +214,8 @@ class Report:
             parts.append(str(self.cached))
         if self.memory is not None:
             parts.append(str(self.memory))
+        if self.tuning is not None:
+            parts.append(str(self.tuning))
         if self.energy is not None:
             parts.append(_energy_text(self.energy_before, self.energy, "at least " if self.after.symbolic else ""))
         parts.extend(layer_table(self.layers) if self.layers else ())

@@ -12,9 +12,12 @@ from pathlib import Path
 from optimizer.cpus import CPUS, Cpu
 from optimizer.errors import TargetError
 
-__all__ = ["CPUS", "Cpu", "Target"]
+__all__ = ["CPUS", "Choices", "Cpu", "Target"]
 
 _KINDS = ("cpu", "onnx")
+
+Choices = tuple[tuple[str, int], ...]
+"""Pairs of what is decided and the value; see `optimizer.tuning`."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,12 @@ class Target:
     Attributes:
         kind: "cpu" (compiled through TVM) or "onnx" (the optimized graph alone, run by ONNX Runtime).
         cpu: the processor, for kind "cpu".
+        choices: what was measured to be better there than what the tile model would choose; see `optimizer.tuning`.
     """
 
     kind: str
     cpu: Cpu | None = None
+    choices: Choices = ()
 
     @classmethod
     def parse(cls, text: str | Target) -> Target:

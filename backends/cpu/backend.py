@@ -63,8 +63,8 @@ class CpuBackend:
             NameFixPass()(model)  # partitions refer to nodes by name
             library = folder / "kernels.so"
             say("generating code")
-            fallbacks = fallback == "onnxruntime"
-            plan = compile_graph(model, target.cpu, library, linker=linker, allow_fallback=fallbacks)
+            fallbacks, choices = fallback == "onnxruntime", target.choices
+            plan = compile_graph(model, target.cpu, library, linker=linker, allow_fallback=fallbacks, choices=choices)
             say("packing weights")
             if sum(int(np.prod(w.shape, dtype=np.int64)) for w in plan.weights) >= _LARGE_MODEL:
                 PROCESS.release()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 
@@ -18,7 +19,7 @@ from backends.cpu.loops import Expr, known, simplify
 from backends.cpu.quads import QUAD
 from optimizer.target import Cpu
 
-_MAX_VECTORS = 6
+MAX_VECTORS = 6
 _ROWS_WHEN_SYMBOLIC = 128
 _L1_SHARE = 0.7
 """Of the lines of a set of the first-level cache: for A; the others are for B and for the results."""
@@ -105,6 +106,18 @@ class Tiles:
         wanted = _ROWS_WHEN_SYMBOLIC if total is None else max(total, 1)
         return min(options, key=lambda r: (self.sweep_cycles(wanted, r, vectors), -r))
 
+    def panel_cycles(self, rows: int | None, columns: int, depth: int, dtype: str, vectors: int) -> float:
+        """Cycles of one step of all rows and columns in panels of so many vectors; see `panel_width`."""
+        lanes = self.lanes(dtype)
+        total = _ROWS_WHEN_SYMBOLIC if rows is None else max(rows, 1)
+        apart, width = depth * 4, vectors * lanes
+        full, rest = divmod(columns, width)
+        sweep = full * self.sweep_cycles(total, self.tile_rows(total, vectors, apart), vectors)
+        if rest:
+            narrow = -(-rest // lanes)
+            sweep += self.sweep_cycles(total, self.tile_rows(total, narrow, apart), narrow)
+        return sweep * (_SPILL_PENALTY if depth * width * 4 > _L2_SHARE * self.cpu.l2_bytes else 1.0)
+
     def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
         """Columns in a panel of packed B.
 
@@ -115,19 +128,8 @@ class Tiles:
             dtype: of the elements.
         """
         lanes = self.lanes(dtype)
-        total = _ROWS_WHEN_SYMBOLIC if rows is None else max(rows, 1)
-        apart = depth * 4
-
-        def cost(vectors: int) -> float:
-            width = vectors * lanes
-            full, rest = divmod(columns, width)
-            sweep = full * self.sweep_cycles(total, self.tile_rows(total, vectors, apart), vectors)
-            if rest:
-                narrow = -(-rest // lanes)
-                sweep += self.sweep_cycles(total, self.tile_rows(total, narrow, apart), narrow)
-            return sweep * (_SPILL_PENALTY if depth * width * 4 > _L2_SHARE * self.cpu.l2_bytes else 1.0)
-
-        options = [v for v in range(1, _MAX_VECTORS + 1) if self.fits(1, v)]
+        cost = partial(self.panel_cycles, rows, columns, depth, dtype)
+        options = [v for v in range(1, MAX_VECTORS + 1) if self.fits(1, v)]
         return lanes * min(options, key=lambda v: (cost(v), -v))
 
     def rows_apart(self, weight_bytes: int | None, together: int) -> bool:
@@ -191,14 +193,28 @@ class Tiles:
             `None` where it would not be faster: input channels that do not fill vectors, images that hardly fill the
             patches, or filters (four times as large as the taps) that take longer to read than the products take.
         """
+        if depth % self.lanes():
+            return None
+        panel = min(2 * self.lanes(), -(-columns // self.lanes()) * self.lanes())
+        winograd, direct = self.winograd_cycles(images, height, width, depth, columns, dtype, panel)
+        return panel if winograd < _WINOGRAD_GAIN * direct else None
+
+    def winograd_cycles(
+        self,
+        images: int | None,
+        height: int | None,
+        width: int | None,
+        depth: int,
+        columns: int,
+        dtype: str,
+        panel: int,
+    ) -> tuple[float, float]:
+        """Cycles of Winograd's method with panels of so many columns, and of the direct sum; see `winograd_width`."""
         lanes = self.lanes()
         side = max(_PATCH_OUTPUTS, _CHANNELS_TIMES_SIDE // depth)
         images, height, width = (1 if images is None else images), height or side, width or side
         patches = images * -(-height // _PATCH_OUTPUTS) * -(-width // _PATCH_OUTPUTS)
-        if depth % lanes:
-            return None
         filled = -(-columns // lanes) * lanes
-        panel = min(2 * lanes, filled)
         blocks, size = self.winograd_blocks(patches, depth, panel)
         assert blocks is not None
         vectors = panel // lanes
@@ -210,7 +226,7 @@ class Tiles:
         direct_panel = self.panel_width(width, columns, steps) // lanes
         row = self.sweep_cycles(width, self.tile_rows(width, direct_panel), direct_panel)
         direct = images * height * row * -(-columns // (direct_panel * lanes)) * steps
-        return panel if max(products, stream) + transforms < _WINOGRAD_GAIN * direct else None
+        return max(products, stream) + transforms, direct
 
     def winograd_blocks(self, patches: int | None, depth: int, panel: int) -> tuple[int | None, int]:
         """Into how many blocks the patches are cut, and the patches in a block.

@@ -201,7 +201,10 @@ class Builder:
                     refuse(producer, refusal.reason)
 
     def _emitter(self, builder: relax.BlockBuilder) -> Emitter:
-        return Emitter(builder, self.constants, self.weights, self.sizes, self.definitions, self.tiles, self.learned)
+        found = self.constants, self.weights, self.sizes, self.definitions
+        emitter = Emitter(builder, *found, self.tiles, self.learned)
+        self.tiles.asked_by(lambda: emitter.node_name)
+        return emitter
 
     def _bind_variable(self, emitter: Emitter, value: ir.Value) -> relax.Var | None:
         """Bind a value that comes from elsewhere to a variable of its type and shape, if Relax can hold it."""

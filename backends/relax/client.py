@@ -13,7 +13,7 @@ import onnx_ir as ir
 from backends.relax.plan import Plan
 from optimizer.child_process import ChildDiedError, ChildProcess
 from optimizer.errors import CompileError, UnsupportedError
-from optimizer.target import Cpu
+from optimizer.target import Choices, Cpu
 
 _SMALL_BYTES = 1 << 16
 """Initializers of at most so many bytes travel to the compile process with their values."""
@@ -22,10 +22,19 @@ PROCESS = ChildProcess("backends.relax.worker", {"TVM_BACKTRACE": "0"})
 atexit.register(PROCESS.close)
 
 
-def compile_graph(model: ir.Model, cpu: Cpu, library: Path, *, linker: list[str], allow_fallback: bool) -> Plan:
+def compile_graph(
+    model: ir.Model,
+    cpu: Cpu,
+    library: Path,
+    *,
+    linker: list[str],
+    allow_fallback: bool,
+    choices: Choices = (),
+) -> Plan:
     """Compile a graph in the child process; the native module is written to `library`.
 
-    `linker`: the command that links it; empty for the system's compiler.
+    `linker`: the command that links it; empty for the system's compiler. `choices`: what was measured to be better than
+    what the tile model would choose; see `backends.cpu.choices`.
 
     Raises:
         UnsupportedError: `allow_fallback` is false and a node cannot be expressed.
@@ -36,6 +45,7 @@ def compile_graph(model: ir.Model, cpu: Cpu, library: Path, *, linker: list[str]
         "constants": _constants(model.graph),
         "weights": sorted(n for n, v in model.graph.initializers.items() if v.const_value is not None),
         "cpu": cpu,
+        "choices": dict(choices),
         "library": str(library),
         "linker": linker,
         "allow_fallback": allow_fallback,

@@ -16,12 +16,13 @@ import numpy.typing as npt
 from backends.relax.memory_use import memory_use
 from backends.relax.packing import ALIGNMENT
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Value
-from backends.relax.profiling import conditions, kernel_times
+from backends.relax.profiling import conditions, kernel_times, times_of_run
 from backends.relax.runtime import Hook, Machine, Partition
 from optimizer.activation_memory import ActivationMemory
 from optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from optimizer.executable import Executable, KernelTime, Part, TensorSpec
 from optimizer.ort_session import OrtSession
+from optimizer.tuning import Decision
 
 Array = npt.NDArray[Any]
 
@@ -120,6 +121,20 @@ class RelaxExecutable:
             self._machine.run(inputs, num_threads, self._sessions[num_threads], hook)
 
         return kernel_times(run, self._plan, here, repeats)
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What was chosen for it where there are alternatives; nothing of one that was loaded."""
+        return self._plan.decisions
+
+    def kernel_seconds(self, inputs: Sequence[Array], num_threads: int) -> list[tuple[tuple[str, ...], float]]:
+        """The nodes of each kernel and its seconds in one run."""
+        self.prepare(num_threads)
+
+        def run(hook: Hook) -> None:
+            self._machine.run(inputs, num_threads, self._sessions[num_threads], hook)
+
+        return times_of_run(run, self._plan)
 
     def parts(self) -> dict[str, Part]:
         """See `Executable.parts`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from backends.relax.memory import Memory, Workspace
 from backends.relax.size_value import Formula
+from optimizer.tuning import Decision
 
 RELAX = "relax"
 ONNXRUNTIME = "onnxruntime"
@@ -131,6 +132,7 @@ class Plan:
         work: kernel name -> what a call of it has to do, where the tile model can tell.
         cpu: the processor that it was compiled for, as the fields of `optimizer.cpus.Cpu`.
         workspaces: kernel name -> what it takes for itself while it runs, and gives back, in order.
+        decisions: what was chosen where there are alternatives; wanted while it is compiled, and not saved.
     """
 
     inputs: list[Value]
@@ -143,10 +145,11 @@ class Plan:
     work: dict[str, Work] = field(default_factory=dict)
     cpu: dict[str, Any] = field(default_factory=dict)
     workspaces: dict[str, list[Workspace]] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "decisions"}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:

@@ -18,7 +18,7 @@ from optimizer.executable import KernelTime
 from optimizer.forecast import Forecast
 from optimizer.peaks import Peaks, read_bandwidth
 
-__all__ = ["conditions", "kernel_times"]
+__all__ = ["conditions", "kernel_times", "times_of_run"]
 
 _NOT_KERNELS = "vm.builtin"
 
@@ -77,6 +77,14 @@ def kernel_times(run: Callable[[Hook], object], plan: Plan, here: Conditions | N
         for name in names
     ]
     return sorted(rows, key=lambda row: -row.seconds)
+
+
+def times_of_run(run: Callable[[Hook], object], plan: Plan) -> list[tuple[tuple[str, ...], float]]:
+    """The nodes of each kernel and its seconds in one run, all calls of it together."""
+    recorder = _Recorder()
+    run(recorder)
+    found = ((tuple(plan.kernels.get(name, ())), sum(times)) for name, times in recorder.times.items())
+    return [(nodes, seconds) for nodes, seconds in found if nodes]
 
 
 def _forecast(name: str, calls: list[Shapes], plan: Plan, here: Conditions | None) -> Forecast | None:

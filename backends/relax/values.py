@@ -124,6 +124,10 @@ class PanelChoice(Protocol):
         """Columns in a panel of a packed matrix of 4-bit codes."""
         ...
 
+    def asked_by(self, node: Callable[[], str]) -> None:
+        """Told by each emitter how to learn the name of the node that asks."""
+        ...
+
     def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
         """Columns in a panel of a packed matrix [depth, columns] that `rows` rows are multiplied with."""
         ...

@@ -24,9 +24,9 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
     import onnx
     import onnx_ir as ir
 
+    from backends.cpu.choices import ChosenTiles
     from backends.cpu.lowering import lowering
     from backends.cpu.schedule import llvm_target, scheduler
-    from backends.cpu.tiles import Tiles
     from backends.relax.build import Builder, RefusedNodes
     from backends.relax.plan import Work
 
@@ -34,13 +34,15 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
     cpu = request["cpu"]
     weights = set(request["weights"])
     work: dict[str, Work] = {}
-    builder = Builder(model, request["constants"], weights, scheduler(cpu, work), lowering(), Tiles(cpu))
+    tiles = ChosenTiles(cpu, request["choices"])
+    builder = Builder(model, request["constants"], weights, scheduler(cpu, work), lowering(), tiles)
     library, linker = Path(request["library"]), request["linker"]
     try:
         plan = builder.build(llvm_target(cpu), library, linker, allow_fallback=request["allow_fallback"])
     except RefusedNodes as refused:
         return {"refused": refused.reasons}
     plan.work, plan.cpu = work, dataclasses.asdict(cpu)
+    plan.decisions = [decision for decision in tiles.decisions.values() if len(decision.costs) > 1]
     return {"plan": plan}
 
 
@@ -55,7 +57,7 @@ def _import_compiler() -> None:
         import tvm  # noqa: F401
         from tvm import relax  # noqa: F401
 
-        from backends.cpu import lowering, schedule, tiles  # noqa: F401
+        from backends.cpu import choices, lowering, schedule  # noqa: F401
         from backends.relax import build, registry  # noqa: F401
 
         registry.emitters()

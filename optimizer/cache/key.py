@@ -23,7 +23,7 @@ from optimizer.pass_manager import Fixpoint, Pass, format_pipeline
 from optimizer.target import Target, detect_cpu
 from optimizer.versions import versions
 
-__all__ = ["WITHOUT_EFFECT", "make_key", "name_of"]
+__all__ = ["WITHOUT_EFFECT", "machine_facts", "make_key", "name_of"]
 
 WITHOUT_EFFECT = ("cache", "progress", "passes", "target")
 """Parameters of `optimize()` that are not part of the key as they are given: the last two are, as they were read."""
@@ -45,7 +45,7 @@ def make_key(arguments: Mapping[str, object], pipeline: Sequence[Pass], target: 
     digest = Digest()
     for package, version in sorted(versions().items()):
         digest.add(package, version)
-    digest.add(source_stamp(), repr(target), repr(detect_cpu()), *_machine(), _pipeline_text(pipeline))
+    digest.add(source_stamp(), repr(target), repr(detect_cpu()), *machine_facts(), _pipeline_text(pipeline))
     model = arguments["model"]
     examples = arguments["example_inputs"]
     walk = ObjectWalk(digest)
@@ -87,7 +87,7 @@ def _flat(pipeline: Sequence[Pass]) -> list[Pass]:
     return [inner for pass_ in pipeline for inner in (_flat(pass_.passes) if isinstance(pass_, Fixpoint) else [pass_])]
 
 
-def _machine() -> list[str]:
+def machine_facts() -> list[str]:
     """The processor, as the system names it."""
     facts = [platform.machine(), platform.system(), platform.libc_ver()[1]]
     try:

@@ -29,9 +29,11 @@ from optimizer.text import size
 if TYPE_CHECKING:
     from optimizer.model_diff.facts import Side
 
-__all__ = ["Entry", "Store", "Unusable", "default_folder", "default_limit"]
+__all__ = ["TUNING_FOLDER", "Entry", "Store", "Unusable", "default_folder", "default_limit"]
 
 SUFFIX = ".tersor"
+TUNING_FOLDER = "tuning"
+"""A folder beside the models: see `optimizer.cache.winners`."""
 _RECORD = "cache"
 _MOST_BYTES = 10 * 2**30
 _SHARE_OF_DISK = 0.25
@@ -178,13 +180,14 @@ class Store:
             raise Unusable(f"it is larger than the {size(limit)} that the cache may have")
 
     def clear(self) -> list[Entry]:
-        """Remove all entries; gives those that were removed.
+        """Remove all entries, and what was measured for them; gives the entries that were removed.
 
         Raises:
             OSError: One of them cannot be removed.
         """
         removed = self.entries()
-        for path in [*(entry.path for entry in removed), *self._files(TEMPORARY_SUFFIX)]:
+        measured = (self.folder / TUNING_FOLDER).glob("*")
+        for path in [*(entry.path for entry in removed), *self._files(TEMPORARY_SUFFIX), *measured]:
             path.unlink(missing_ok=True)
         return removed
 

@@ -66,6 +66,7 @@ def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=Path, metavar="FOLDER", help="of .npz files, each with inputs by name; for int8"
     )
     parser.add_argument("--memory-budget", metavar="BYTES", help='for activations, such as "512MB" (default: no limit)')
+    parser.add_argument("--tune", metavar="TIME", help='measure alternatives so long, such as "30s" (default: not)')
     parser.add_argument("--passes", help='a pipeline such as "fold-constants,remove-unused" (default: the target\'s)')
     parser.add_argument("--verify", default="final", help="off, final or each (default: %(default)s)")
     parser.add_argument("--fallback", default="onnxruntime", help="onnxruntime or error (default: %(default)s)")
@@ -89,6 +90,7 @@ def compile_model(options: argparse.Namespace) -> CompiledModel:
         precision=options.precision,
         calibration=None if options.calibration is None else list(read_sets(options.calibration)),
         memory_budget=options.memory_budget,
+        tune=options.tune,
         passes=options.passes,
         verify=options.verify,
         fallback=options.fallback,

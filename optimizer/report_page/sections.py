@@ -33,6 +33,8 @@ def sections(report: Report) -> Iterator[str]:
     yield f'<p class="{"good" if checked else "bad"}">{_text(str(report.verification))}</p>'
     if report.cached is not None:
         yield f"<p>{_text(str(report.cached))}</p>"
+    if report.tuning is not None:
+        yield f'<p style="white-space: pre-line">{_text(str(report.tuning))}</p>'
     yield _cards(report)
     yield _section("Passes", *_passes(report))
     yield _section("Where the time of optimize() went", _stages(report))

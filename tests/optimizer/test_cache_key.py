@@ -131,7 +131,7 @@ def test_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Target("cpu", dataclasses.replace(cpu, l2_bytes=2 * cpu.l2_bytes))
     assert len({key(target="cpu"), key(target=cores), key(target=cache)}) == 3
     before = key()
-    monkeypatch.setattr(key_module, "_machine", lambda: ["x86_64", "another model name"])
+    monkeypatch.setattr(key_module, "machine_facts", lambda: ["x86_64", "another model name"])
     assert key() != before
 
 
