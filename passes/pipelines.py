@@ -37,6 +37,7 @@ from passes.merge_qkv import MergeQkv
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_slices import MergeSlices
 from passes.merge_transposes import MergeTransposes
+from passes.quantize_int4 import QuantizeInt4
 from passes.quantize_int8 import QuantizeInt8
 from passes.reduce_strength import ReduceStrength
 from passes.remove_unused import RemoveUnused
@@ -117,6 +118,7 @@ _SMOOTHING = 0.75
 
 _CONVERSIONS: Mapping[str, Callable[[str, bool], list[Pass]]] = {
     "bfloat16": lambda target_kind, calibrated: [ConvertFloat(to="bfloat16")],
+    "int4": lambda target_kind, calibrated: [QuantizeInt4()],
     "int8": _in_int8,
 }
 """By precision: the passes, given the kind of the target and whether there is calibration data."""

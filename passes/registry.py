@@ -32,8 +32,8 @@ from passes.merge_qkv import MergeQkv
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_slices import MergeSlices
 from passes.merge_transposes import MergeTransposes
-from passes.quantize_int8 import QuantizeInt8
 from passes.quantize_int4 import QuantizeInt4
+from passes.quantize_int8 import QuantizeInt8
 from passes.reduce_strength import ReduceStrength
 from passes.remove_unused import RemoveUnused
 from passes.replace_cast_like import ReplaceCastLike
@@ -78,8 +78,8 @@ PASSES: dict[str, type[Pass]] = {
     "merge-reshapes": MergeReshapes,
     "merge-slices": MergeSlices,
     "merge-transposes": MergeTransposes,
-    "quantize-int8": QuantizeInt8,
     "quantize-int4": QuantizeInt4,
+    "quantize-int8": QuantizeInt8,
     "reduce-strength": ReduceStrength,
     "remove-unused": RemoveUnused,
     "replace-cast-like": ReplaceCastLike,

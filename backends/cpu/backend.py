@@ -30,7 +30,7 @@ class CpuBackend:
     """Compiles for x86 and Arm CPUs through TVM."""
 
     name = "cpu"
-    precisions = ("float32", "bfloat16", "int8")
+    precisions = ("float32", "bfloat16", "int8", "int4")
     mappable = (WEIGHTS,)
 
     def prewarm(self) -> None:
