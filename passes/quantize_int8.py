@@ -8,7 +8,8 @@
    several layers read is rounded once.
 2. Dynamic, for Gemm and MatMul: each row of the activation, a token, gets a scale from its own largest element. A
    convolution stays float32, since an image has no rows that could have scales of their own.
-3. With `kernels="onnxruntime"` the graph takes the forms that ONNX Runtime has integer kernels for: see
+3. Tables of embeddings, if `op_types_to_quantize` holds Gather: see `passes.quantization.tables`.
+4. With `kernels="onnxruntime"` the graph takes the forms that ONNX Runtime has integer kernels for: see
    `passes.quantization.onnxruntime_forms`.
 
 Which layers are taken, and why others are not, is in `passes.quantization.layers`.
@@ -32,10 +33,12 @@ from passes.quantization.grids import Kind
 from passes.quantization.layers import LAYERS, Selection, find_layers
 from passes.quantization.onnxruntime_forms import multiply_integers
 from passes.quantization.static import StaticPlan, quantize_static
+from passes.quantization.tables import quantize_tables
 from passes.quantization.writer import drop_orphans, unused_constants
 
 __all__ = ["QuantizeInt8"]
 
+_TABLE = "Gather"
 _TYPES = ("int8", "uint8")
 _KERNELS = ("tersor", "onnxruntime")
 
@@ -56,7 +59,8 @@ class QuantizeInt8(Pass):
         calibrate_method: `"minmax"`, `"percentile"`, `"entropy"` or `"mse"`.
         percentile: For `"percentile"`: how much of an activation lies inside its range, in percent.
         bias_correction: Whether the mean error of a rounded weight is taken out of the bias of a Conv or Gemm.
-        op_types_to_quantize: Operators, separated by `+`.
+        op_types_to_quantize: Operators, separated by `+`. Gather, for tables of embeddings, is not among them unless
+            asked for: it saves size, not time.
         nodes_to_exclude: Names of nodes that stay float32, separated by `+`.
         kernels: Whose: `"tersor"` or `"onnxruntime"`.
         samples: Calibration data; not an option in a pipeline string, `optimize(calibration=...)` gives it.
@@ -83,10 +87,10 @@ class QuantizeInt8(Pass):
         self._one_of("kernels", _KERNELS)
         if not 0 < self.percentile <= 100:
             raise PipelineError(f"quantize-int8{{percentile}} must be over 0 and at most 100, not {self.percentile}")
-        unknown = [name for name in _names(self.op_types_to_quantize) if name not in LAYERS]
+        unknown = [name for name in _names(self.op_types_to_quantize) if name not in (*LAYERS, _TABLE)]
         if unknown:
             raise PipelineError(
-                f"quantize-int8{{op_types_to_quantize}} can hold {', '.join(LAYERS)}, not {unknown[0]!r}"
+                f"quantize-int8{{op_types_to_quantize}} can hold {', '.join((*LAYERS, _TABLE))}, not {unknown[0]!r}"
             )
 
     def _one_of(self, option: str, allowed: tuple[str, ...]) -> None:
@@ -107,7 +111,8 @@ class QuantizeInt8(Pass):
         scope = Scope(model.graph, model.opset_imports.get("", 0))
         unused = unused_constants(scope)
         excluded = frozenset(_names(self.nodes_to_exclude))
-        layers = find_layers(editor, scope, Selection(_names(self.op_types_to_quantize), excluded))
+        selection = Selection(_names(self.op_types_to_quantize), excluded)
+        layers = find_layers(editor, scope, selection)
         weights = Kind(self.weight_type == "int8", True, self.reduce_range)
         if self.dynamic:
             for layer in layers:
@@ -136,6 +141,8 @@ class QuantizeInt8(Pass):
                 self.kernels == "onnxruntime",
             )
             quantize_static(editor, scope, layers, plan, self.samples)
+        if _TABLE in selection.op_types:
+            quantize_tables(editor, scope, selection, weights, self.per_channel)
         drop_orphans(scope, unused)
         return RewriteResult(model, editor.modified, tuple(editor.near_misses))
 
