@@ -158,6 +158,8 @@ class OrtSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = num_threads
+        # Else its products with 4-bit weights round the activations to 8 bits, which the graph does not say.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if not self._optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")
