@@ -62,9 +62,10 @@ def optimize(
         dynamic_shapes: For a module: which dimensions stay dynamic, as in `torch.export.export`.
         precision: `"float32"`, or for the CPU `"bfloat16"`: products, convolutions and what lies between them are
             computed in that; inputs and outputs stay float32, as does what would lose too much. `"int8"`: products and
-            convolutions of rounded numbers; the report says what that loses.
+            convolutions of rounded numbers; `"int4"`: weights alone; the report says what that loses.
         calibration: For `"int8"` and `"int4"`: sets of inputs like those that the model will meet, any iterable of
-            dicts by name. Without it int8 finds the ranges of activations while it runs, and leaves convolutions be.
+            dicts by name. Without it int8 finds the ranges of activations while it runs, and leaves convolutions be;
+            int4 knows the weights alone.
         memory_budget: The most that intermediate results and outputs may take at one time: bytes, or `"512MB"`. Parts
             of the graph are then computed piece by piece, as far as that is needed; the report gives the price in time.
         tune: Measure alternatives to what the tile model chooses for at most `"30s"`, `"2m"` or so many seconds, and
@@ -120,7 +121,7 @@ def optimize(
         graph = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
         original = read_side(graph, "original")
         samples = None if calibration is None else Samples.of(graph.graph, calibration)
-        pipeline = with_samples(pipeline, samples)
+        pipeline = with_samples(pipeline, samples, stages.detail)
     large = weight_bytes(graph) >= _LARGE_BYTES
     if large:
         backend.rest()

@@ -1,9 +1,12 @@
-"""Hands calibration data to the passes that can use it: those with a field `samples`."""
+"""Hands calibration data to the passes that can use it, and progress to those that take long.
+
+They have a field `samples`, and a field `progress`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from optimizer.errors import InputError
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["check_calibration", "with_samples"]
 
 _FIELD = "samples"
+_PROGRESS = "progress"
+
+Tell = Callable[[str], None]
 
 
 def check_calibration(calibration: object, pipeline: Sequence[Pass]) -> None:
@@ -30,20 +36,33 @@ def check_calibration(calibration: object, pipeline: Sequence[Pass]) -> None:
         )
 
 
-def with_samples(pipeline: Sequence[Pass], samples: Samples | None) -> list[Pass]:
-    """The same passes, with the data in those that take it and have none yet."""
-    return [_with_samples(pass_, samples) for pass_ in pipeline]
+def with_samples(pipeline: Sequence[Pass], samples: Samples | None, tell: Tell) -> list[Pass]:
+    """The same passes, with the data in those that take it and have none yet.
+
+    Args:
+        pipeline: The passes.
+        samples: The data, if there are any.
+        tell: Shows how far a pass is that goes layer by layer.
+    """
+    return [_with_samples(pass_, samples, tell) for pass_ in pipeline]
 
 
-def _with_samples(pass_: Pass, samples: Samples | None) -> Pass:
+def _with_samples(pass_: Pass, samples: Samples | None, tell: Tell) -> Pass:
     if isinstance(pass_, Fixpoint):
-        return dataclasses.replace(pass_, passes=tuple(with_samples(pass_.passes, samples)))
-    if samples is not None and _takes_samples(pass_) and getattr(pass_, _FIELD) is None:
-        return dataclasses.replace(pass_, **{_FIELD: samples})
-    return pass_
+        return dataclasses.replace(pass_, passes=tuple(with_samples(pass_.passes, samples, tell)))
+    given: dict[str, object] = {}
+    if samples is not None and _takes(pass_, _FIELD) and getattr(pass_, _FIELD) is None:
+        given[_FIELD] = samples
+    if _takes(pass_, _PROGRESS) and getattr(pass_, _PROGRESS) is None:
+        given[_PROGRESS] = lambda done, total, name: tell(f"layer {done} of {total}, {name}")
+    return dataclasses.replace(pass_, **given) if given else pass_
 
 
 def _takes_samples(pass_: Pass) -> bool:
     if isinstance(pass_, Fixpoint):
         return any(map(_takes_samples, pass_.passes))
-    return any(field.name == _FIELD for field in dataclasses.fields(pass_))
+    return _takes(pass_, _FIELD)
+
+
+def _takes(pass_: Pass, name: str) -> bool:
+    return any(field.name == name for field in dataclasses.fields(pass_))

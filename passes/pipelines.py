@@ -106,6 +106,11 @@ def in_precision(
     return [*pipeline] if any(type(pass_) in given for pass_ in added) else [*pipeline, *added]
 
 
+def _in_int4(target_kind: str, calibrated: bool) -> list[Pass]:
+    # Our own convolutions would unpack the weights in each run; ONNX Runtime does it once, when it loads the model.
+    return [QuantizeInt4() if target_kind == "onnx" else QuantizeInt4(op_types_to_quantize="MatMul+Gemm+Gather")]
+
+
 def _in_int8(target_kind: str, calibrated: bool) -> list[Pass]:
     kernels = "onnxruntime" if target_kind == "onnx" else "tersor"
     # Before quantize-int8: it moves outliers to where each channel has its own scale.
@@ -118,7 +123,7 @@ _SMOOTHING = 0.75
 
 _CONVERSIONS: Mapping[str, Callable[[str, bool], list[Pass]]] = {
     "bfloat16": lambda target_kind, calibrated: [ConvertFloat(to="bfloat16")],
-    "int4": lambda target_kind, calibrated: [QuantizeInt4()],
+    "int4": _in_int4,
     "int8": _in_int8,
 }
 """By precision: the passes, given the kind of the target and whether there is calibration data."""

@@ -1,4 +1,4 @@
-"""`precision="int8"` from end to end."""
+"""`precision="int8"` and `"int4"` from end to end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from optimizer import CompiledModel, load, optimize
+from optimizer.calibrated_passes import with_samples
 from optimizer.calibration_files import read_sets
 from optimizer.cli import main
 from optimizer.errors import InputError, PrecisionError, VerificationError
@@ -24,6 +25,7 @@ from optimizer.report import Report, Verification
 from optimizer.verification import verify_executable
 from passes.convert_float import ConvertFloat
 from passes.pipelines import in_precision
+from passes.quantize_int4 import QuantizeInt4
 from passes.quantize_int8 import QuantizeInt8
 from tests.optimizer.build import model as build
 from tests.optimizer.build import node, perceptron, perceptron_output, value
@@ -88,6 +90,31 @@ def test_convolutions_need_calibration() -> None:
     nothing = quantized(ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]> {text}'))
     assert nothing.report.notes == ("nothing computes in int8: no layer was found that it is worth while for",)
     assert nothing.report.verification.loss is None
+
+
+@pytest.mark.parametrize("target", ["onnx", "cpu"])
+@pytest.mark.parametrize("calibration", [None, SETS])
+def test_weights_of_4_bits(target: str, calibration: Any, tmp_path: Path) -> None:
+    compiled = quantized(target=target, calibration=calibration, precision="int4")
+    checked = compiled.report.verification
+    assert checked.error is not None and checked.error <= 1e-4
+    assert checked.loss is not None and 1e-2 < checked.loss < 0.2
+    assert narrow_elements(compiled.graph) >= 32 * 64 + 64 * 8
+    compiled.save(tmp_path / "model.tersor")
+    np.testing.assert_array_equal(load(tmp_path / "model.tersor")(X), compiled(X))
+
+
+def test_convolutions_of_4_bits_are_for_onnx_runtime() -> None:
+    ours, theirs = (quantized(network(), target, precision="int4") for target in ("cpu", "onnx"))
+    assert "1 are not (1 Conv)" in " ".join(ours.report.notes)
+    assert narrow_elements(theirs.graph) > narrow_elements(ours.graph) >= 16 * 10
+
+
+def test_progress_of_a_pass_that_goes_layer_by_layer() -> None:
+    told: list[str] = []
+    (pass_,) = with_samples([QuantizeInt4()], None, told.append)
+    pass_(ir.from_proto(perceptron()))
+    assert told == ["layer 1 of 2, first", "layer 2 of 2, second"]
 
 
 def test_each_pass_is_checked() -> None:
