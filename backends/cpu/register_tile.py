@@ -98,21 +98,29 @@ def covering(
     def total(size: int) -> Expr:
         return tiles(size) * max(1, round(_CYCLE_PARTS * cycles(size)))
 
-    chosen, least = i64(1), total(1)
-    for size in sizes[-2::-1]:
-        better = tirx.all(count >= size, total(size) <= least)
-        chosen, least = tirx.Select(better, i64(size), chosen), tirx.Select(better, total(size), least)
+    def run(size: int) -> Stmt:
+        # By name: TVM looks through the quotient and the minimum in every index of every pixel, for minutes.
+        def at(t: Expr) -> Stmt:
+            return bind([tirx.Min(t * size, count - size)], lambda place: tile(place[0], size))
 
-    def choose(place: list[Expr]) -> Stmt:
-        (size,) = place
-        statement: Stmt | None = None
-        for one in sizes[::-1]:
-            run = loop(tiles(one), lambda t, n=one: tile(tirx.Min(t * n, count - n), n), name="tile")  # type: ignore[misc]
-            statement = run if statement is None else IfThenElse(tirx.EQ(size, i64(one)), run, statement)
-        assert statement is not None
+        return loop(tiles(size), at, name="tile")
+
+    def choose(chosen: Expr) -> Stmt:
+        statement = run(sizes[-1])
+        for size in sizes[-2::-1]:
+            statement = IfThenElse(tirx.EQ(chosen, i64(size)), run(size), statement)
         return statement
 
-    return bind([chosen], choose)
+    def choice(candidates: list[int], chosen: Expr, least: Expr) -> Stmt:
+        """Named step by step: each step asks for the last one's result three times."""
+        if not candidates:
+            return choose(chosen)
+        size, *others = candidates
+        better = tirx.all(count >= size, total(size) <= least)
+        found = [tirx.Select(better, i64(size), chosen), tirx.Select(better, total(size), least)]
+        return bind(found, lambda place: choice(others, *place))
+
+    return choice(sizes[-2::-1], i64(1), total(1))
 
 
 class RegisterTile:
