@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from benchmarks.export import arrays, export
 from models.registry import load
+from optimizer.frontends import load_model
 
 __all__ = ["MODELS", "Quantized", "quantized"]
 
@@ -23,6 +25,8 @@ CALIBRATION_INPUTS = 3
 _OF_TRANSFORMERS = ("MatMul", "Gemm")
 """What is quantized of a transformer: products with constants. All else it has is no faster in 8 bits."""
 _TRANSFORMERS = ("bert-base", "minilm")
+_CHANNELS_FROM_OPSET = 13
+"""From which on a DequantizeLinear has an axis; for older files the quantizer writes one all the same."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,10 @@ def quantized(name: str, folder: Path) -> Quantized:
     case = load(name)
     inputs = arrays(case)
     whole, prepared, path = (folder / f"{name}{suffix}.onnx" for suffix in ("-whole", "-prepared", "-int8"))
-    onnx.save(onnx.load(export(case, folder)), whole)  # in one file: the preparation does not look beside it
+    given = onnx.load(export(case, folder))
+    if next(entry.version for entry in given.opset_import if entry.domain == "") < _CHANNELS_FROM_OPSET:
+        given = ir.to_proto(load_model(given))
+    onnx.save(given, whole)  # in one file: the preparation does not look beside it
     quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
     transformer = name in _TRANSFORMERS
     quantize_static(
