@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 import tvm
+import tvm_ffi
 from tvm import relax, te, tirx
 
 from backends.relax.checks import require
 from backends.relax.emitter import Emitter
 from backends.relax.known import combined, meant, same
 from backends.relax.scalars import cast, scalar_type, wider
-from backends.relax.values import Result, static_int
+from backends.relax.values import Refused, Result, static_int
 
 Formula = Callable[..., tirx.Expr]
 
@@ -114,13 +115,27 @@ def _broadcast_size(ctx: Emitter, sizes: Sequence[tirx.Expr]) -> tirx.Expr:
     chosen = (fixed or wide or list(sizes))[0]
     if not fixed:
         for size in wide[1:]:
-            if not same(ctx, chosen, size):
+            if _absorbs(ctx, size, chosen):
+                chosen = size
+            elif not _absorbs(ctx, chosen, size) and not same(ctx, chosen, size):
+                if any(isinstance(meant(ctx, each), tirx.Select) for each in (chosen, size)):
+                    raise Refused(f"sizes {chosen} and {size} are not known to broadcast")  # a choice of choices grows
                 is_one = tirx.EQ(meant(ctx, chosen), tirx.const(1, "int64"))
                 chosen = ctx.derived(tirx.Select(is_one, meant(ctx, size), meant(ctx, chosen)))
     for size in wide:
-        if not same(ctx, chosen, size):
+        if not chosen.same_as(size):
             require(ctx, size, chosen, "sizes that are broadcast", or_one=True)
     return chosen
+
+
+def _absorbs(ctx: Emitter, whole: tirx.Expr, part: tirx.Expr) -> bool:
+    """Whether a size is what another one was broadcast to, and so what both broadcast to."""
+    if whole.same_as(part):
+        return True
+    choice = meant(ctx, whole)
+    return isinstance(choice, tirx.Select) and any(
+        tvm_ffi.structural_equal(meant(ctx, part), each) for each in (choice.true_value, choice.false_value)
+    )
 
 
 def _immediate(operand: relax.Expr, keep_zero: bool) -> tirx.Expr | None:
