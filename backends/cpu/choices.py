@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from backends.cpu.tiles import MAX_VECTORS, Tiles
+from backends.relax.values import ConvShape
 from optimizer.tuning import Decision
 
 __all__ = ["ChosenTiles"]
@@ -58,26 +59,17 @@ class ChosenTiles(Tiles):
         kind = "panel" if dtype == "float32" else f"panel {dtype}"
         return self._decide(f"{kind} {rows}x{depth}x{columns}", analytic, _best(costs, analytic, _MOST_COST))
 
-    def winograd_width(
-        self,
-        images: int | None,
-        height: int | None,
-        width: int | None,
-        depth: int,
-        columns: int,
-        dtype: str = "float32",
-    ) -> int | None:
+    def winograd_width(self, shape: ConvShape) -> int | None:
         """See `Tiles.winograd_width`."""
         plain = Tiles(self.cpu)  # of which the direct sum is only imagined, and decides nothing
-        analytic = plain.winograd_width(images, height, width, depth, columns, dtype)
-        if images is None or height is None or width is None or depth % self.lanes():
+        analytic = plain.winograd_width(shape)
+        if None in (shape.images, shape.height, shape.width) or shape.depth % self.lanes():
             return analytic
-        widths = [v * self.lanes() for v in _WINOGRAD_VECTORS if (v - 1) * self.lanes() < columns]
-        sizes = (images, height, width, depth, columns, dtype)
-        cycles = {panel: plain.winograd_cycles(*sizes, panel) for panel in widths}
+        widths = [v * self.lanes() for v in _WINOGRAD_VECTORS if (v - 1) * self.lanes() < shape.columns]
+        cycles = {panel: plain.winograd_cycles(shape, panel) for panel in widths}
         seconds = {0: cycles[widths[0]][1], **{panel: own for panel, (own, _) in cycles.items()}}
         costs = {value: cost / seconds[analytic or 0] for value, cost in seconds.items()}
-        key = f"winograd {images}x{height}x{width}x{depth}x{columns}"
+        key = f"winograd {shape.images}x{shape.height}x{shape.width}x{shape.depth}x{shape.columns}"
         return self._decide(key, analytic or 0, _best(costs, analytic or 0, _MOST_COST_OF_A_METHOD)) or None
 
     def _decide(self, key: str, analytic: int, costs: dict[int, float]) -> int:

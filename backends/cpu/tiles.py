@@ -17,6 +17,7 @@ from tvm import tirx
 
 from backends.cpu.loops import Expr, known, simplify
 from backends.cpu.quads import QUAD
+from backends.relax.values import ConvShape
 from optimizer.target import Cpu
 
 MAX_VECTORS = 6
@@ -169,50 +170,28 @@ class Tiles:
             return None
         return simplify(tirx.floordiv(rows + (block - 1), block))
 
-    def winograd_width(
-        self,
-        images: int | None,
-        height: int | None,
-        width: int | None,
-        depth: int,
-        columns: int,
-        dtype: str = "float32",
-    ) -> int | None:
+    def winograd_width(self, shape: ConvShape) -> int | None:
         """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method, F(4, 3).
 
-        Args:
-            images: in the batch; counted as one if that is symbolic.
-            height: of the result; guessed from the channels if that is symbolic: networks have more of them the
-                smaller their images are.
-            width: of the result, likewise.
-            depth: input channels.
-            columns: output channels.
-            dtype: of the elements; Winograd's products are float32 all the same.
+        A symbolic batch is counted as one image, and symbolic heights and widths are guessed from the channels:
+        networks have more of them the smaller their images are. Winograd's products are float32 in every dtype.
 
         Returns:
             `None` where it would not be faster: input channels that do not fill vectors, images that hardly fill the
             patches, or filters (four times as large as the taps) that take longer to read than the products take.
         """
-        if depth % self.lanes():
+        if shape.depth % self.lanes():
             return None
-        panel = min(2 * self.lanes(), -(-columns // self.lanes()) * self.lanes())
-        winograd, direct = self.winograd_cycles(images, height, width, depth, columns, dtype, panel)
+        panel = min(2 * self.lanes(), -(-shape.columns // self.lanes()) * self.lanes())
+        winograd, direct = self.winograd_cycles(shape, panel)
         return panel if winograd < _WINOGRAD_GAIN * direct else None
 
-    def winograd_cycles(
-        self,
-        images: int | None,
-        height: int | None,
-        width: int | None,
-        depth: int,
-        columns: int,
-        dtype: str,
-        panel: int,
-    ) -> tuple[float, float]:
+    def winograd_cycles(self, shape: ConvShape, panel: int) -> tuple[float, float]:
         """Cycles of Winograd's method with panels of so many columns, and of the direct sum; see `winograd_width`."""
-        lanes = self.lanes()
+        lanes, depth, columns = self.lanes(), shape.depth, shape.columns
         side = max(_PATCH_OUTPUTS, _CHANNELS_TIMES_SIDE // depth)
-        images, height, width = (1 if images is None else images), height or side, width or side
+        images = 1 if shape.images is None else shape.images
+        height, width = shape.height or side, shape.width or side
         patches = images * -(-height // _PATCH_OUTPUTS) * -(-width // _PATCH_OUTPUTS)
         filled = -(-columns // lanes) * lanes
         blocks, size = self.winograd_blocks(patches, depth, panel)
@@ -222,7 +201,7 @@ class Tiles:
         products = _POINTS * depth * -(-columns // panel) * blocks * sweep
         stream = _POINTS * depth * filled * 4 / self.cpu.memory_bytes_a_cycle
         transforms = patches * (depth + filled) / lanes * self.transform_cycles
-        steps = -(-depth // 2) * 9 if dtype == "bfloat16" and self.cpu.bfloat16 else depth * 9
+        steps = -(-depth // 2) * 9 if shape.dtype == "bfloat16" and self.cpu.bfloat16 else depth * 9
         direct_panel = self.panel_width(width, columns, steps) // lanes
         row = self.sweep_cycles(width, self.tile_rows(width, direct_panel), direct_panel)
         direct = images * height * row * -(-columns // (direct_panel * lanes)) * steps

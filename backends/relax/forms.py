@@ -38,6 +38,15 @@ def sizes_of(expr: relax.Expr) -> list[tirx.Expr]:
     return [prim(d) for d in shape.values]
 
 
+def is_known(ctx: Emitter, value: ir.Value) -> bool:
+    """Whether the value can be asked for here; what only another segment has cannot."""
+    try:
+        ctx.slot(value)
+    except Refused:
+        return False
+    return True
+
+
 def tensor_of_ints(ctx: Emitter, ints: SymbolicInts) -> relax.Var:
     """Symbolic integers as a tensor."""
     elements = [tirx.Cast(ints.dtype, e) if ints.dtype != "int64" else e for e in ints.elements]

@@ -15,10 +15,10 @@ from tvm import te, tirx
 
 from backends.relax.attributes import get_int, get_ints
 from backends.relax.emitter import Emitter
-from backends.relax.forms import initializer_type
+from backends.relax.forms import initializer_type, is_known
 from backends.relax.layout import laid
 from backends.relax.scalars import cast
-from backends.relax.values import ChannelsLast, Deferred, Emitted, Refused, Result, static_int
+from backends.relax.values import ChannelsLast, Deferred, Emitted, Result, static_int
 
 __all__ = [
     "BYTES",
@@ -27,7 +27,6 @@ __all__ = [
     "Weight",
     "activation",
     "dequantizes",
-    "is_known",
     "one_number",
     "only_dequantized",
     "remember_unsigned",
@@ -177,15 +176,6 @@ def remember_unsigned(ctx: Emitter, value: ir.Value, result: Result) -> ir.Value
     ctx.bind(other, result)
     ctx.unsigned[value] = other
     return other
-
-
-def is_known(ctx: Emitter, value: ir.Value) -> bool:
-    """Whether the value can be asked for here; what only another segment has cannot."""
-    try:
-        ctx.slot(value)
-    except Refused:
-        return False
-    return True
 
 
 def only_dequantized(value: ir.Value) -> bool:

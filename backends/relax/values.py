@@ -117,6 +117,26 @@ def static_int(x: int | tirx.Expr) -> int | None:
     return int(x.value) if isinstance(x, tirx.IntImm) else None
 
 
+@dataclass(frozen=True)
+class ConvShape:
+    """The sizes of a convolution of one group; a symbolic one is `None`.
+
+    Attributes:
+        images: in the batch.
+        height, width: of the result.
+        depth: input channels.
+        columns: output channels.
+        dtype: of the elements.
+    """
+
+    images: int | None
+    height: int | None
+    width: int | None
+    depth: int
+    columns: int
+    dtype: str = "float32"
+
+
 class PanelChoice(Protocol):
     """What an emitter must know of the target's schedules."""
 
@@ -136,15 +156,7 @@ class PanelChoice(Protocol):
         """How many rows of a packed matrix share one, their elements side by side in 32 bits."""
         ...
 
-    def winograd_width(
-        self,
-        images: int | None,
-        height: int | None,
-        width: int | None,
-        depth: int,
-        columns: int,
-        dtype: str = "float32",
-    ) -> int | None:
+    def winograd_width(self, shape: ConvShape) -> int | None:
         """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method; `None` if it is no faster."""
         ...
 

@@ -17,6 +17,7 @@ from backends import get_backend
 from backends.cpu.choices import ChosenTiles
 from backends.cpu.tiles import Tiles
 from backends.relax.executable import RelaxExecutable
+from backends.relax.values import ConvShape
 from optimizer.target import CPUS, Choices, Target
 from tests.backends.running import conv_relu, distance, oracle, parse
 
@@ -91,9 +92,9 @@ def test_another_value_than_those_on_offer_is_not_taken() -> None:
     analytic = tiles.panel_width(48, 96, 64)
     for value in (0, -16, 7, 10_000):
         assert ChosenTiles(tiles.cpu, {"panel 48x64x96": value}).panel_width(48, 96, 64) == analytic
-    analytic_method = tiles.winograd_width(1, 56, 56, 64, 64)
+    analytic_method = tiles.winograd_width(ConvShape(1, 56, 56, 64, 64))
     chosen = ChosenTiles(tiles.cpu, {"winograd 1x56x56x64x64": 7})
-    assert chosen.winograd_width(1, 56, 56, 64, 64) == analytic_method
+    assert chosen.winograd_width(ConvShape(1, 56, 56, 64, 64)) == analytic_method
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,19 +115,19 @@ def test_the_analytic_width_is_the_first_of_a_few(kind: str, rows: int, columns:
 @given(side=st.integers(1, 80), depth=st.integers(1, 12), columns=st.integers(1, 300))
 def test_the_analytic_method_is_the_first_of_a_few(kind: str, side: int, depth: int, columns: int) -> None:
     tiles = ChosenTiles(CPUS[kind])
-    width = tiles.winograd_width(1, side, side, depth * 16, columns)
+    width = tiles.winograd_width(ConvShape(1, side, side, depth * 16, columns))
     (decision,) = tiles.decisions.values()  # the panels of a direct sum that is not made decide nothing
     assert (width or 0) == decision.value == next(iter(decision.costs))
-    assert width == Tiles(CPUS[kind]).winograd_width(1, side, side, depth * 16, columns)
+    assert width == Tiles(CPUS[kind]).winograd_width(ConvShape(1, side, side, depth * 16, columns))
     assert all(0 < cost <= 2.0 for cost in decision.costs.values())
 
 
 def test_symbolic_sizes_are_left_to_the_tile_model() -> None:
     tiles = ChosenTiles(CPUS["x86-64-v4"])
     tiles.panel_width(None, 768, 768)
-    tiles.winograd_width(None, 56, 56, 64, 64)
-    tiles.winograd_width(1, 56, None, 64, 64)
-    tiles.winograd_width(1, 56, 56, 60, 64)  # channels that do not fill vectors
+    tiles.winograd_width(ConvShape(None, 56, 56, 64, 64))
+    tiles.winograd_width(ConvShape(1, 56, None, 64, 64))
+    tiles.winograd_width(ConvShape(1, 56, 56, 60, 64))  # channels that do not fill vectors
     assert tiles.decisions == {}
 
 

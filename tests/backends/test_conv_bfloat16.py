@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from backends.cpu.tiles import Tiles
 from backends.relax.packing import conv_panels
+from backends.relax.values import ConvShape
 from optimizer.executable import Executable
 from optimizer.target import CPUS, Target
 from tests.backends.bfloat16 import TARGETS, Array, agrees, native, random, usable
@@ -156,7 +157,7 @@ def test_winograd_sums_in_float32(target: str) -> None:
 
 def test_winograd_is_held_against_products_of_pairs() -> None:
     widening, pairing = Tiles(CPUS["x86-64-v4"]), Tiles(CPUS["znver4"])
-    assert [t.winograd_width(1, 9, 9, 64, 64, "bfloat16") for t in (widening, pairing)] == [32, None]
+    assert [t.winograd_width(ConvShape(1, 9, 9, 64, 64, "bfloat16")) for t in (widening, pairing)] == [32, None]
 
 
 @pytest.mark.parametrize("channels", [1, 4, 5])

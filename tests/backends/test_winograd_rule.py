@@ -6,6 +6,7 @@ import pytest
 
 from backends.cpu.tiles import Tiles
 from backends.relax.packing import winograd_panels
+from backends.relax.values import ConvShape
 from backends.relax.winograd import FILTER_MATRIX, OUT, OUTPUT_MATRIX, PATCH, PATCH_MATRIX, TAPS
 from optimizer.executable import Executable
 from optimizer.target import CPUS
@@ -136,9 +137,9 @@ def test_double_precision_is_summed_directly() -> None:
 
 def test_large_filters_of_small_images_are_not_read_four_times() -> None:
     tiles = Tiles(CPUS["x86-64-v4"])
-    assert tiles.winograd_width(1, 56, 56, 64, 64) == 32
-    assert tiles.winograd_width(1, 7, 7, 512, 512) is None
-    assert tiles.winograd_width(1, None, None, 512, 512) is None
+    assert tiles.winograd_width(ConvShape(1, 56, 56, 64, 64)) == 32
+    assert tiles.winograd_width(ConvShape(1, 7, 7, 512, 512)) is None
+    assert tiles.winograd_width(ConvShape(1, None, None, 512, 512)) is None
 
 
 @pytest.mark.parametrize("cpu", ["generic", "x86-64-v3", "x86-64-v4"])

@@ -42,20 +42,19 @@ def test_a_named_cpu_asks_for_its_vector_width() -> None:
     assert needed["extensions"] == []
 
 
-@pytest.mark.parametrize("name", [name for name, cpu in CPUS.items() if cpu.bfloat16])
-def test_a_named_cpu_asks_for_products_of_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = machine_needed(f"cpu:{name}")
-    monkeypatch.setattr("optimizer.machine.detect_cpu", lambda: CPUS["x86-64-v4"])
-    monkeypatch.setattr("optimizer.machine._extensions", lambda: ["avx512_vnni", "avx512f"])
-    assert why_unusable(needed) == "it uses avx512_bf16, which this CPU lacks"
+PRODUCTS = {
+    "avx512_bf16": [n for n, cpu in CPUS.items() if cpu.bfloat16],
+    "avx512_vnni": [n for n, cpu in CPUS.items() if cpu.vnni],
+}
 
 
-@pytest.mark.parametrize("name", [name for name, cpu in CPUS.items() if cpu.vnni])
-def test_a_named_cpu_asks_for_products_of_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("extension", "name"), [(e, name) for e, names in PRODUCTS.items() for name in names])
+def test_a_named_cpu_asks_for_its_products(extension: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = machine_needed(f"cpu:{name}")
     monkeypatch.setattr("optimizer.machine.detect_cpu", lambda: CPUS["x86-64-v4"])
-    monkeypatch.setattr("optimizer.machine._extensions", lambda: ["avx512_bf16", "avx512f"])
-    assert why_unusable(needed) == "it uses avx512_vnni, which this CPU lacks"
+    others = [each for each in (*PRODUCTS, "avx512f") if each != extension]
+    monkeypatch.setattr("optimizer.machine._extensions", lambda: others)
+    assert why_unusable(needed) == f"it uses {extension}, which this CPU lacks"
 
 
 def test_loading_checks_it(tmp_path: Path) -> None:

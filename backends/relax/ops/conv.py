@@ -18,9 +18,10 @@ from backends.relax.checks import require, require_at_least
 from backends.relax.contraction import FLOATS, Panels, product
 from backends.relax.emitter import Emitter
 from backends.relax.filters import Filters, byte_factors, padded_bytes
+from backends.relax.forms import is_known
 from backends.relax.registry import emits
 from backends.relax.scalars import cast
-from backends.relax.values import ChannelsLast, Refused, Result, prim, static_int
+from backends.relax.values import ChannelsLast, ConvShape, Refused, Result, prim, static_int
 from backends.relax.window import Window, pad_channels_last
 from backends.relax.winograd import OUT, PATCH, TAPS
 
@@ -84,7 +85,7 @@ def _absorbed_padding(ctx: Emitter, x: ir.Value | None) -> tuple[ir.Value, list[
     if pad is None or pad.op_type != "Pad" or pad.domain not in ("", "ai.onnx"):
         return None
     source, pads, value, axes = (*pad.inputs, None, None)[:4]
-    if source is None or not _is_known(ctx, source) or get_str(pad, "mode", "constant") != "constant":
+    if source is None or not is_known(ctx, source) or get_str(pad, "mode", "constant") != "constant":
         return None
     amounts, constant = ctx.constant(pads), ctx.constant(value)
     if amounts is None or (value is not None and (constant is None or constant.any())):
@@ -97,15 +98,6 @@ def _absorbed_padding(ctx: Emitter, x: ir.Value | None) -> tuple[ir.Value, list[
     if any(before[:2] + after[:2]) or min(before + after) < 0:
         return None
     return source, before[2:], after[2:]
-
-
-def _is_known(ctx: Emitter, value: ir.Value) -> bool:
-    """Whether the value can be asked for here; what only another segment has cannot."""
-    try:
-        ctx.slot(value)
-    except Refused:
-        return False
-    return True
 
 
 def _with_height_one(window: Window) -> Window:
@@ -206,7 +198,8 @@ def _winograd_width(ctx: Emitter, data: relax.Var, w: ir.Value, groups: int, win
         return None
     height, width = map(static_int, window.outputs)
     out, c = ctx.static_shape(w)[:2]
-    return ctx.tiles.winograd_width(static_int(data.ty.shape.values[0]), height, width, c, out, dtype)
+    images = static_int(data.ty.shape.values[0])
+    return ctx.tiles.winograd_width(ConvShape(images, height, width, c, out, dtype))
 
 
 def _winograd(ctx: Emitter, data: relax.Var, w: ir.Value, width: int, window: Window) -> relax.Var:
