@@ -10,11 +10,11 @@ from tvm import tirx
 
 from backends.cpu.bfloat16 import imported
 from backends.cpu.factors import add_product
-from backends.cpu.loops import BufferLoad, BufferStore, Expr, Stmt, allocate, i64, loop, parallel, sequence
 from backends.cpu.operations import hidden
 from backends.cpu.quads import QUAD
 from backends.cpu.register_tile import RegisterTile, span, wide
 from backends.cpu.schedule import llvm_target
+from backends.relax.loops import BufferLoad, BufferStore, Expr, Stmt, allocate, i64, loop, parallel, sequence
 from backends.relax.runtime import use_threads
 from optimizer.target import Cpu, Target
 

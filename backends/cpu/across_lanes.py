@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
-from backends.cpu.loops import Expr
 from backends.cpu.polynomials import let
+from backends.relax.loops import Expr
 
 __all__ = ["row_sums", "spread"]
 

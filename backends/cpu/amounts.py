@@ -10,9 +10,9 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call
 
-from backends.cpu.kernel import Axis, Kernel, Stage
-from backends.cpu.loops import Expr, TensorLoad, Var, known, loads_of, product, uses
 from backends.cpu.polynomials import expand
+from backends.relax.kernel import Axis, Kernel, Stage
+from backends.relax.loops import Expr, TensorLoad, Var, known, loads_of, product, uses
 from backends.relax.size_formula import formula
 from backends.relax.size_value import Formula
 

@@ -28,8 +28,11 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from backends.cpu.few_queries import FewQueries
-from backends.cpu.kernel import Axis, Kernel, Stage
-from backends.cpu.loops import (
+from backends.cpu.operands import operands_of
+from backends.cpu.query_block import QueryBlock
+from backends.cpu.tiles import Tiles
+from backends.relax.kernel import Axis, Kernel, Stage
+from backends.relax.loops import (
     Expr,
     IfThenElse,
     Stmt,
@@ -41,9 +44,6 @@ from backends.cpu.loops import (
     simplify,
     unflatten,
 )
-from backends.cpu.operands import operands_of
-from backends.cpu.query_block import QueryBlock
-from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
 _KIND = "attention"

@@ -15,9 +15,9 @@ from tvm import tirx
 from tvm.ir import Call, Op, StringImm
 
 from backends.cpu.amounts import element_bytes
-from backends.cpu.loops import BufferLoad, Expr, Stmt, TensorLoad
 from backends.cpu.operations import OPAQUE, OPAQUE_IR, operation
 from backends.cpu.quads import definitions
+from backends.relax.loops import BufferLoad, Expr, Stmt, TensorLoad
 
 __all__ = ["add_products", "imported", "is_pair_product", "neighbours", "pair", "pair_product", "rounded"]
 

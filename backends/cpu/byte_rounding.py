@@ -14,8 +14,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call
 
-from backends.cpu.kernel import Kernel
-from backends.cpu.loops import Expr
+from backends.relax.kernel import Kernel
+from backends.relax.loops import Expr
 
 __all__ = ["rounded_quickly"]
 

@@ -8,8 +8,12 @@ from tvm import tirx
 
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.half import unrounded
-from backends.cpu.kernel import Axis, Stage
-from backends.cpu.loops import (
+from backends.cpu.nibble_vectors import looked_up, looks_up, numbers
+from backends.cpu.register_tile import span, wide
+from backends.cpu.tiles import Tiles
+from backends.relax.four_bit_products import KERNEL
+from backends.relax.kernel import Axis, Stage
+from backends.relax.loops import (
     BufferLoad,
     Expr,
     IfThenElse,
@@ -25,10 +29,6 @@ from backends.cpu.loops import (
     unflatten,
     vectorized,
 )
-from backends.cpu.nibble_vectors import looked_up, looks_up, numbers
-from backends.cpu.register_tile import span, wide
-from backends.cpu.tiles import Tiles
-from backends.relax.four_bit_products import KERNEL
 from optimizer.target import Cpu
 
 __all__ = ["WIDE", "Codes", "CodesNest", "take_apart"]

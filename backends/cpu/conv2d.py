@@ -21,8 +21,12 @@ from backends.cpu.bfloat16 import neighbours
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.factors import add_product, combined
 from backends.cpu.heavy import with_epilogue
-from backends.cpu.kernel import Kernel, Stage
-from backends.cpu.loops import (
+from backends.cpu.operations import hidden
+from backends.cpu.quads import QUAD
+from backends.cpu.register_tile import RegisterTile, covering, lines_ahead, span, wide
+from backends.cpu.tiles import Tiles
+from backends.relax.kernel import Kernel, Stage
+from backends.relax.loops import (
     BufferLoad,
     Expr,
     IfThenElse,
@@ -41,10 +45,6 @@ from backends.cpu.loops import (
     unflatten,
     vectorized,
 )
-from backends.cpu.operations import hidden
-from backends.cpu.quads import QUAD
-from backends.cpu.register_tile import RegisterTile, covering, lines_ahead, span, wide
-from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
 TileAt = Callable[[Expr | int, int, bool], Stmt]

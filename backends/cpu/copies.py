@@ -6,9 +6,9 @@ import math
 
 from tvm import tirx
 
-from backends.cpu.kernel import Axis, Kernel, Stage
-from backends.cpu.loops import Expr, TensorLoad, i64, known, simplify, substitute
 from backends.cpu.pieces import pieces
+from backends.relax.kernel import Axis, Kernel, Stage
+from backends.relax.loops import Expr, TensorLoad, i64, known, simplify, substitute
 
 __all__ = ["copies"]
 

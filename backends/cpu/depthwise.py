@@ -11,8 +11,11 @@ from tvm import tirx
 from backends.cpu.conv2d import Taps, edges
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.heavy import with_epilogue
-from backends.cpu.kernel import Kernel, Stage
-from backends.cpu.loops import (
+from backends.cpu.operands import converted
+from backends.cpu.register_tile import RegisterTile, remainder, span
+from backends.cpu.tiles import Tiles
+from backends.relax.kernel import Kernel, Stage
+from backends.relax.loops import (
     BufferLoad,
     Expr,
     Stmt,
@@ -29,9 +32,6 @@ from backends.cpu.loops import (
     simplify,
     vectorized,
 )
-from backends.cpu.operands import converted
-from backends.cpu.register_tile import RegisterTile, remainder, span
-from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
 MOST_PIXELS = 14

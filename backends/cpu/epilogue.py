@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import tvm_ffi
 from tvm import tirx
 
-from backends.cpu.kernel import Kernel, Stage
-from backends.cpu.loops import BufferStore, Expr, Stmt, TensorLoad, i64, known, loads_of, simplify, substitute
 from backends.cpu.polynomials import expand
+from backends.relax.kernel import Kernel, Stage
+from backends.relax.loops import BufferStore, Expr, Stmt, TensorLoad, i64, known, loads_of, simplify, substitute
 
 _LARGEST = 2.0**126
 """Of reciprocals: beyond it they, or what they were made of, are not normal numbers."""

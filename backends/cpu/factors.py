@@ -8,11 +8,11 @@ from functools import partial
 from tvm import tirx
 
 from backends.cpu.bfloat16 import neighbours, pair, pair_product
-from backends.cpu.kernel import Axis, Stage
-from backends.cpu.loops import BufferLoad, Expr, Stmt, TensorLoad, Var, i64, known, loop, simplify, substitute
 from backends.cpu.quads import add_quads, is_bytes, quad
 from backends.cpu.register_tile import AddProduct, span
 from backends.cpu.tiles import Tiles
+from backends.relax.kernel import Axis, Stage
+from backends.relax.loops import BufferLoad, Expr, Stmt, TensorLoad, Var, i64, known, loop, simplify, substitute
 from optimizer.target import Cpu
 
 __all__ = ["Factors", "add_product", "combined", "factors_of", "last_steps"]

@@ -25,7 +25,10 @@ from tvm import tirx
 from backends.cpu.across_lanes import row_sums
 from backends.cpu.key_bounds import key_bounds
 from backends.cpu.key_ranges import KeyRanges
-from backends.cpu.loops import (
+from backends.cpu.operands import converted
+from backends.cpu.register_tile import LINE_ELEMENTS, RegisterTile, span, wide
+from backends.cpu.row_weights import weigh_row
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -44,9 +47,6 @@ from backends.cpu.loops import (
     substitute,
     unflatten,
 )
-from backends.cpu.operands import converted
-from backends.cpu.register_tile import LINE_ELEMENTS, RegisterTile, span, wide
-from backends.cpu.row_weights import weigh_row
 
 if TYPE_CHECKING:
     from backends.cpu.attention import AttentionNest

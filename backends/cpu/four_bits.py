@@ -17,10 +17,10 @@ from backends.cpu.four_bits_few import FewRows
 from backends.cpu.four_bits_many import ManyRows
 from backends.cpu.four_bits_some import SomeRows, vectors_of
 from backends.cpu.heavy import with_epilogue
-from backends.cpu.kernel import Kernel
-from backends.cpu.loops import IfThenElse, Stmt, i64, known
 from backends.cpu.nibble_vectors import imported
 from backends.cpu.tiles import Tiles
+from backends.relax.kernel import Kernel
+from backends.relax.loops import IfThenElse, Stmt, i64, known
 from optimizer.target import Cpu
 
 __all__ = ["few_rows", "lower"]

@@ -16,7 +16,9 @@ from tvm import tirx
 
 from backends.cpu.bfloat16 import neighbours
 from backends.cpu.codes import WIDE, CodesNest
-from backends.cpu.loops import (
+from backends.cpu.quads import QUAD, add_quads, quad
+from backends.cpu.register_tile import RegisterTile, remainder, span, wide
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -34,8 +36,6 @@ from backends.cpu.loops import (
     simplify,
     unflatten,
 )
-from backends.cpu.quads import QUAD, add_quads, quad
-from backends.cpu.register_tile import RegisterTile, remainder, span, wide
 from backends.relax.nibbles import GROUP
 
 __all__ = ["ByteRows", "whole_units"]

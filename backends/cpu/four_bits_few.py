@@ -13,7 +13,8 @@ from functools import partial
 from tvm import tirx
 
 from backends.cpu.codes import WIDE, CodesNest
-from backends.cpu.loops import (
+from backends.cpu.register_tile import RegisterTile, span, wide
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -28,7 +29,6 @@ from backends.cpu.loops import (
     simplify,
     vectorized,
 )
-from backends.cpu.register_tile import RegisterTile, span, wide
 from backends.relax.nibbles import GROUP
 
 __all__ = ["FewRows"]

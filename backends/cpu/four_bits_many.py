@@ -11,7 +11,8 @@ from collections.abc import Callable
 from tvm import tirx
 
 from backends.cpu.codes import WIDE, CodesNest
-from backends.cpu.loops import (
+from backends.cpu.register_tile import RegisterTile, remainder, span, wide
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -27,7 +28,6 @@ from backends.cpu.loops import (
     simplify,
     unflatten,
 )
-from backends.cpu.register_tile import RegisterTile, remainder, span, wide
 from backends.relax.nibbles import GROUP
 
 __all__ = ["ManyRows"]

@@ -7,7 +7,9 @@ time, so that the sums of all rows fit.
 from __future__ import annotations
 
 from backends.cpu.codes import WIDE, CodesNest
-from backends.cpu.loops import (
+from backends.cpu.register_tile import RegisterTile, span, wide
+from backends.cpu.tiles import Tiles
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -21,8 +23,6 @@ from backends.cpu.loops import (
     sequence,
     simplify,
 )
-from backends.cpu.register_tile import RegisterTile, span, wide
-from backends.cpu.tiles import Tiles
 from backends.relax.nibbles import GROUP
 
 __all__ = ["SomeRows", "vectors_of"]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from backends.cpu.amounts import element_bytes, scaled
 from backends.cpu.codes import Codes, take_apart
 from backends.cpu.four_bits import few_rows
-from backends.cpu.kernel import Stage
-from backends.cpu.loops import Var, known, product
 from backends.cpu.nibble_vectors import looks_up
 from backends.cpu.tiles import Tiles
+from backends.relax.kernel import Stage
+from backends.relax.loops import Var, known, product
 from backends.relax.nibbles import GROUP
 from backends.relax.size_value import Formula
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from backends.cpu.kernel import Axis, Kernel, Stage
-from backends.cpu.loops import (
+from backends.cpu.nest import along_reduction, stage_nest, store_all
+from backends.relax.kernel import Axis, Kernel, Stage
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -30,7 +31,6 @@ from backends.cpu.loops import (
     substitute,
     unflatten,
 )
-from backends.cpu.nest import along_reduction, stage_nest, store_all
 from optimizer.target import Cpu
 
 _PARALLEL_WORK = 16384

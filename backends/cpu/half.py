@@ -12,8 +12,8 @@ from tvm import tirx
 from tvm.ir import Call
 
 from backends.cpu.bfloat16 import add_products, is_pair_product, rounded
-from backends.cpu.loops import BufferLoad, BufferStore, Expr, Stmt, TensorLoad, Var
 from backends.cpu.operations import operation
+from backends.relax.loops import BufferLoad, BufferStore, Expr, Stmt, TensorLoad, Var
 
 _WIDE = "float32"
 _BFLOAT = "bfloat16"

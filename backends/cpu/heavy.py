@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from backends.cpu import generic
 from backends.cpu.epilogue import Epilogue
-from backends.cpu.kernel import Kernel
-from backends.cpu.loops import Stmt, allocate, sequence
+from backends.relax.kernel import Kernel
+from backends.relax.loops import Stmt, allocate, sequence
 from optimizer.target import Cpu
 
 __all__ = ["with_epilogue"]

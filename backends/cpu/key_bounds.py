@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from backends.cpu.kernel import Stage
-from backends.cpu.loops import Expr, i64, known, loads_of, simplify, substitute, uses
+from backends.relax.kernel import Stage
+from backends.relax.loops import Expr, i64, known, loads_of, simplify, substitute, uses
 
 __all__ = ["key_bounds"]
 

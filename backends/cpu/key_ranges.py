@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 
 from backends.cpu.across_lanes import spread
-from backends.cpu.loops import (
+from backends.cpu.operands import converted
+from backends.cpu.polynomials import exp_of_nonpositive
+from backends.cpu.register_tile import span, wide
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -28,9 +31,6 @@ from backends.cpu.loops import (
     simplify,
     unflatten,
 )
-from backends.cpu.operands import converted
-from backends.cpu.polynomials import exp_of_nonpositive
-from backends.cpu.register_tile import span, wide
 
 if TYPE_CHECKING:
     from backends.cpu.few_queries import FewQueries

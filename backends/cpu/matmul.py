@@ -18,8 +18,12 @@ from backends.cpu.amounts import element_bytes
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.factors import Factors, add_product, factors_of, last_steps
 from backends.cpu.heavy import with_epilogue
-from backends.cpu.kernel import Axis, Kernel, Stage
-from backends.cpu.loops import (
+from backends.cpu.operations import hidden
+from backends.cpu.quads import QUAD
+from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, wide
+from backends.cpu.tiles import Tiles
+from backends.relax.kernel import Axis, Kernel, Stage
+from backends.relax.loops import (
     BufferLoad,
     Expr,
     IfThenElse,
@@ -42,10 +46,6 @@ from backends.cpu.loops import (
     uses,
     vectorized,
 )
-from backends.cpu.operations import hidden
-from backends.cpu.quads import QUAD
-from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, wide
-from backends.cpu.tiles import Tiles
 from optimizer.target import Cpu
 
 PARALLEL_FLOPS = 400_000

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from backends.cpu.kernel import Axis, Stage
-from backends.cpu.loops import (
+from backends.cpu.pieces import pieces
+from backends.cpu.polynomials import expand, let
+from backends.relax.kernel import Axis, Stage
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -27,8 +29,6 @@ from backends.cpu.loops import (
     uses,
     vectorized,
 )
-from backends.cpu.pieces import pieces
-from backends.cpu.polynomials import expand, let
 from optimizer.target import Cpu
 
 _PARTIALS = 4

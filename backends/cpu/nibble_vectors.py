@@ -11,7 +11,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, StringImm
 
-from backends.cpu.loops import BufferLoad, Expr, Stmt, Var
+from backends.relax.loops import BufferLoad, Expr, Stmt, Var
 from backends.relax.nibbles import shift
 from optimizer.target import Cpu
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from tvm import tirx
 
 from backends.cpu.bfloat16 import add_products, neighbours, pair
-from backends.cpu.loops import (
+from backends.cpu.register_tile import span
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -25,7 +26,6 @@ from backends.cpu.loops import (
     sequence,
     simplify,
 )
-from backends.cpu.register_tile import span
 
 __all__ = ["Operands", "Pairs", "converted", "operands_of", "pair_rows"]
 

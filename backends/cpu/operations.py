@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.ir import Call, Op
 from tvm.ir.op import register_op_attr
 
-from backends.cpu.loops import Expr, i64, known
+from backends.relax.loops import Expr, i64, known
 
 __all__ = ["OPAQUE", "OPAQUE_IR", "hidden", "operation"]
 

@@ -12,8 +12,8 @@ import tvm_ffi
 from tvm import ir, sym, tirx
 from tvm.ir import Call
 
-from backends.cpu.kernel import Axis, Stage
-from backends.cpu.loops import Expr, i64, known, simplify, substitute, uses
+from backends.relax.kernel import Axis, Stage
+from backends.relax.loops import Expr, i64, known, simplify, substitute, uses
 
 _MOST = 16
 """An axis that would need more pieces stays whole."""

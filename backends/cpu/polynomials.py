@@ -15,7 +15,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call
 
-from backends.cpu.loops import Expr, Var
+from backends.relax.loops import Expr, Var
 
 _EXP = (0.5000000014285071, 0.1666657335807829, 0.041666456797556435, 0.008363776466951302, 0.0013934543238092092)
 _EXP_SHORT = (0.499991357740866, 0.16666888226140805, 0.041899499495397424, 0.008333832249625632)

@@ -17,12 +17,12 @@ from backends.cpu.conv2d import Taps, edges
 from backends.cpu.depthwise import MOST_PIXELS
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.four_bits_work import work_of
-from backends.cpu.kernel import Kernel
 from backends.cpu.key_bounds import key_bounds
-from backends.cpu.loops import Expr, Var, known, product
 from backends.cpu.quads import is_bytes
 from backends.cpu.stage_work import parallel_rows, spilled, stage_cycles, stage_flops, tail_cycles
 from backends.cpu.tiles import Tiles
+from backends.relax.kernel import Kernel
+from backends.relax.loops import Expr, Var, known, product
 from backends.relax.plan import Work
 from backends.relax.size_formula import formula
 from backends.relax.size_value import Formula

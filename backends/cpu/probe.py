@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from backends.cpu.loops import BufferLoad, BufferStore, Expr, Stmt, allocate, i64, loop, sequence
 from backends.cpu.register_tile import RegisterTile, span, wide
+from backends.relax.loops import BufferLoad, BufferStore, Expr, Stmt, allocate, i64, loop, sequence
 from backends.relax.plan import PROBE, PROBE_ROWS, PROBE_STEPS
 from optimizer.target import Cpu
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.ir import Call, Op
 
-from backends.cpu.loops import Expr
 from backends.cpu.operations import operation
+from backends.relax.loops import Expr
 from optimizer.target import Cpu
 
 __all__ = ["PRODUCTS", "QUAD", "add_quads", "definitions", "is_bytes", "quad"]

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 
 from backends.cpu.key_bounds import key_bounds
-from backends.cpu.loops import (
+from backends.cpu.operands import Pairs, converted, pair_rows
+from backends.cpu.polynomials import exp_of_nonpositive, expand
+from backends.cpu.register_tile import RegisterTile, span, wide
+from backends.cpu.transposition import in_squares, transposed
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -26,10 +30,6 @@ from backends.cpu.loops import (
     substitute,
     vectorized,
 )
-from backends.cpu.operands import Pairs, converted, pair_rows
-from backends.cpu.polynomials import exp_of_nonpositive, expand
-from backends.cpu.register_tile import RegisterTile, span, wide
-from backends.cpu.transposition import in_squares, transposed
 
 if TYPE_CHECKING:
     from backends.cpu.attention import AttentionNest

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 
 from backends.cpu.across_lanes import spread
-from backends.cpu.loops import (
+from backends.cpu.polynomials import exp_of_nonpositive, expand
+from backends.cpu.register_tile import span, wide
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -23,8 +25,6 @@ from backends.cpu.loops import (
     substitute,
     vectorized,
 )
-from backends.cpu.polynomials import exp_of_nonpositive, expand
-from backends.cpu.register_tile import span, wide
 
 if TYPE_CHECKING:
     from backends.cpu.few_queries import FewQueries

@@ -12,12 +12,12 @@ from backends.cpu.bfloat16 import imported
 from backends.cpu.byte_rounding import rounded_quickly
 from backends.cpu.copies import copies
 from backends.cpu.half import computed_in_float32
-from backends.cpu.kernel import Kernel, decode, inline
 from backends.cpu.linker import TRIPLES
-from backends.cpu.loops import Stmt
 from backends.cpu.prediction import predict
 from backends.cpu.probe import probe
 from backends.relax.aliases import COPIES
+from backends.relax.kernel import Kernel, decode, inline
+from backends.relax.loops import Stmt
 from backends.relax.plan import PROBE, Work
 from optimizer.target import Cpu
 

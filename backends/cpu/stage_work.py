@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from backends.cpu.amounts import Cost, cost_of, element_bytes, scaled, total
-from backends.cpu.kernel import Axis, Kernel, Stage
-from backends.cpu.loops import TensorLoad, known, lanes_of, loads_of, product, uses
 from backends.cpu.nest import along_reduction, stride_of
+from backends.relax.kernel import Axis, Kernel, Stage
+from backends.relax.loops import TensorLoad, known, lanes_of, loads_of, product, uses
 from backends.relax.size_value import Formula
 from optimizer.target import Cpu
 

@@ -15,8 +15,8 @@ from functools import partial
 
 from tvm import tirx
 
-from backends.cpu.loops import Expr, known, simplify
 from backends.cpu.quads import QUAD
+from backends.relax.loops import Expr, known, simplify
 from backends.relax.values import ConvShape
 from optimizer.target import Cpu
 

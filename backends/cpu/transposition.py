@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from backends.cpu.loops import (
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,

@@ -17,8 +17,10 @@ from tvm import tirx
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.half import unrounded, widened
 from backends.cpu.heavy import with_epilogue
-from backends.cpu.kernel import Kernel, Stage
-from backends.cpu.loops import (
+from backends.cpu.register_tile import RegisterTile, lines_ahead, span, wide
+from backends.cpu.tiles import Tiles
+from backends.relax.kernel import Kernel, Stage
+from backends.relax.loops import (
     BufferLoad,
     BufferStore,
     Expr,
@@ -36,8 +38,6 @@ from backends.cpu.loops import (
     simplify,
     vectorized,
 )
-from backends.cpu.register_tile import RegisterTile, lines_ahead, span, wide
-from backends.cpu.tiles import Tiles
 from backends.relax.winograd import OUT, OUTPUT_MATRIX, PATCH, PATCH_MATRIX, Matrix
 from optimizer.target import Cpu
 

@@ -8,9 +8,21 @@ import pytest
 import tvm_ffi
 from tvm import tirx
 
-from backends.cpu.loops import BufferLoad, BufferStore, Expr, ForKind, IfThenElse, Stmt, Var, i64, local, loop, sequence
 from backends.relax import in_place
 from backends.relax.in_place import Overwriting, reading_result
+from backends.relax.loops import (
+    BufferLoad,
+    BufferStore,
+    Expr,
+    ForKind,
+    IfThenElse,
+    Stmt,
+    Var,
+    i64,
+    local,
+    loop,
+    sequence,
+)
 
 N = 64
 Body = Callable[[Var, Var], Stmt]

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.cpu.loops import i64, known, simplify
 from backends.cpu.register_tile import LINE_ELEMENTS, lines_ahead
 from backends.cpu.tiles import Tiles
+from backends.relax.loops import i64, known, simplify
 from optimizer.target import CPUS
 from tests.backends.running import check, parse
 

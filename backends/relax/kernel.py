@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.ir import Call
 from tvm.s_tir import SBlock, SBlockRealize
 
-from backends.cpu.loops import BufferStore, Expr, Stmt, TensorLoad, Var, i64, known, loads_of, substitute
+from backends.relax.loops import BufferStore, Expr, Stmt, TensorLoad, Var, i64, known, loads_of, substitute
 
 _EXPENSIVE = {"prim.exp", "prim.tanh", "prim.erf", "prim.sigmoid", "prim.log", "prim.pow", "prim.sin", "prim.cos"}
 _HALF = ("float16", "bfloat16")
