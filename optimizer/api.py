@@ -56,7 +56,8 @@ def optimize(
         model: A `torch.nn.Module`, a `torch.export.ExportedProgram`, the path of an `.onnx` file, an `onnx.ModelProto`
             or an `onnx_ir.Model`. It is not changed.
         target: Where it will run: `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"onnx"` (the optimized graph in ONNX
-            Runtime), or a `Target`.
+            Runtime), `"onnx:17"` (of no newer operators than those of opset 17), `"onnx:17+ai.onnx"` (of no others than
+            the standard ones), or a `Target`.
         example_inputs: What the model is called with: a tensor or array, a tuple of positional arguments, or a dict by
             name. A module needs it to be exported; for others it says which sizes to verify with.
         dynamic_shapes: For a module: which dimensions stay dynamic, as in `torch.export.export`.
@@ -102,7 +103,7 @@ def optimize(
 
     place = Target.parse(target)
     backend = get_backend(place.kind)
-    check_precision(precision, str(place), backend.precisions)
+    check_precision(precision, str(place), place.onnx.precisions(backend.precisions))
     _check_options(verify, fallback, seed)
     budget = parse_budget(memory_budget)
     tune_seconds = parse_tune(tune, place, memory_budget)
@@ -244,17 +245,20 @@ def pipeline_of(
         PipelineError: The string is malformed or names what does not exist, or the list holds something else.
     """
     from optimizer.pass_manager import Pass, parse_pipeline
-    from passes.pipelines import default_pipeline, in_precision
+    from passes.pipelines import default_pipeline, in_opset, in_precision
+
+    def complete(given: Sequence[Pass]) -> list[Pass]:
+        return in_precision(in_opset(given, target.onnx.opset), precision, target.kind, calibrated)
 
     if passes is None:
-        return in_precision(default_pipeline(target.kind), precision, target.kind, calibrated)
+        return complete(default_pipeline(target.kind))
     if isinstance(passes, str):
         from passes.registry import PASSES
 
         parsed = parse_pipeline(passes, PASSES) if passes.strip() else []
-        return in_precision(parsed, precision, target.kind, calibrated)
+        return complete(parsed)
     listed = list(passes)
     for pass_ in listed:
         if not isinstance(pass_, Pass):
             raise PipelineError(f"passes must be a pipeline string or a list of passes, it holds {pass_!r}")
-    return in_precision(listed, precision, target.kind, calibrated)
+    return complete(listed)

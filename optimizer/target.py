@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import os
 import platform
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from optimizer.cpus import CPUS, Cpu
 from optimizer.errors import TargetError
+from optimizer.onnx_limits import OnnxLimits
 
-__all__ = ["CPUS", "Choices", "Cpu", "Target"]
+__all__ = ["CPUS", "Choices", "Cpu", "OnnxLimits", "Target"]
 
 _KINDS = ("cpu", "onnx")
 
@@ -27,16 +29,18 @@ class Target:
     Attributes:
         kind: "cpu" (compiled through TVM) or "onnx" (the optimized graph alone, run by ONNX Runtime).
         cpu: the processor, for kind "cpu".
+        onnx: what the graph may be made of, for kind "onnx".
         choices: what was measured to be better there than what the tile model would choose; see `optimizer.tuning`.
     """
 
     kind: str
     cpu: Cpu | None = None
+    onnx: OnnxLimits = field(default_factory=OnnxLimits)
     choices: Choices = ()
 
     @classmethod
     def parse(cls, text: str | Target) -> Target:
-        """Read a target such as `"cpu"` (this machine), `"cpu:x86-64-v3"` or `"onnx"`.
+        """Read a target such as `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"onnx"` or `"onnx:17"`.
 
         Raises:
             TargetError: the kind or the processor is unknown.
@@ -45,15 +49,13 @@ class Target:
             return text
         if not isinstance(text, str):
             raise TargetError(f"target must be a string or an optimizer.Target, not {type(text).__name__}")
-        kind, _, detail = text.partition(":")
+        kind, detail = re.fullmatch(r"(\w*):?(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]  # all fit
         if kind not in _KINDS:
             raise TargetError(
                 f"unknown target {text!r}{_nearest(kind, _KINDS)}; available: {', '.join(_KINDS)}, or cpu:NAME"
             )
         if kind == "onnx":
-            if detail:
-                raise TargetError(f"target {text!r}: 'onnx' takes no detail; use 'onnx'")
-            return cls("onnx")
+            return cls("onnx", onnx=OnnxLimits.parse(detail, text))
         if detail in ("", "native"):
             return cls("cpu", detect_cpu())
         if detail not in CPUS:
@@ -63,6 +65,8 @@ class Target:
         return cls("cpu", replace(CPUS[detail], cores=_cores()))
 
     def __str__(self) -> str:
+        if self.kind == "onnx":
+            return f"onnx{self.onnx}"
         return self.kind if self.cpu is None or self.cpu.name == "native" else f"{self.kind}:{self.cpu.name}"
 
 

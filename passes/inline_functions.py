@@ -19,8 +19,8 @@ import onnx
 import onnx_ir as ir
 
 from optimizer.ir.edit import Editor
-from optimizer.ir.provenance import inherit
-from optimizer.ir.walk import called_functions, nested_graphs, subgraphs
+from optimizer.ir.inline import inline_call
+from optimizer.ir.walk import called_functions, subgraphs
 from optimizer.pass_manager import Pass
 
 __all__ = ["InlineFunctions"]
@@ -60,53 +60,7 @@ class _Inliner:
             function = self._functions.get(node.op_identifier())
             if function is not None and _can_inline(node, function, opsets):
                 opsets.update((key, version) for key, version in function.opset_imports.items() if key not in opsets)
-                self.inline_in(self._inline(node, function), opsets)
-
-    def _inline(self, call: ir.Node, function: ir.Function) -> list[ir.Node]:
-        body = function.clone().graph
-        given = dict(zip(body.inputs, call.inputs, strict=False))
-        results = [given.get(value, value) for value in body.outputs]
-        body.outputs.clear()
-        for value in body.inputs:
-            _connect(value, given.get(value))
-        attributes = _attributes(call, function)
-        for graph in nested_graphs(body):
-            for node in graph:
-                _resolve_references(node, attributes)
-        nodes = list(body)
-        body.remove(nodes)
-        self._rename(call, nodes)
-        assert call.graph is not None, "the call is in a graph"
-        call.graph.insert_before(call, nodes)
-        for old, new in zip(call.outputs, results, strict=False):
-            assert new is not None, "a function does not pass on an input that is left out"
-            self._editor.replace_or_copy(call, old, new)
-        self._editor.remove(call)
-        return nodes
-
-    def _rename(self, call: ir.Node, nodes: list[ir.Node]) -> None:
-        for node in nodes:
-            node.name = f"{call.name}/{node.name}" if call.name and node.name else call.name or node.name
-            inherit(node, [call])
-            for output in node.outputs:
-                if output.name:
-                    output.name = self._editor.fresh_name(output.name)
-            for subgraph in subgraphs(node):
-                self._rename_graph(subgraph)
-
-    def _rename_graph(self, graph: ir.Graph) -> None:
-        for inner in nested_graphs(graph):
-            for value in [*inner.inputs, *inner.initializers.values()]:
-                value.name = self._editor.fresh_name(value.name)
-            for node in inner:
-                for output in node.outputs:
-                    if output.name:
-                        output.name = self._editor.fresh_name(output.name)
-
-
-def _connect(formal: ir.Value, actual: ir.Value | None) -> None:
-    for user, index in formal.uses():
-        user.replace_input_with(index, actual)
+                self.inline_in(inline_call(self._editor, node, function), opsets)
 
 
 def _can_inline(call: ir.Node, function: ir.Function, opsets: Mapping[str, int]) -> bool:
@@ -114,33 +68,6 @@ def _can_inline(call: ir.Node, function: ir.Function, opsets: Mapping[str, int])
         return False
     missing = {formal for i, formal in enumerate(function.inputs) if i >= len(call.inputs) or call.inputs[i] is None}
     return not missing.intersection(function.outputs) and _means_the_same(function, opsets)
-
-
-def _attributes(call: ir.Node, function: ir.Function) -> dict[str, ir.Attr]:
-    defaults = {name: attribute for name, attribute in function.attributes.items() if attribute.value is not None}
-    return {**defaults, **call.attributes}
-
-
-def _resolve_references(node: ir.Node, actual: Mapping[str, ir.Attr]) -> None:
-    for name, attribute in list(node.attributes.items()):
-        if attribute.ref_attr_name is None:
-            continue
-        found = actual.get(attribute.ref_attr_name)
-        if found is None:
-            del node.attributes[name]
-        elif found.ref_attr_name is not None:
-            node.attributes[name] = ir.RefAttr(name, found.ref_attr_name, attribute.type)
-        else:
-            node.attributes[name] = ir.Attr(name, found.type, _own(found))
-
-
-def _own(attribute: ir.Attr) -> object:
-    """A graph belongs to one node only."""
-    if attribute.type == ir.AttributeType.GRAPH:
-        return attribute.as_graph().clone(allow_outer_scope_values=True)
-    if attribute.type == ir.AttributeType.GRAPHS:
-        return [graph.clone(allow_outer_scope_values=True) for graph in attribute.as_graphs()]
-    return attribute.value
 
 
 def _means_the_same(function: ir.Function, opsets: Mapping[str, int]) -> bool:

@@ -33,6 +33,7 @@ from passes.hoist_bias import HoistBias
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
+from passes.lower_opset import LowerOpset
 from passes.merge_qkv import MergeQkv
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_slices import MergeSlices
@@ -50,7 +51,7 @@ from passes.unflatten_softmax import UnflattenSoftmax
 from passes.unpack_sequences import UnpackSequences
 from passes.unroll_loops import UnrollLoops
 
-__all__ = ["cleanup", "default_pipeline", "in_precision"]
+__all__ = ["cleanup", "default_pipeline", "in_opset", "in_precision"]
 
 
 def default_pipeline(target_kind: str) -> list[Pass]:
@@ -84,6 +85,26 @@ def default_pipeline(target_kind: str) -> list[Pass]:
         *(_as_matrices() if target_kind == "onnx" else ()),
         # Last: it describes what is left.
         InferShapes(),
+    ]
+
+
+def in_opset(pipeline: Sequence[Pass], opset: int | None) -> list[Pass]:
+    """A pipeline for a model in an older opset, which every pass keeps to.
+
+    Args:
+        pipeline: If it lowers the opset itself, nothing is added.
+        opset: The newest that may be used; `None` for any.
+    """
+    if opset is None or any(isinstance(pass_, LowerOpset) for pass_ in pipeline):
+        return [*pipeline]
+    return [
+        # First: lower-opset knows no functions of the model, and needs sizes and axes as constants.
+        InlineFunctions(),
+        LiftConstants(),
+        Fixpoint((ReplaceCastLike(), SimplifyShapes(), FoldConstants(), RemoveUnused())),
+        # Before all others: a fusion then only makes operators that the older opset has.
+        LowerOpset(opset),
+        *pipeline,
     ]
 
 

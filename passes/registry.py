@@ -28,6 +28,7 @@ from passes.hoist_bias import HoistBias
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
+from passes.lower_opset import LowerOpset
 from passes.merge_qkv import MergeQkv
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_slices import MergeSlices
@@ -74,6 +75,7 @@ PASSES: dict[str, type[Pass]] = {
     "infer-shapes": InferShapes,
     "inline-functions": InlineFunctions,
     "lift-constants": LiftConstants,
+    "lower-opset": LowerOpset,
     "merge-qkv": MergeQkv,
     "merge-reshapes": MergeReshapes,
     "merge-slices": MergeSlices,

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.base import BackendInfo, Progress
-from optimizer.errors import ArtifactError
+from optimizer.errors import ArtifactError, UnsupportedError
 from optimizer.executable import Array, Executable, KernelTime, Part, TensorSpec
+from optimizer.onnx_limits import STANDARD, OnnxLimits
 from optimizer.ort_session import OrtSession, runtime_operators
 from optimizer.target import Target
 
@@ -81,12 +82,13 @@ class OrtBackend:
         """Load the graph; its weights are shared, not serialized. Nothing falls back: all of it is ONNX Runtime's.
 
         Raises:
-            UnsupportedError: ONNX Runtime cannot load the graph.
+            UnsupportedError: ONNX Runtime cannot load the graph, or it holds what the target may not.
         """
         from optimizer.ir.specs import specs_of
         from optimizer.ir.weights import detach_weights
 
-        del target, fallback
+        del fallback
+        _check_limits(model, target.onnx)
         if progress is not None:
             progress("loading the graph into ONNX Runtime")
         data, files = detach_weights(model)
@@ -116,6 +118,29 @@ class OrtBackend:
             precisions=self.precisions,
             proof="ONNX Runtime without its graph optimizations, on seeded inputs",
         )
+
+
+def _check_limits(model: ir.Model, limits: OnnxLimits) -> None:
+    """Passes of the caller's own may have put in what the runtime does not know, and so may a conversion."""
+    from optimizer.ir.provenance import label
+    from optimizer.ir.shapes import Shapes
+    from optimizer.ir.walk import all_nodes
+    from passes.lowering.fit import misfit
+
+    shapes = None if limits.opset is None else Shapes(model)
+    for node in all_nodes(model):
+        domain = node.domain or STANDARD
+        if limits.domains is not None and domain not in limits.domains and node.op_identifier() not in model.functions:
+            raise UnsupportedError(
+                f"{node.op_type} is an operator of the domain {domain!r}, and the target only allows "
+                f"{', '.join(limits.domains)}: add +{domain} to the target",
+                node=label(node),
+            )
+        reason = misfit(node, limits.opset, shapes) if shapes is not None and limits.opset and not node.domain else None
+        if reason is not None:
+            raise UnsupportedError(
+                f"{node.op_type} is not of opset {limits.opset} ({reason}): ask for a later one", node=label(node)
+            )
 
 
 def _kernel_times(events: Sequence[Mapping[str, Any]], repeats: int) -> list[KernelTime]:

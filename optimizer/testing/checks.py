@@ -76,7 +76,8 @@ def _check_nothing_is_lost(pass_: Pass, model: ir.Model, result: ir.Model) -> No
     assert not lost, f"{pass_} left nodes that do not say which original nodes they stand for: {', '.join(lost)}"
     for domain, version in model.opset_imports.items():
         found = result.opset_imports.get(domain)
-        assert found == version or (domain and found is None), f"{pass_} made opset {version} of {domain!r} {found}"
+        kept = found == version or (domain and found is None) or getattr(pass_, "sets_opset", False)
+        assert kept, f"{pass_} made opset {version} of {domain!r} {found}"
     assert result.metadata_props == model.metadata_props, f"{pass_} changed the metadata of the model"
 
 

@@ -1,0 +1,1 @@
+"""Parts of `lower-opset`: what fits an older opset, and how the rest is said in it."""
