@@ -13,10 +13,12 @@ from pathlib import Path
 from optimizer.cpus import CPUS, Cpu
 from optimizer.errors import TargetError
 from optimizer.onnx_limits import OnnxLimits
+from optimizer.plugins import plugin_kinds
 
-__all__ = ["CPUS", "Choices", "Cpu", "OnnxLimits", "Target"]
+__all__ = ["CPUS", "OWN_KINDS", "Choices", "Cpu", "OnnxLimits", "Target"]
 
-_KINDS = ("cpu", "onnx")
+OWN_KINDS = ("cpu", "onnx")
+"""The kinds of targets that this package has itself; others are of `optimizer.plugins`."""
 
 Choices = tuple[tuple[str, int], ...]
 """Pairs of what is decided and the value; see `optimizer.tuning`."""
@@ -27,15 +29,18 @@ class Target:
     """A place to run.
 
     Attributes:
-        kind: "cpu" (compiled through TVM) or "onnx" (the optimized graph alone, run by ONNX Runtime).
+        kind: "cpu" (compiled through TVM), "onnx" (the optimized graph alone, run by ONNX Runtime), or that of a
+            backend in another package.
         cpu: the processor, for kind "cpu".
         onnx: what the graph may be made of, for kind "onnx".
+        detail: what stands behind the colon of a target of another package, which says what it means.
         choices: what was measured to be better there than what the tile model would choose; see `optimizer.tuning`.
     """
 
     kind: str
     cpu: Cpu | None = None
     onnx: OnnxLimits = field(default_factory=OnnxLimits)
+    detail: str = ""
     choices: Choices = ()
 
     @classmethod
@@ -50,9 +55,13 @@ class Target:
         if not isinstance(text, str):
             raise TargetError(f"target must be a string or an optimizer.Target, not {type(text).__name__}")
         kind, detail = re.fullmatch(r"(\w*):?(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]  # all fit
-        if kind not in _KINDS:
+        if kind not in OWN_KINDS:
+            others = plugin_kinds()
+            if kind in others:
+                return cls(kind, detail=detail)
+            kinds = (*OWN_KINDS, *sorted(others))
             raise TargetError(
-                f"unknown target {text!r}{_nearest(kind, _KINDS)}; available: {', '.join(_KINDS)}, or cpu:NAME"
+                f"unknown target {text!r}{_nearest(kind, kinds)}; available: {', '.join(kinds)}, or cpu:NAME"
             )
         if kind == "onnx":
             return cls("onnx", onnx=OnnxLimits.parse(detail, text))
@@ -65,6 +74,8 @@ class Target:
         return cls("cpu", replace(CPUS[detail], cores=_cores()))
 
     def __str__(self) -> str:
+        if self.detail:
+            return f"{self.kind}:{self.detail}"
         if self.kind == "onnx":
             return f"onnx{self.onnx}"
         return self.kind if self.cpu is None or self.cpu.name == "native" else f"{self.kind}:{self.cpu.name}"

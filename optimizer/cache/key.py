@@ -20,7 +20,7 @@ from optimizer.cache.onnx_digest import add_file, add_ir, add_proto
 from optimizer.cache.origin import is_own, source_stamp
 from optimizer.frontends.pytorch import is_torch_model
 from optimizer.pass_manager import Fixpoint, Pass, format_pipeline
-from optimizer.target import Target, detect_cpu
+from optimizer.target import OWN_KINDS, Target, detect_cpu
 from optimizer.versions import versions
 
 __all__ = ["WITHOUT_EFFECT", "machine_facts", "make_key", "name_of"]
@@ -42,6 +42,8 @@ def make_key(arguments: Mapping[str, object], pipeline: Sequence[Pass], target: 
     Raises:
         Undigestable: No key can stand for all that the result depends on.
     """
+    if target.kind not in OWN_KINDS:
+        raise Undigestable(f"the target {target.kind} is not one of this package")
     digest = Digest()
     for package, version in sorted(versions().items()):
         digest.add(package, version)
