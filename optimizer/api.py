@@ -57,7 +57,7 @@ def optimize(
             or an `onnx_ir.Model`. It is not changed.
         target: Where it will run: `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"onnx"` (the optimized graph in ONNX
             Runtime), `"onnx:17"` (of no newer operators than those of opset 17), `"onnx:17+ai.onnx"` (of no others than
-            the standard ones), or a `Target`.
+            the standard ones), `"onnx:17+com.microsoft"` (ONNX Runtime's own ones, too), or a `Target`.
         example_inputs: What the model is called with: a tensor or array, a tuple of positional arguments, or a dict by
             name. A module needs it to be exported; for others it says which sizes to verify with.
         dynamic_shapes: For a module: which dimensions stay dynamic, as in `torch.export.export`.
@@ -245,10 +245,12 @@ def pipeline_of(
         PipelineError: The string is malformed or names what does not exist, or the list holds something else.
     """
     from optimizer.pass_manager import Pass, parse_pipeline
-    from passes.pipelines import default_pipeline, in_opset, in_precision
+    from passes.pipelines import default_pipeline, in_precision, within
 
     def complete(given: Sequence[Pass]) -> list[Pass]:
-        return in_precision(in_opset(given, target.onnx.opset), precision, target.kind, calibrated)
+        if target.onnx.contrib:
+            return within(in_precision(given, precision, target.kind, calibrated), target.onnx)
+        return in_precision(within(given, target.onnx), precision, target.kind, calibrated)
 
     if passes is None:
         return complete(default_pipeline(target.kind))

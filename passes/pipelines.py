@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from optimizer.onnx_limits import OnnxLimits
 from optimizer.pass_manager import Fixpoint, Pass
 from passes.cancel_transposes import CancelTransposes
 from passes.convert_float import ConvertFloat
@@ -50,8 +51,9 @@ from passes.unflatten_matmul import UnflattenMatmul
 from passes.unflatten_softmax import UnflattenSoftmax
 from passes.unpack_sequences import UnpackSequences
 from passes.unroll_loops import UnrollLoops
+from passes.use_contrib_operators import UseContribOperators
 
-__all__ = ["cleanup", "default_pipeline", "in_opset", "in_precision"]
+__all__ = ["cleanup", "default_pipeline", "in_precision", "within"]
 
 
 def default_pipeline(target_kind: str) -> list[Pass]:
@@ -88,14 +90,27 @@ def default_pipeline(target_kind: str) -> list[Pass]:
     ]
 
 
-def in_opset(pipeline: Sequence[Pass], opset: int | None) -> list[Pass]:
-    """A pipeline for a model in an older opset, which every pass keeps to.
+def within(pipeline: Sequence[Pass], limits: OnnxLimits) -> list[Pass]:
+    """A pipeline that leaves a model in an older opset, or with ONNX Runtime's own operators.
 
     Args:
-        pipeline: If it lowers the opset itself, nothing is added.
-        opset: The newest that may be used; `None` for any.
+        pipeline: If it lowers the opset itself, or puts such operators in, nothing is added.
+        limits: What the target allows.
     """
-    if opset is None or any(isinstance(pass_, LowerOpset) for pass_ in pipeline):
+    if any(isinstance(pass_, (LowerOpset, UseContribOperators)) for pass_ in pipeline):
+        return [*pipeline]
+    lower = [] if limits.opset is None else [LowerOpset(limits.opset)]
+    if limits.contrib:
+        return [
+            *pipeline,
+            # After the fusions, which know no operators but the standard ones.
+            UseContribOperators(),
+            # After use-contrib-operators: what it takes need not be said in an older opset.
+            *lower,
+            # After all of that: masks and bodies that several layers made for themselves become one.
+            *([cleanup()] if limits.opset is not None else [EliminateCommonSubexpressions(), RemoveUnused()]),
+        ]
+    if not lower:
         return [*pipeline]
     return [
         # First: lower-opset knows no functions of the model, and needs sizes and axes as constants.
@@ -103,7 +118,7 @@ def in_opset(pipeline: Sequence[Pass], opset: int | None) -> list[Pass]:
         LiftConstants(),
         Fixpoint((ReplaceCastLike(), SimplifyShapes(), FoldConstants(), RemoveUnused())),
         # Before all others: a fusion then only makes operators that the older opset has.
-        LowerOpset(opset),
+        *lower,
         *pipeline,
     ]
 

@@ -46,6 +46,7 @@ from passes.unflatten_matmul import UnflattenMatmul
 from passes.unflatten_softmax import UnflattenSoftmax
 from passes.unpack_sequences import UnpackSequences
 from passes.unroll_loops import UnrollLoops
+from passes.use_contrib_operators import UseContribOperators
 
 __all__ = ["PASSES"]
 
@@ -93,5 +94,6 @@ PASSES: dict[str, type[Pass]] = {
     "unflatten-softmax": UnflattenSoftmax,
     "unpack-sequences": UnpackSequences,
     "unroll-loops": UnrollLoops,
+    "use-contrib-operators": UseContribOperators,
 }
 """Sorted by name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ __all__ = [
     "constant",
     "float_attribute",
     "has_reference",
+    "has_users",
     "input_at",
     "int_attribute",
     "ints_attribute",
@@ -48,6 +49,11 @@ def has_reference(node: ir.Node) -> bool:
     # `data` is the dictionary itself: this is asked very often, and mostly of nodes without attributes.
     attributes = node.attributes.data
     return bool(attributes) and any(attribute.is_ref() for attribute in attributes.values())
+
+
+def has_users(values: Iterable[ir.Value]) -> bool:
+    """Whether anything uses one of the values, or a graph gives it."""
+    return any(value.uses() or value.is_graph_output() for value in values)
 
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:

@@ -16,10 +16,11 @@ from optimizer.errors import CompileError, TersorError, UnsupportedError
 from optimizer.frontends.opset import to_canonical_opset
 from optimizer.ir.shapes import Shapes
 from optimizer.ir.walk import all_nodes
+from optimizer.onnx_limits import OnnxLimits
 from optimizer.ort_session import OrtSession
 from optimizer.pass_manager import PassManager
 from passes.lowering.fit import misfit
-from passes.pipelines import default_pipeline, in_opset
+from passes.pipelines import default_pipeline, within
 
 Prepare = Callable[[onnx.ModelProto], onnx.ModelProto]
 
@@ -136,7 +137,7 @@ LEAST_LOWERED = {13: 1190, 17: 1250}
 def lowered(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     model = ir.from_proto(proto)
     to_canonical_opset(model)
-    PassManager(in_opset(default_pipeline("onnx"), opset)).run(model)
+    PassManager(within(default_pipeline("onnx"), OnnxLimits(opset))).run(model)
     shapes = Shapes(model)
     assert [node for node in all_nodes(model) if not node.domain and misfit(node, opset, shapes)] == []
     assert model.opset_imports[""] <= opset

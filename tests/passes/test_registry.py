@@ -12,7 +12,7 @@ from optimizer.pass_manager import Pass, format_pipeline, parse_pipeline
 from passes.pipelines import default_pipeline
 from passes.registry import PASSES
 
-HELPERS = {"attention", "lowering", "pipelines", "quantization", "registry", "rotary", "tiling"}
+HELPERS = {"attention", "contrib", "lowering", "pipelines", "quantization", "registry", "rotary", "tiling"}
 
 
 def test_the_table_is_sorted_and_complete() -> None:
