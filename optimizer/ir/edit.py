@@ -18,6 +18,7 @@ import onnx_ir as ir
 from optimizer.ir.analysis import analyse, changed
 from optimizer.ir.near_miss import NearMiss, RewriteResult
 from optimizer.ir.provenance import inherit, label, origins
+from optimizer.ir.query import has_users
 from optimizer.ir.shapes import Shapes
 from optimizer.ir.walk import all_graphs, all_nodes, has_subgraphs, nested_graphs, subgraphs
 
@@ -151,7 +152,7 @@ class Editor:
         Returns:
             Whether it was possible; see `replace`. The node's other outputs must be unused.
         """
-        if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        if has_users(node.outputs[1:]):
             return False
         if not self.replace(node.outputs[0], value):
             return False
@@ -201,7 +202,7 @@ class Editor:
 
     def remove_if_unused(self, node: ir.Node) -> None:
         """Take out a node if nothing uses it any more."""
-        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+        if not has_users(node.outputs):
             self.remove(node)
 
     def constant(self, scope: Scope, before: ir.Node, name: str | None, content: Content) -> ir.Value:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.provenance import inherit
+from optimizer.ir.query import has_users
 from optimizer.ir.views import Step
 
 __all__ = ["NotFused", "Place", "sweep"]
@@ -26,7 +27,7 @@ def sweep(editor: Editor, nodes: Iterable[ir.Node]) -> None:
     waiting = dict.fromkeys(nodes)
     while waiting:
         node, _ = waiting.popitem()
-        if node.graph is None or any(output.uses() or output.is_graph_output() for output in node.outputs):
+        if node.graph is None or has_users(node.outputs):
             continue
         feeding = [given.producer() for given in node.inputs if given is not None]
         editor.remove(node)

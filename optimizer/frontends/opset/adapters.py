@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.frontends.opset.rewrite import Rewrite
+from optimizer.ir.query import has_users
 
 __all__ = ["ADAPTERS"]
 
@@ -50,7 +51,7 @@ def batch_normalization(r: Rewrite) -> None:
     if r.int_attribute("spatial", 1) != 1:
         raise r.unsupported("spatial=0 (statistics for each pixel) no longer exists")
     r.drop("spatial")
-    if any(output.uses() or output.is_graph_output() for output in r.node.outputs[1:]):
+    if has_users(r.node.outputs[1:]):
         raise r.unsupported("its outputs for training are used: export the model in inference mode")
     r.node.resize_outputs(1)
 
