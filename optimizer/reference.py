@@ -141,8 +141,9 @@ class Oracle:
             return None
         if rounded.error > USELESS:
             return None
-        error = max(tolerance.error, _TIMES_ROUNDING * rounded.error)
-        return replace(tolerance, error=error).compare(outputs, self.outputs, self._names)
+        error = max(tolerance.error, min(USELESS, _TIMES_ROUNDING * rounded.error))
+        largest = _TIMES_ROUNDING * rounded.largest
+        return replace(tolerance, error=error, largest=largest).compare(outputs, self.outputs, self._names)
 
 
 def run_reference(model: ir.Model, inputs: Sequence[Any], shared: SharedWeights | None = None) -> list[Any]:

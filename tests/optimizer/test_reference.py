@@ -232,3 +232,35 @@ def test_what_magnifies_rounding_errors_may_be_as_far_off_as_they_make_it() -> N
         oracle.verify([rounded[::-1]], "the form", form)
     with pytest.raises(VerificationError, match="the original does not compute"):
         oracle.verify([rounded], "the original", original)
+
+
+def spots(shift: float, scale: float, count: int) -> tuple[ir.Model, ir.Model]:
+    """A map of a few spots, which a `Sigmoid` ends, and its form in bfloat16."""
+    text = f"""g (float[1,64] x) => (float[1,{count}] y) <float t = {{{shift}}}, float s = {{{scale}}}> {{
+        a = MatMul(x, w) b = Mul(a, s) c = Add(b, t) y = Sigmoid(c) }}"""
+    weights = np.random.default_rng(1).standard_normal((64, count)).astype(np.float32) / 8
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 23]> {text}')
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    original = load_model(proto)
+    form = original.clone()
+    ConvertFloat()(form)
+    return original, form
+
+
+def test_where_a_spot_begins_is_a_matter_of_rounding() -> None:
+    original, form = spots(-16, 6, 512)
+    oracle = Oracle(original, seed=0)
+    (rounded,) = run_reference(form, oracle.inputs)
+    assert "an element is off by" in oracle.compare([rounded], form).reason
+    assert oracle.verify([rounded], "the form", form).passed
+    with pytest.raises(VerificationError, match="an element is off by"):
+        wrong = rounded.copy()
+        wrong[0, 0] += 5 * np.abs(rounded - oracle.outputs[0]).max()
+        oracle.verify([wrong], "the form", form)
+
+
+def test_nothing_at_all_is_no_result_however_much_rounding_costs() -> None:
+    original, form = spots(-40, 12, 2048)
+    oracle = Oracle(original, seed=1)
+    with pytest.raises(VerificationError, match=r"its relative error is 1.0e\+00, 5.0e-01 is allowed"):
+        oracle.verify([np.zeros_like(oracle.outputs[0])], "nothing at all", form)
