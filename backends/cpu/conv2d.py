@@ -1,18 +1,14 @@
 """The rule for convolutions: register tiles of neighbouring pixels x vectors of output channels.
 
 Letters as in `backends.relax.ops.conv`. The data is [N, H, W, G*C], the weights [G, P, KH, KW*C, width] in P panels.
-One task computes one
-row of output pixels for one panel. Padding is never stored: rows of the window that lie outside the image are left
-out of the loop over KH,
-and the tiles at the left and right edge, which are known at compile time, are generated without the taps that fall
-outside. T channels are multiplied together (`backends.cpu.factors`), the weights being [G, P, KH, KW * ceil(C/T),
-width * T]: pairs of bfloat16, four bytes.
+One task computes one row of output pixels for one panel. Padding is never stored: rows of the window that lie outside
+the image are left out of the loop over KH, and the tiles at the left and right edge are generated without the taps that
+fall outside (`taps`; `open_row` where only the run knows the width). T channels are multiplied together
+(`backends.cpu.factors`), the weights being [G, P, KH, KW * ceil(C/T), width * T]: pairs of bfloat16, four bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from tvm import tirx
@@ -21,9 +17,11 @@ from backends.cpu.bfloat16 import neighbours
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.factors import add_product, combined
 from backends.cpu.heavy import with_epilogue
+from backends.cpu.open_row import OpenRow, thick_ends
 from backends.cpu.operations import hidden
 from backends.cpu.quads import QUAD
 from backends.cpu.register_tile import RegisterTile, covering, lines_ahead, span, wide
+from backends.cpu.taps import Inside, Reach, Taps, TileAt, edges
 from backends.cpu.tiles import Tiles
 from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import (
@@ -46,66 +44,6 @@ from backends.relax.loops import (
     vectorized,
 )
 from optimizer.target import Cpu
-
-TileAt = Callable[[Expr | int, int, bool], Stmt]
-"""Generates the tile at a pixel: (first pixel, number of pixels, whether all taps lie inside)."""
-
-
-@dataclass(frozen=True)
-class Taps:
-    """The window of a convolution: size, strides, dilations, and pads at the beginning of each axis."""
-
-    kh: int
-    kw: int
-    sh: int
-    sw: int
-    dh: int
-    dw: int
-    ph: int
-    pw: int
-
-    @classmethod
-    def of(cls, stage: Stage) -> Taps:
-        """From the stage's annotation."""
-        return cls(*(int(v) for v in stage.annotations["tersor.window"]))  # type: ignore[attr-defined]
-
-    def row_range(self, y: Expr, height: Expr, out_height: Expr) -> tuple[Expr, Expr]:
-        """First tap and number of taps along KH that lie inside the image, for output row `y`."""
-        top = y * self.sh - self.ph
-        begin: Expr = i64(0)
-        end: Expr = i64(self.kh)
-        if self.ph:
-            begin = tirx.Max(i64(0), tirx.floordiv(i64(self.dh - 1) - top, self.dh))
-        last = known(simplify((out_height - 1) * self.sh - self.ph + (self.kh - 1) * self.dh - height))
-        if last is None or last >= 0:
-            end = tirx.Min(i64(self.kh), tirx.floordiv(height - top + (self.dh - 1), self.dh))
-        return begin, simplify(end - begin)
-
-    def column_range(self, x: Expr, width: Expr) -> tuple[Expr, Expr]:
-        """First tap and number of taps along KW that lie inside the image, for output column `x`."""
-        left = x * self.sw - self.pw
-        begin = tirx.Max(i64(0), tirx.floordiv(i64(self.dw - 1) - left, self.dw))
-        end = tirx.Min(i64(self.kw), tirx.floordiv(width - left + (self.dw - 1), self.dw))
-        return begin, simplify(tirx.Max(i64(0), end - begin))
-
-    def inside(self, pixel: int, tap: int, width: int) -> bool:
-        """Whether a tap of an output pixel lies inside the row."""
-        return 0 <= pixel * self.sw + tap * self.dw - self.pw < width
-
-
-def edges(taps: Taps, out_width: int, width: int, tile: int) -> list[tuple[int, int, bool]]:
-    """Cut a row of output pixels into runs (start, pixels, interior): the tiles at the edges, and the interior."""
-    runs: list[tuple[int, int, bool]] = []
-    start = 0
-    while start < out_width:
-        size = min(tile, out_width - start)
-        interior = all(taps.inside(p, t, width) for p in (start, start + size - 1) for t in (0, taps.kw - 1))
-        if interior and size == tile and runs and runs[-1][2]:
-            runs[-1] = (runs[-1][0], runs[-1][1] + size, True)
-        else:
-            runs.append((start, size, interior and size == tile))
-        start += size
-    return runs
 
 
 def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
@@ -169,26 +107,31 @@ class _Nest:
         size = known(out_width)
         tile = self.tiles.tile_rows(size, vectors)
 
-        def at(start: Expr | int, count: int, interior: bool) -> Stmt:
-            return self._tile(image, group, panel, y, start, count, vectors, channels, interior)
+        def at(start: Expr | int, pixels: int, inside: Inside = Reach.INSIDE) -> Stmt:
+            return self._tile(image, group, panel, y, start, pixels, vectors, channels, inside)
 
         if size is None or width is None:
-            return sequence([self._symbolic_row(out_width, tile, vectors, at)])
+            return sequence([self._open_row(out_width, tile, vectors, at)])
         statements = []
         for start, count, interior in edges(self.taps, size, width, tile):
             if interior:
                 run = partial(self._interior, start, tile, at)
                 statements.append(loop(count // tile, run, name="tile"))
             else:
-                statements.append(at(start, count, False))
+                statements.append(at(start, count, partial(self._inside, start, width)))
         return sequence(statements)
 
     def _interior(self, start: int, tile: int, at: TileAt, index: Expr) -> Stmt:
-        return at(i64(start) + index * tile, tile, True)
+        return at(i64(start) + index * tile, tile)
 
-    def _symbolic_row(self, out_width: Expr, tile: int, vectors: int, at: Callable[..., Stmt]) -> Stmt | None:
-        """A width that is known only at run time: there is no padding along it."""
-        return covering(out_width, tile, partial(self.tiles.step_cycles, vectors=vectors), partial(at, interior=True))
+    def _inside(self, start: int, width: int, pixel: int, tap: int) -> bool:
+        return self.taps.inside(start + pixel, tap, width)
+
+    def _open_row(self, out_width: Expr, tile: int, vectors: int, at: TileAt) -> Stmt | None:
+        """A width that is known only at run time."""
+        cycles = partial(self.tiles.step_cycles, vectors=vectors)
+        row = OpenRow(self.taps, out_width, self.data.shape[2], at, tile)
+        return thick_ends(row, cycles) if row.left or row.beyond else covering(out_width, tile, cycles, at)
 
     def _tile(
         self,
@@ -200,16 +143,20 @@ class _Nest:
         pixels: int,
         vectors: int,
         channels: int,
-        interior: bool,
+        inside: Inside,
     ) -> Stmt:
         lanes = self.lanes
         tile = RegisterTile(pixels, vectors, lanes, self.dtype, add_product(self.factor, self.tiles.cpu))
         taps, steps = self.taps, self.depth
-        leads = (isinstance(start, int) and start == 0) or (interior and taps.pw == 0)  # one of a row's tiles asks
+        leads = (isinstance(start, int) and start == 0) or (
+            inside is Reach.INSIDE and taps.pw == 0
+        )  # one of a row's tiles asks
         rows = known(self.stage.spatial[1].extent)
         lines = lines_ahead(y, rows, self.width) if self.streamed and leads else []
 
-        def multiply(row: Expr, ry: Expr, column: int, at: Expr, depth: Expr, live: list[int], rest: int = 0) -> Stmt:
+        def multiply(
+            row: Expr, ry: Expr, column: Expr | int, at: Expr, depth: Expr, live: list[int], rest: int = 0
+        ) -> Stmt:
             """Step `at` along KW*C: `column` is the tap's, relative to the pixel's first."""
             ahead = [self._weights([group, panel + 1, ry, depth], line) for line in lines]
             w = [self._weights([group, panel, ry, depth], v * lanes, lanes) for v in range(vectors)]
@@ -220,30 +167,31 @@ class _Nest:
                 statements += [tile.multiply(p, v, value, w[v]) for v in range(vectors)]
             return sequence(statements)
 
-        def tap(row: Expr, ry: Expr, t: int, live: list[int], rest: int, at: Expr) -> Stmt:
+        def tap(row: Expr, ry: Expr, t: Expr | int, live: list[int], rest: int, at: Expr) -> Stmt:
             return multiply(row, ry, t * taps.dw, at, at + t * steps, live, rest)
 
         def count(steps: int) -> Expr:
             return hidden(i64(steps)) if self.together == QUAD else i64(steps)
 
+        def channels_of(row: Expr, ry: Expr, t: Expr | int, live: list[int]) -> Stmt:
+            whole = steps - 1 if self.rest else steps
+            return sequence(
+                [
+                    loop(count(whole), partial(tap, row, ry, t, live, 0), name="c"),
+                    tap(row, ry, t, live, self.rest, i64(whole)) if self.rest else None,
+                ]
+            )
+
         def window_row(ry: Expr) -> Stmt:
             row = y * taps.sh + ry * taps.dh - taps.ph
             every = list(range(pixels))
-            if interior and self.groups == 1 and taps.dw == 1 and not self.rest:
+            if inside is Reach.UNKNOWN:
+                begin, number = taps.column_range(i64(start), self.data.shape[2])
+                return sequence([loop(number, lambda t: channels_of(row, ry, t, every), start=begin, name="rx")])
+            if inside is Reach.INSIDE and self.groups == 1 and taps.dw == 1 and not self.rest:
                 return sequence([loop(count(taps.kw * steps), lambda d: multiply(row, ry, 0, d, d, every), name="d")])
-            width = known(self.data.shape[2])
-            statements = []
-            for t in range(taps.kw):
-                live = (
-                    every
-                    if interior or width is None or not isinstance(start, int)
-                    else [p for p in every if taps.inside(start + p, t, width)]
-                )
-                if live:
-                    whole = steps - 1 if self.rest else steps
-                    statements.append(loop(count(whole), partial(tap, row, ry, t, live, 0), name="c"))
-                    statements.append(tap(row, ry, t, live, self.rest, i64(whole)) if self.rest else None)
-            return sequence(statements)
+            lives = [every if inside is Reach.INSIDE else [p for p in every if inside(p, t)] for t in range(taps.kw)]
+            return sequence([channels_of(row, ry, t, live) for t, live in enumerate(lives) if live])
 
         begin, taps_inside = taps.row_range(y, self.data.shape[1], self.stage.spatial[1].extent)
         first = group * self.out + panel * self.width

@@ -6,13 +6,17 @@ in `conv2d`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from tvm import tirx
 
-from backends.cpu.conv2d import Taps, edges
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.heavy import with_epilogue
+from backends.cpu.open_row import OpenRow, thin_ends
 from backends.cpu.operands import converted
 from backends.cpu.register_tile import RegisterTile, remainder, span
+from backends.cpu.taps import Inside, Reach, Taps, TileAt, edges
 from backends.cpu.tiles import Tiles
 from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import (
@@ -29,7 +33,6 @@ from backends.relax.loops import (
     parallel,
     product,
     sequence,
-    simplify,
     vectorized,
 )
 from optimizer.target import Cpu
@@ -71,72 +74,63 @@ class _Nest:
     def _row(self, image: Expr, y: Expr, first: Expr, lanes: int) -> Stmt:
         out_width = self.stage.spatial[2].extent
         size, width = known(out_width), known(self.data.shape[2])
+        at = partial(self._tile, image, y, first, lanes)
         if size is None or width is None:
-            return self._symbolic_row(image, y, first, lanes)
+            row = OpenRow(self.taps, out_width, self.data.shape[2], at, self.most)
+            return thin_ends(row, self._interior(at))
         tile = -(-size // -(-size // self.most))
         statements = []
         for start, count, interior in edges(self.taps, size, width, tile):
             if interior:
-                statements.append(
-                    loop(
-                        count // tile,
-                        lambda t, s=start: self._tile(image, y, first, lanes, i64(s) + t * tile, tile, True),  # type: ignore[misc]
-                        name="tile",
-                    )
-                )
+                run = partial(self._at, start, tile, at)
+                statements.append(loop(count // tile, run, name="tile"))
             else:
-                statements.append(self._tile(image, y, first, lanes, start, count, False))
+                statements.append(at(start, count, partial(self._inside, start, width)))
         return sequence(statements)
 
-    def _symbolic_row(self, image: Expr, y: Expr, first: Expr, lanes: int) -> Stmt:
-        """A width that only the run knows: tiles where all taps lie inside, and the pixels at the edges singly."""
-        taps, out_width, width = self.taps, self.stage.spatial[2].extent, self.data.shape[2]
-        low = tirx.Min(i64(-(-taps.pw // taps.sw)), out_width)
-        last = width - 1 - ((taps.kw - 1) * taps.dw - taps.pw)
-        high = tirx.Max(low, tirx.Min(out_width, tirx.floordiv(last, taps.sw) + 1))
+    def _at(self, start: int, tile: int, at: TileAt, index: Expr) -> Stmt:
+        return at(i64(start) + index * tile, tile)
 
-        def tile(start: Expr, count: int) -> Stmt:
-            return self._tile(image, y, first, lanes, start, count, True)
+    def _inside(self, start: int, width: int, pixel: int, tap: int) -> bool:
+        return self.taps.inside(start + pixel, tap, width)
 
-        def edge(x: Expr) -> Stmt:
-            return self._tile(image, y, first, lanes, x, 1, False)
+    def _interior(self, at: TileAt) -> Callable[[Expr, Expr], Stmt]:
+        """Pixels of which all taps lie inside, and of which only the run knows how many they are."""
 
-        def row(bound: list[Expr]) -> Stmt:
-            low, high = bound
-            whole = tirx.floordiv(high - low, self.most)
-            done = low + whole * self.most
+        def interior(first: Expr, count: Expr) -> Stmt:
+            whole = tirx.floordiv(count, self.most)
+            done = whole * self.most
             return sequence(
                 [
-                    loop(low, edge, name="edge"),
-                    loop(whole, lambda t: tile(low + t * self.most, self.most), name="tile"),
-                    remainder(high - done, done, self.most, tile),
-                    loop(out_width - high, lambda x: edge(high + x), name="edge"),
+                    loop(whole, lambda t: at(first + t * self.most, self.most), name="tile"),
+                    remainder(count - done, first + done, self.most, at),
                 ]
             )
 
-        return bind([simplify(low), simplify(high)], row)
+        return lambda first, count: bind([count], lambda c: interior(first, c[0]))
 
     def _tile(
-        self, image: Expr, y: Expr, first: Expr, lanes: int, start: Expr | int, pixels: int, interior: bool
+        self,
+        image: Expr,
+        y: Expr,
+        first: Expr,
+        lanes: int,
+        start: Expr | int,
+        pixels: int,
+        inside: Inside = Reach.INSIDE,
     ) -> Stmt:
         taps = self.taps
         tile = RegisterTile(pixels, 1, lanes, self.dtype)
 
         def window_row(ry: Expr) -> Stmt:
             row = y * taps.sh + ry * taps.dh - taps.ph
-            width = known(self.data.shape[2])
-            if not interior and (width is None or not isinstance(start, int)):
+            if inside is Reach.UNKNOWN:
                 return edge_row(row, ry)
             statements = []
             for t in range(taps.kw):
                 weight = BufferLoad(self.weights, [ry, i64(t), span(first, lanes)])
                 for p in range(pixels):
-                    if (
-                        not interior
-                        and isinstance(start, int)
-                        and width is not None
-                        and not taps.inside(start + p, t, width)
-                    ):
+                    if inside is not Reach.INSIDE and not inside(p, t):
                         continue
                     x = (i64(start) + p) * taps.sw + (t * taps.dw - taps.pw)
                     statements.append(tile.add(p, 0, self._element(image, row, x, first, lanes) * weight))

@@ -13,13 +13,13 @@ from tvm import tirx
 
 from backends.cpu import generic, matmul
 from backends.cpu.amounts import argument_bytes, cost_of, element_bytes, scaled, total
-from backends.cpu.conv2d import Taps, edges
 from backends.cpu.depthwise import MOST_PIXELS
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.four_bits_work import work_of
 from backends.cpu.key_bounds import key_bounds
 from backends.cpu.quads import is_bytes
 from backends.cpu.stage_work import parallel_rows, spilled, stage_cycles, stage_flops, tail_cycles
+from backends.cpu.taps import Taps, edges
 from backends.cpu.tiles import Tiles
 from backends.relax.kernel import Kernel
 from backends.relax.loops import Expr, Var, known, product

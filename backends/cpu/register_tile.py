@@ -29,6 +29,9 @@ LINE_ELEMENTS = 16
 _CYCLE_PARTS = 4
 """Cycles are counted in quarters where the run compares them."""
 
+_NEVER = 1 << 40
+"""More of them than any row takes."""
+
 
 def span(start: Expr | int, lanes: int) -> Expr:
     """The indices of `lanes` neighbours."""
@@ -92,35 +95,59 @@ def covering(
     while sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // 2))
 
-    def tiles(size: int) -> Expr:
-        return tirx.floordiv(count + (size - 1), size)
-
-    def total(size: int) -> Expr:
-        return tiles(size) * max(1, round(_CYCLE_PARTS * cycles(size)))
-
     def run(size: int) -> Stmt:
         # By name: TVM looks through the quotient and the minimum in every index of every pixel, for minutes.
         def at(t: Expr) -> Stmt:
             return bind([tirx.Min(t * size, count - size)], lambda place: tile(place[0], size))
 
-        return loop(tiles(size), at, name="tile")
+        return sequence([loop(_tiles(count, size), at, name="tile")])
+
+    return chosen_size(count, sizes, cycles, run)
+
+
+def chosen_size(
+    count: Expr,
+    sizes: list[int],
+    cycles: Callable[[int], float],
+    run: Callable[[int], Stmt],
+    otherwise: Stmt | None = None,
+    least: int = 0,
+) -> Stmt:
+    """What is generated for the size of tiles that takes the fewest cycles in all; only the run knows which it is.
+
+    Args:
+        count: how many elements there are.
+        sizes: of tiles, in descending order.
+        cycles: what a step of a tile takes, by its size.
+        run: generates the work with tiles of a size.
+        otherwise: for fewer elements than any of the sizes needs.
+        least: how many elements there have to be beside a tile.
+    """
+
+    def total(size: int) -> Expr:
+        return _tiles(count, size) * max(1, round(_CYCLE_PARTS * cycles(size)))
 
     def choose(chosen: Expr) -> Stmt:
-        statement = run(sizes[-1])
-        for size in sizes[-2::-1]:
+        statement = otherwise
+        for size in sizes[::-1]:
             statement = IfThenElse(tirx.EQ(chosen, i64(size)), run(size), statement)
-        return statement
+        return sequence([statement])
 
-    def choice(candidates: list[int], chosen: Expr, least: Expr) -> Stmt:
+    def choice(candidates: list[int], chosen: Expr, fewest: Expr) -> Stmt:
         """Named step by step: each step asks for the last one's result three times."""
         if not candidates:
             return choose(chosen)
         size, *others = candidates
-        better = tirx.all(count >= size, total(size) <= least)
-        found = [tirx.Select(better, i64(size), chosen), tirx.Select(better, total(size), least)]
+        better = tirx.all(count >= size + least, total(size) <= fewest)
+        found = [tirx.Select(better, i64(size), chosen), tirx.Select(better, total(size), fewest)]
         return bind(found, lambda place: choice(others, *place))
 
-    return choice(sizes[-2::-1], i64(1), total(1))
+    return choice(sizes[::-1], i64(0), i64(_NEVER))
+
+
+def _tiles(count: Expr, size: int) -> Expr:
+    """How many tiles cover so many elements."""
+    return tirx.floordiv(count + (size - 1), size)
 
 
 class RegisterTile:

@@ -211,12 +211,12 @@ class Tiles:
         """Into how many blocks the patches are cut, and the patches in a block.
 
         The transformed patches of a block, and their products with a panel, share the second-level cache. Of a
-        symbolic number only the size of a block is known: one that tiles of rows fill.
+        symbolic number only the room in a block is known.
         """
         most = max(1, int(_L2_SHARE * self.cpu.l2_bytes) // (_POINTS * 4 * (depth + panel)))
         vectors = panel // self.lanes()
         if patches is None:
-            return None, next(size for size in range(most, 0, -1) if size % self.tile_rows(size, vectors) == 0)
+            return None, most
         fewest = -(-patches // most)
 
         def cost(blocks: int) -> float:

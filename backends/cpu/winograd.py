@@ -4,21 +4,22 @@ Letters as there; the data is [N, H, W, C], the filters [P, 6, 6, C, width] in P
 patches and some of the panels. It transforms the patches, [36, patches, C]; then, panel by panel, it multiplies them
 with the filters, 36 matrix products, and transforms the results, [36, patches, width], back to pixels. Both buffers
 stay in the second-level cache. The last block begins where it ends with the last patch, so that all blocks are of one
-size. The filters of a large convolution come from memory: while the tiles of one product are computed, the next
-product's are asked for.
+size; a run that brings the sizes of the images chooses it, as large as there is room for. The filters of a large
+convolution come from memory: while the tiles of one product are computed, the next product's are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from tvm import tirx
 
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.half import unrounded, widened
 from backends.cpu.heavy import with_epilogue
-from backends.cpu.register_tile import RegisterTile, lines_ahead, span, wide
+from backends.cpu.register_tile import RegisterTile, covering, lines_ahead, span, wide
 from backends.cpu.tiles import Tiles
+from backends.cpu.winograd_transforms import by_columns, by_rows
 from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import (
     BufferLoad,
@@ -38,12 +39,10 @@ from backends.relax.loops import (
     simplify,
     vectorized,
 )
-from backends.relax.winograd import OUT, OUTPUT_MATRIX, PATCH, PATCH_MATRIX, Matrix
+from backends.relax.winograd import OUT, OUTPUT_MATRIX, PATCH, PATCH_MATRIX
 from optimizer.target import Cpu
 
 _POINTS = PATCH * PATCH
-_PAIRS = ((1, 2), (3, 4))
-"""Points that differ in their sign alone: what they have in common is computed once."""
 
 
 def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
@@ -72,8 +71,8 @@ class _Nest:
         """Patches that are cut into blocks: those of all images, or of one if their number is symbolic."""
         blocks, self.size = tiles.winograd_blocks(known(self.patches), self.depth, self.panel)
         self.blocks = simplify(tirx.floordiv(self.patches + (self.size - 1), self.size)) if blocks is None else blocks
-        self.count = simplify(tirx.Min(i64(self.size), self.patches))
-        """Patches in a block: as many as it has room for, unless the image has fewer."""
+        self.count: Expr = i64(self.size)
+        """Patches in a block; where only the run knows, the fewest that make as many blocks as are needed."""
         # A line more than the rows need keeps the 36 planes from falling into the same sets of the cache.
         self.plane = self.size * self.depth + self.lanes
         self.result_plane = self.size * self.panel + self.lanes
@@ -88,10 +87,17 @@ class _Nest:
         """The statement."""
         images: Expr | int = 1 if known(self.images) is not None else self.images
         blocks = simplify(i64(images) * i64(self.blocks))
-        shares = self._shares(blocks)
-        if known(shares) is not None:
+
+        def tasks(bound: list[Expr]) -> Stmt:
+            shares, self.count = bound
             return sequence([self._tasks(blocks, shares)])
-        return sequence([bind([shares], lambda place: self._tasks(blocks, place[0]))])
+
+        return bind([self._shares(blocks), self._patches_in_a_block()], tasks)
+
+    def _patches_in_a_block(self) -> Expr:
+        if known(self.patches) is not None:
+            return self.count
+        return simplify(tirx.floordiv(self.patches + (self.blocks - 1), self.blocks))
 
     def _tasks(self, blocks: Expr, shares: Expr) -> Stmt:
         """All blocks, each in so many shares."""
@@ -101,7 +107,7 @@ class _Nest:
             rest = tirx.floordiv(index, shares)
             block = tirx.floormod(rest, i64(self.blocks))
             image = tirx.floordiv(rest, i64(self.blocks))
-            first = simplify(tirx.Min(block * self.size, self.patches - self.count))
+            first = simplify(tirx.Min(block * self.count, self.patches - self.count))
             begin = simplify(tirx.floordiv(share * self.panels, shares))
             end = simplify(tirx.floordiv((share + 1) * self.panels, shares))
 
@@ -146,11 +152,11 @@ class _Nest:
                     value = self._input(image, top, left, p, q, channel)
                     statements.append(BufferStore(given, value, [span(p * lanes, lanes)]))
                 taken = [BufferLoad(given, [span(p * lanes, lanes)]) for p in range(PATCH)]
-                for i, value in enumerate(_by_rows(PATCH_MATRIX, taken, lanes)):
+                for i, value in enumerate(by_rows(PATCH_MATRIX, taken, lanes)):
                     statements.append(BufferStore(half.buffers[i], value, [span(q * lanes, lanes)]))
             for i in range(PATCH):
                 taken = [BufferLoad(half.buffers[i], [span(q * lanes, lanes)]) for q in range(PATCH)]
-                for j, value in enumerate(_by_rows(PATCH_MATRIX, taken, lanes)):
+                for j, value in enumerate(by_rows(PATCH_MATRIX, taken, lanes)):
                     at = (i * PATCH + j) * self.plane + t * self.depth + channel
                     statements.append(BufferStore(self.transformed, value, [span(at, lanes)]))
             return allocate([given, *half.buffers], sequence(statements))
@@ -208,14 +214,15 @@ class _Nest:
 
     def _multiply(self, point: Expr, panel: Expr, vectors: int) -> Stmt:
         """One of the 36 products: [patches, C] x [C, width]."""
+        if known(self.count) is None:
+            lines = lines_ahead(i64(0), 1, self.panel)
+
+            def some(start: Expr, rows: int) -> Stmt:
+                return self._tile(point, panel, start, rows, vectors, lines)
+
+            cycles = partial(self.tiles.step_cycles, vectors=vectors)
+            return sequence([covering(self.count, self.tiles.tile_rows(None, vectors), cycles, some)])
         rows = self.tiles.tile_rows(self.size, vectors)
-        if known(self.count) is None:  # the last tile may compute what nobody reads: the block has room for it
-            tiles = simplify(tirx.floordiv(self.count + (rows - 1), rows))
-
-            def tile(r: Expr) -> Stmt:
-                return self._tile(point, panel, r * rows, rows, vectors, lines_ahead(r, None, self.panel))
-
-            return sequence([loop(tiles, tile, name="tile")])
         whole, rest = divmod(self.size, rows)
 
         def ahead(tile: Expr) -> list[Expr]:
@@ -273,11 +280,11 @@ class _Nest:
                 )
                 for i in range(PATCH)
             ]
-            for y, value in enumerate(_by_columns(OUTPUT_MATRIX, taken, lanes)):
+            for y, value in enumerate(by_columns(OUTPUT_MATRIX, taken, lanes)):
                 statements.append(BufferStore(half.buffers[y], value, [span(j * lanes, lanes)]))
         for y in range(OUT):
             taken = [BufferLoad(half.buffers[y], [span(j * lanes, lanes)]) for j in range(PATCH)]
-            for x, value in enumerate(_by_columns(OUTPUT_MATRIX, taken, lanes)):
+            for x, value in enumerate(by_columns(OUTPUT_MATRIX, taken, lanes)):
                 statements.append(BufferStore(self.staged, value, [span((y * OUT + x) * lanes, lanes)]))
 
         def pixel(y: Expr, x: Expr, count: int) -> Stmt:
@@ -305,44 +312,3 @@ class _Nest:
 def _left(size: Expr, patch: Expr) -> Expr:
     """How many of a patch's outputs lie inside the image."""
     return i64(OUT) if known(simplify(tirx.floormod(size, OUT))) == 0 else tirx.Min(i64(OUT), size - patch * OUT)
-
-
-def _by_rows(matrix: Matrix, values: Sequence[Expr], lanes: int) -> list[Expr]:
-    """Matrix times vector, for a matrix in which rows of a pair share even columns and have opposite odd ones."""
-    result = {}
-    for plus, minus in _PAIRS:
-        even = _combination((matrix[plus] + matrix[minus]) / 2, values, lanes)
-        odd = _combination((matrix[plus] - matrix[minus]) / 2, values, lanes)
-        result[plus], result[minus] = even + odd, even - odd
-    for row in set(range(len(matrix))) - set(result):
-        result[row] = _combination(matrix[row], values, lanes)
-    return [result[row] for row in range(len(matrix))]
-
-
-def _by_columns(matrix: Matrix, values: Sequence[Expr], lanes: int) -> list[Expr]:
-    """Matrix times vector, for a matrix in which columns of a pair are equal in even rows and opposite in odd ones."""
-    sums = list(values)
-    differences = list(values)
-    for plus, minus in _PAIRS:
-        sums[plus] = values[plus] + values[minus]
-        differences[plus] = values[plus] - values[minus]
-    result = []
-    for index, row in enumerate(matrix):
-        reduced = row.copy()
-        reduced[[minus for _, minus in _PAIRS]] = 0
-        result.append(_combination(reduced, differences if index % 2 else sums, lanes))
-    return result
-
-
-def _combination(factors: Matrix, values: Sequence[Expr], lanes: int) -> Expr:
-    """The sum of factor * value; what has a factor of one comes first, the rest are multiply-adds."""
-    ones = [v for f, v in zip(factors, values, strict=True) if f == 1]
-    rest = [(f, v) for f, v in zip(factors, values, strict=True) if f not in (0, 1)]
-    total = ones[0] if ones else None
-    for value in ones[1:]:
-        total = total + value
-    for factor, value in rest:
-        term = value * wide(tirx.const(float(factor), "float32"), lanes)
-        total = term if total is None else total + term
-    assert total is not None, "a row of zeros"
-    return total

@@ -28,6 +28,7 @@ class Window:
         before: the padding in front.
         after: the padding behind, as the model states it (rounding up may read beyond it).
         outputs: the number of positions.
+        rounded_up: whether the last window may reach beyond the input and its padding.
     """
 
     sizes: tuple[tirx.Expr, ...]
@@ -37,6 +38,7 @@ class Window:
     before: tuple[tirx.Expr, ...]
     after: tuple[tirx.Expr, ...]
     outputs: tuple[tirx.Expr, ...]
+    rounded_up: bool = False
 
     @classmethod
     def of(
@@ -76,7 +78,14 @@ class Window:
             for axis in zip(sizes, spans, strides, before, after, strict=True)
         ]
         return cls(
-            tuple(sizes), tuple(kernel), tuple(strides), tuple(dilations), tuple(before), tuple(after), tuple(outputs)
+            tuple(sizes),
+            tuple(kernel),
+            tuple(strides),
+            tuple(dilations),
+            tuple(before),
+            tuple(after),
+            tuple(outputs),
+            round_up,
         )
 
     @property
@@ -93,7 +102,11 @@ class Window:
 
     def inside(self) -> bool:
         """Whether no window reads outside the input."""
-        return all(static_int(b) == 0 for b in self.before) and all(
+        if any(static_int(b) != 0 for b in self.before):
+            return False
+        if not self.rounded_up and all(static_int(a) == 0 for a in self.after):
+            return True  # of sizes that only the run knows, too
+        return all(
             (p := static_int(padded)) is not None and (n := static_int(size)) is not None and p <= n
             for padded, size in zip(self.padded(), self.sizes, strict=True)
         )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.cpu.conv2d import Taps, edges
+from backends.cpu.taps import Taps, edges
 from tests.backends.running import check, compiled, conv_relu, distance, oracle, parse
 
 RNG = np.random.default_rng(3)
@@ -163,7 +163,7 @@ def test_layout_changes_stay_at_the_ends() -> None:
 )
 def test_runs_cover_every_pixel_once(out: int, tile: int, kw: int, sw: int, pw: int) -> None:
     width = max((out - 1) * sw + kw - 2 * pw, 1)
-    taps = Taps(1, kw, 1, sw, 1, 1, 0, pw)
+    taps = Taps(1, kw, 1, sw, 1, 1, 0, pw, pw)
     runs = edges(taps, out, width, tile)
     assert [p for start, count, _ in runs for p in range(start, start + count)] == list(range(out))
     for start, count, interior in runs:
@@ -181,6 +181,8 @@ def test_runs_cover_every_pixel_once(out: int, tile: int, kw: int, sw: int, pw: 
         (3, "pads=[2,2,2,2], dilations=[2,2]"),
         (3, "pads=[0,0,0,0]"),
         (3, "pads=[0,0,1,1], strides=[3,3]"),
+        (7, "pads=[3,3,3,3], strides=[2,2]"),
+        (1, "strides=[2,2]"),
     ],
 )
 @pytest.mark.parametrize("groups", [24, 1])
@@ -188,6 +190,23 @@ def test_symbolic_images_of_every_width(kernel: int, attributes: str, groups: in
     text = f"g (float[1,24,h,w] x) => (float[n,c,oh,ow] y) {{ y = Conv<group={groups}, {attributes}>(x, f) }}"
     model = parse(text, {"f": normal(24, 24 // groups, kernel, kernel)})
     executable = compiled(model)
-    for width in (5, 6, 7, 8, 13, 16, 29, 33):
+    for width in (*range(4, 18), 29, 33, 58):  # narrow ones, and tiles of each size
         x = normal(1, 24, 9, width)
         assert distance(executable.run([x], 2)[0], oracle(model, [x])[0]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes", "expected"),
+    [
+        (1, "strides=[1,1]", {"matmul"}),  # a row of a matrix a pixel
+        (1, "strides=[2,2]", {"conv2d"}),
+        (3, "strides=[2,2], pads=[1,1,1,1]", {"conv2d"}),
+        (3, 'strides=[2,2], auto_pad="SAME_UPPER"', {"pad", "conv2d"}),  # pads that only the run knows
+    ],
+)
+def test_symbolic_images_are_padded_in_the_kernel(kernel: int, attributes: str, expected: set[str]) -> None:
+    text = f"g (float[1,24,h,w] x) => (float[n,c,oh,ow] y) {{ y = Conv<{attributes}>(x, f) }}"
+    x = normal(1, 24, 9, 11)
+    names = [row.name for row in check(parse(text, {"f": normal(24, 24, kernel, kernel)}), [x]).profile([x], 1, 1)]
+    kernels = {name.rstrip("0123456789") for name in names if "transpose" not in name and "shape_func" not in name}
+    assert kernels == expected

@@ -129,18 +129,23 @@ def _pointwise(ctx: Emitter, data: relax.Var, filters: Filters, weights: list[in
     return product(ctx, data, weight, out, panels)
 
 
-def _padded(
-    ctx: Emitter, data: relax.Var, window: Window, any_width: bool = False
-) -> tuple[relax.Var, tuple[int, int]]:
-    """The data and the pads in front that are left to the kernel.
+def _padded(ctx: Emitter, data: relax.Var, window: Window) -> tuple[relax.Var, Window]:
+    """The data, and the window over it: what a kernel does not know of the padding is stored around the image.
 
-    The schedule's edge tiles need to know the pads and, unless `any_width`, the width; where these are symbolic, the
-    padding is stored.
+    The schedule's edge tiles need to know the pads in front, and behind where they do not know the width.
     """
-    begins = [static_int(b) for b in window.before]
-    if (any_width or static_int(window.sizes[1]) is not None) and begins[0] is not None and begins[1] is not None:
-        return data, (begins[0], begins[1])
-    return (data if window.inside() else _stored_padding(ctx, data, window)), (0, 0)
+    known = all(static_int(b) is not None for b in window.before)
+    if known and (static_int(window.sizes[1]) is not None or static_int(window.after[1]) is not None):
+        return data, window
+    zeros = (prim(0),) * len(window.sizes)
+    stored = replace(window, sizes=window.padded(), before=zeros, after=zeros)
+    return (data if window.inside() else _stored_padding(ctx, data, window)), stored
+
+
+def _annotated(window: Window) -> list[int]:
+    """What the schedule has to know of a window (`Taps`)."""
+    pads = [static_int(pad) or 0 for pad in (*window.before, window.after[1])]
+    return [*window.kernel, *window.strides, *window.dilations, *pads]
 
 
 def _stored_padding(ctx: Emitter, data: relax.Var, window: Window) -> relax.Var:
@@ -151,7 +156,8 @@ def _stored_padding(ctx: Emitter, data: relax.Var, window: Window) -> relax.Var:
 def _direct(
     ctx: Emitter, data: relax.Var, filters: Filters, weights: list[int], groups: int, window: Window
 ) -> relax.Var:
-    data, (ph, pw) = _padded(ctx, data, window)
+    data, window = _padded(ctx, data, window)
+    ph, pw = (static_int(before) or 0 for before in window.before)
     out, c = weights[0] // groups, weights[1]
     if groups == 1:
         c = static_int(data.ty.shape.values[3]) or c  # bytes may have been rounded up
@@ -164,7 +170,7 @@ def _direct(
     total = _sums(data)
     sh, sw = window.strides
     dh, dw = window.dilations
-    inside_always = _never_outside(window, ph, pw)
+    inside_always = window.inside()
 
     def build(x: te.Tensor, f: te.Tensor) -> te.Tensor:
         n, h, width_in, _ = x.shape
@@ -183,7 +189,7 @@ def _direct(
             factor = f[g, panel, ry, tirx.floordiv(rx, c) * steps + step, place]
             return te.sum(cast(value, total) * cast(factor, total), axis=[ry, rx])
 
-        attrs = {"tersor.kernel": "conv2d", "tersor.window": [kh, kw, sh, sw, dh, dw, ph, pw], "tersor.groups": groups}
+        attrs = {"tersor.kernel": "conv2d", "tersor.window": _annotated(window), "tersor.groups": groups}
         return te.compute((n, oh, ow, groups * out), element, name="conv2d", attrs=attrs)
 
     return ctx.te(build, data, weight, primfunc_name_hint="conv2d")
@@ -240,15 +246,11 @@ def _sums(data: relax.Var) -> str:
     return "int32" if dtype == "uint8" else dtype
 
 
-def _never_outside(window: Window, ph: int, pw: int) -> bool:
-    """Whether every tap lies inside the data as the kernel gets it."""
-    return (ph, pw) == (0, 0) and (static_int(window.sizes[1]) is None or window.inside())
-
-
 def _depthwise(ctx: Emitter, data: relax.Var, filters: Filters, window: Window) -> relax.Var:
-    data, (ph, pw) = _padded(ctx, data, window, any_width=True)
+    data, window = _padded(ctx, data, window)
+    ph, pw = (static_int(before) or 0 for before in window.before)
     (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.strides, window.dilations
-    inside_always = (ph, pw) == (0, 0) and window.inside()
+    inside_always = window.inside()
     c = data.ty.shape.values[3]
     shape = ctx.static_shape(filters.value)
     flat = filters.packed(ctx, "depthwise", [*shape[2:], shape[0]])
@@ -269,7 +271,7 @@ def _depthwise(ctx: Emitter, data: relax.Var, filters: Filters, window: Window) 
                 value = tirx.if_then_else(inside, value, tirx.const(0, str(x.dtype)))
             return te.sum(cast(value, total) * f[ry, rx, o], axis=[ry, rx])
 
-        attrs = {"tersor.kernel": "depthwise", "tersor.window": [kh, kw, sh, sw, dh, dw, ph, pw]}
+        attrs = {"tersor.kernel": "depthwise", "tersor.window": _annotated(window)}
         return te.compute((n, *window.outputs, c), element, name="depthwise", attrs=attrs)
 
     return ctx.te(build, data, weight, primfunc_name_hint="depthwise")
