@@ -17,10 +17,10 @@ from backends.cpu.bfloat16 import neighbours
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.factors import add_product, combined
 from backends.cpu.heavy import with_epilogue
-from backends.cpu.open_row import OpenRow, thick_ends
+from backends.cpu.open_row import OpenRow, fractions, thick_ends
 from backends.cpu.operations import hidden
 from backends.cpu.quads import QUAD
-from backends.cpu.register_tile import RegisterTile, covering, lines_ahead, span, wide
+from backends.cpu.register_tile import RegisterTile, lines_ahead, span, wide
 from backends.cpu.taps import Inside, Reach, Taps, TileAt, edges
 from backends.cpu.tiles import Tiles
 from backends.relax.kernel import Kernel, Stage
@@ -44,6 +44,9 @@ from backends.relax.loops import (
     vectorized,
 )
 from optimizer.target import Cpu
+
+_SIZES = 4
+"""Of tiles, between which the run chooses where only it knows how many pixels are in a row."""
 
 
 def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
@@ -111,7 +114,7 @@ class _Nest:
             return self._tile(image, group, panel, y, start, pixels, vectors, channels, inside)
 
         if size is None or width is None:
-            return sequence([self._open_row(out_width, tile, vectors, at)])
+            return self._open_row(out_width, tile, vectors, at)
         statements = []
         for start, count, interior in edges(self.taps, size, width, tile):
             if interior:
@@ -127,11 +130,18 @@ class _Nest:
     def _inside(self, start: int, width: int, pixel: int, tap: int) -> bool:
         return self.taps.inside(start + pixel, tap, width)
 
-    def _open_row(self, out_width: Expr, tile: int, vectors: int, at: TileAt) -> Stmt | None:
+    def _open_row(self, out_width: Expr, tile: int, vectors: int, at: TileAt) -> Stmt:
         """A width that is known only at run time."""
-        cycles = partial(self.tiles.step_cycles, vectors=vectors)
+        weights = vectors * self.tiles.cpu.vector_bytes
+        steps = self.taps.kh * self.taps.kw * self.depth
+        near = steps * weights > self.tiles.cpu.l1_bytes  # a tile gets the panel from the second-level cache
+
+        def cycles(pixels: int) -> float:
+            least = weights / self.tiles.cpu.l2_bytes_a_cycle if near else 0.0
+            return max(self.tiles.step_cycles(pixels, vectors), least)
+
         row = OpenRow(self.taps, out_width, self.data.shape[2], at, tile)
-        return thick_ends(row, cycles) if row.left or row.beyond else covering(out_width, tile, cycles, at)
+        return thick_ends(row, fractions(tile, _SIZES), cycles)
 
     def _tile(
         self,

@@ -13,7 +13,7 @@ from tvm import tirx
 
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.heavy import with_epilogue
-from backends.cpu.open_row import OpenRow, thin_ends
+from backends.cpu.open_row import OpenRow, thick_ends, thin_ends
 from backends.cpu.operands import converted
 from backends.cpu.register_tile import RegisterTile, remainder, span
 from backends.cpu.taps import Inside, Reach, Taps, TileAt, edges
@@ -54,6 +54,7 @@ class _Nest:
     def __init__(self, stage: Stage, epilogue: Epilogue, tiles: Tiles) -> None:
         self.stage = stage
         self.epilogue = epilogue
+        self.tiles = tiles
         self.taps = Taps.of(stage)
         self.data, self.weights = stage.operand(4), stage.operand(3)
         self.dtype = str(stage.buffer.dtype)
@@ -77,7 +78,10 @@ class _Nest:
         at = partial(self._tile, image, y, first, lanes)
         if size is None or width is None:
             row = OpenRow(self.taps, out_width, self.data.shape[2], at, self.most)
-            return thin_ends(row, self._interior(at))
+            sizes = [self.most, -(-self.most // 2), -(-self.most // 4)]
+            if sizes[-1] < row.left + row.right:
+                return thin_ends(row, self._interior(at))
+            return thick_ends(row, sizes, partial(self.tiles.step_cycles, vectors=1))
         tile = -(-size // -(-size // self.most))
         statements = []
         for start, count, interior in edges(self.taps, size, width, tile):

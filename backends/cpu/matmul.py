@@ -137,7 +137,9 @@ class _Nest:
         blocks = self.tiles.row_blocks(self.total_rows, known(self.steps), self.width)
         if blocks is None and self.tiles.rows_apart(self._weight_bytes(), self.factors.together):
             blocks = self._row_shares()
-        chunks = self._chunks(batches, panels) if blocks is None else blocks
+        chunks = self._chunks(batches, panels)
+        if blocks is not None:
+            chunks = blocks if known(blocks) is not None else simplify(tirx.Max(blocks, chunks))
 
         def task(index: Expr) -> Stmt:
             inner = [chunks, panels] if blocks is not None else [panels, chunks]

@@ -16,9 +16,7 @@ from backends.cpu.register_tile import chosen_size
 from backends.cpu.taps import Reach, Taps, TileAt
 from backends.relax.loops import Expr, IfThenElse, Stmt, bind, i64, loop, sequence, simplify
 
-__all__ = ["OpenRow", "thick_ends", "thin_ends"]
-
-_SIZES = 4
+__all__ = ["OpenRow", "fractions", "thick_ends", "thin_ends"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class OpenRow:
 
 
 def thin_ends(row: OpenRow, interior: Callable[[Expr, Expr], Stmt | None]) -> Stmt:
-    """Tiles of only the pixels at the ends, for a kernel that does little for a pixel.
+    """Tiles of only the pixels at the ends, for windows so wide that a tile might lie at both ends of many images.
 
     Args:
         row: the row.
@@ -123,17 +121,18 @@ def thin_ends(row: OpenRow, interior: Callable[[Expr, Expr], Stmt | None]) -> St
     return row.with_ends(whole)
 
 
-def thick_ends(row: OpenRow, cycles: Callable[[int], float]) -> Stmt:
-    """Tiles of one size, at the ends too, for a kernel that reads many weights for a tile.
+def thick_ends(row: OpenRow, sizes: list[int], cycles: Callable[[int], float]) -> Stmt:
+    """Tiles of one size, at the ends too.
 
     The size is the one with the fewest cycles in all, of those with which no tile lies at both ends. Tiles may overlap.
 
     Args:
         row: the row.
+        sizes: of tiles, in descending order.
         cycles: what a step of a tile takes, by its size.
     """
     ends = max(row.left, row.right)
-    sizes = [size for size in _sizes(row.most) if size >= row.left + row.right]
+    possible = [size for size in sizes if size >= row.left + row.right]
 
     def run(size: int, overhang: Expr, right: Expr) -> Stmt:
         count = tirx.floordiv(row.outputs + (size - 1), size)
@@ -154,12 +153,12 @@ def thick_ends(row: OpenRow, cycles: Callable[[int], float]) -> Stmt:
 
     def whole(overhang: Expr, right: Expr) -> Stmt:
         return chosen_size(
-            row.outputs, sizes, cycles, lambda size: run(size, overhang, right), row.singly(), least=ends
+            row.outputs, possible, cycles, lambda size: run(size, overhang, right), row.singly(), least=ends
         )
 
     return row.with_ends(whole)
 
 
-def _sizes(largest: int) -> list[int]:
-    """Tiles of the largest size, of three quarters of it and so on: they compute little twice at any width."""
-    return list(dict.fromkeys(-(-largest * k // _SIZES) for k in range(_SIZES, 0, -1)))
+def fractions(largest: int, count: int) -> list[int]:
+    """Tiles of the largest size, and of less by equal steps: they compute little twice at any width."""
+    return list(dict.fromkeys(-(-largest * k // count) for k in range(count, 0, -1)))

@@ -182,6 +182,7 @@ def test_runs_cover_every_pixel_once(out: int, tile: int, kw: int, sw: int, pw: 
         (3, "pads=[0,0,0,0]"),
         (3, "pads=[0,0,1,1], strides=[3,3]"),
         (7, "pads=[3,3,3,3], strides=[2,2]"),
+        (7, "pads=[3,3,3,3]"),
         (1, "strides=[2,2]"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from backends.cpu.tiles import Tiles
 from optimizer.errors import ExecutionError
 from optimizer.target import CPUS, Target
-from tests.backends.running import check, compiled, parse
+from tests.backends.running import check, compiled, distance, parse
 
 RNG = np.random.default_rng(7)
 
@@ -34,6 +34,14 @@ def test_any_size_agrees(m: int, k: int, n: int, packed: bool) -> None:
 def test_symbolic_rows_use_every_remainder(rows: int) -> None:
     model = parse("g (float[s,24] a) => (float[s,50] y) { t = MatMul(a, b) y = Tanh(t) }", {"b": normal(24, 50) * 0.1})
     check(model, [normal(rows, 24)])
+
+
+def test_symbolic_rows_in_blocks_and_shares_agree() -> None:
+    b = normal(576, 96) * 0.1
+    executable = compiled(parse("g (float[n,s,576] a) => (float[n,s,96] y) { y = MatMul(a, b) }", {"b": b}))
+    for sizes in ((4, 49), (1, 3), (2, 150), (1, 601)):  # several tiles, less than one, two blocks, three
+        a = normal(*sizes, 576)
+        assert distance(executable.run([a], 2)[0], a @ b) <= 1e-5
 
 
 @pytest.mark.parametrize("keys", [1, 15, 16, 31, 32, 40])
