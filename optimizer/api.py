@@ -12,6 +12,7 @@ from backends import get_backend
 from optimizer.artifact import load_artifact
 from optimizer.compiled import CompiledModel
 from optimizer.errors import InputError, PipelineError
+from optimizer.memory import old_objects_aside
 from optimizer.memory_budget import Fitted, Stage, check_sizes, fit, joined, parse_budget
 from optimizer.precision import check_precision, precision_notes
 from optimizer.progress import Stages
@@ -33,6 +34,7 @@ _LARGE_BYTES = 2**26
 """From so many bytes of weights on, the reference has the memory to itself that the backend holds while it waits."""
 
 
+@old_objects_aside()
 def optimize(
     model: object,
     target: str | Target = "cpu",

@@ -9,7 +9,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 
-__all__ = ["collector_paused", "give_back_free_memory"]
+__all__ = ["collector_paused", "give_back_free_memory", "old_objects_aside"]
 
 
 @contextlib.contextmanager
@@ -22,6 +22,22 @@ def collector_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def old_objects_aside() -> Iterator[None]:
+    """Look for garbage only among what is made meanwhile: a search among a million objects of PyTorch takes 0.4 s.
+
+    Somebody else's set of frozen objects is left as it is.
+    """
+    ours = gc.get_freeze_count() == 0
+    if ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()
 
 
 def give_back_free_memory() -> None:

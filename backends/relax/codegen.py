@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 from tvm.relax import vm_build
 
@@ -19,6 +20,8 @@ Link = Callable[[str, Sequence[str]], None]
 
 _LEAST_KERNELS = 8
 """From so many on, a second process is worth its start."""
+
+_LEAST_PART = 2
 
 
 def write_library(
@@ -35,18 +38,17 @@ def write_library(
     """
     builder = relax.ExecBuilder()
     kernels = vm_build._filter_tir(vm_build._vmcodegen(builder, module, exec_mode="bytecode"))
-    first, second = _halves(kernels)
-    if first is None or second is None:
-        native = None if first is None else tirx.build(first, target=target, pipeline=lowering)
-        _linked(builder, target, native).export_library(str(library), fcompile=link)
-        return
-    other = library.with_suffix(".second.o")
-    child = _start(second, target, lowering, other)
-    native = tirx.build(first, target=target, pipeline=lowering)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:  # what is wrong with it is then told here
-        tirx.build(second, target=target, pipeline=lowering).write_to_file(str(other))
-    _linked(builder, target, native).export_library(str(library), fcompile=link, addons=[str(other)])
-    other.unlink()
+    least, *halves = _parts(kernels)
+    objects = [library.with_suffix(f".{number}.o") for number in range(len(halves))]
+    child = _start(halves[1], target, lowering, objects[1]) if halves else 0
+    native = None if least is None else tirx.build(least, target=target, pipeline=lowering)
+    if halves:
+        _write(halves[0], target, lowering, objects[0])
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:  # what is wrong with it is then told here
+            _write(halves[1], target, lowering, objects[1])
+    _linked(builder, target, native).export_library(str(library), fcompile=link, addons=[str(o) for o in objects])
+    for file in objects:
+        file.unlink()
 
 
 def _linked(
@@ -63,22 +65,39 @@ def _start(kernels: tvm.IRModule, target: tvm.target.Target, lowering: str, file
     status = 1
     signal.alarm(int(LONGEST_SECONDS))  # nobody else would end it if it hangs
     try:
-        tirx.build(kernels, target=target, pipeline=lowering).write_to_file(str(file))
+        _write(kernels, target, lowering, file)
         status = 0
     finally:
         os._exit(status)
 
 
-def _halves(kernels: tvm.IRModule | None) -> tuple[tvm.IRModule | None, tvm.IRModule | None]:
-    """Kernels in two modules that take about as long; one that is small stays whole."""
+def _write(kernels: tvm.IRModule, target: tvm.target.Target, lowering: str, file: Path) -> None:
+    """Write an object file."""
+    tirx.build(kernels, target=target, pipeline=lowering).write_to_file(str(file))
+
+
+def _parts(kernels: tvm.IRModule | None) -> list[tvm.IRModule | None]:
+    """Nothing but all kernels where they are few; else the least two, and two halves that take about as long.
+
+    The virtual machine finds what is in the object files of the halves through the library that is made of the first
+    part. TVM would take a single kernel for a program, and give it an entry.
+    """
     if kernels is None or len(kernels.functions) < _LEAST_KERNELS or not hasattr(os, "fork"):
-        return kernels, None
-    sizes = {var: len(str(function)) for var, function in kernels.functions.items()}
+        return [kernels]
+    sizes = {var: _size(function) for var, function in kernels.functions.items()}
+    ordered = sorted(sizes, key=lambda var: (-sizes[var], var.name_hint))
+    least = {var: kernels.functions[var] for var in ordered[-_LEAST_PART:]}
     halves: list[dict[tvm.ir.GlobalVar, tirx.PrimFunc]] = [{}, {}]
     totals = [0, 0]
-    for var in sorted(sizes, key=lambda var: (-sizes[var], var.name_hint)):
+    for var in ordered[:-_LEAST_PART]:
         lighter = totals.index(min(totals))
         halves[lighter][var] = kernels.functions[var]
         totals[lighter] += sizes[var]
-    first, second = (tvm.IRModule(half, attrs=kernels.attrs) for half in halves)
-    return first, second
+    return [tvm.IRModule(part, attrs=kernels.attrs) for part in (least, *halves)]
+
+
+def _size(function: tirx.PrimFunc) -> int:
+    """What LLVM has to do for a kernel is about in proportion to its stores, those into registers included."""
+    found: list[tirx.BufferStore] = []
+    tvm_ffi.structural_walk(function.body, (tirx.BufferStore, found.append))
+    return len(found)
