@@ -8,6 +8,7 @@ it. Other orders are tried only if the result is above the lower bound, the most
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -86,23 +87,27 @@ def _orders(lengths: _Integers, spans: _Integers) -> Iterator[_Integers]:
 
 
 def _in_order(order: _Integers, lengths: _Integers, spans: _Integers) -> tuple[_Integers, int]:
-    """Each buffer in the smallest gap between those that are placed and live when it does, else behind them."""
-    first, last, size = (column[order] for column in (spans[:, 0], spans[:, 1], lengths))
-    start = np.zeros(len(order), np.int64)
-    for index in range(len(order)):
-        meets = np.flatnonzero((first[:index] <= last[index]) & (last[:index] >= first[index]))
-        if len(meets) and size[index]:
-            start[index] = _smallest_gap(start[meets], size[meets], int(size[index]))
-    offsets = np.empty_like(start)
-    offsets[order] = start
-    return offsets, int((start + size).max())
+    """Each buffer in the smallest gap between those that are placed and live when it does, else behind them.
+
+    Plain Python: of the hundred buffers of a model arrays have little to do, and the run of a new size waits for it.
+    """
+    placed: list[tuple[int, int, int, int]] = []  # start, end, first and last step, by start
+    offsets = np.zeros_like(lengths)
+    for index in order.tolist():
+        size, first, last = (int(v) for v in (lengths[index], *spans[index]))
+        start = _smallest_gap(placed, size, first, last) if size else 0
+        offsets[index] = start
+        insort(placed, (start, start + size, first, last))
+    return offsets, max(end for _, end, _, _ in placed)
 
 
-def _smallest_gap(starts: _Integers, sizes: _Integers, wanted: int) -> int:
-    by_start = np.argsort(starts, kind="stable")
-    starts = starts[by_start]
-    ends = np.maximum.accumulate(starts + sizes[by_start])
-    free = np.concatenate([[0], ends[:-1]])
-    gaps = starts - free
-    fits = np.flatnonzero(gaps >= wanted)
-    return int(free[fits[np.argmin(gaps[fits])]]) if len(fits) else int(ends[-1])
+def _smallest_gap(placed: Sequence[tuple[int, int, int, int]], size: int, first: int, last: int) -> int:
+    best = narrowest = -1
+    free = 0
+    for start, end, begins, ends in placed:
+        if begins <= last and ends >= first:
+            gap = start - free
+            if gap >= size and (best < 0 or gap < narrowest):
+                best, narrowest = free, gap
+            free = max(free, end)
+    return free if best < 0 else best

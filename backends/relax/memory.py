@@ -92,11 +92,11 @@ class Memory:
         """Bytes that each slot must have for these sizes."""
         return [evaluate(slot.bytes, sizes) for slot in self.slots]
 
-    def room(self, sizes: Mapping[str, int]) -> list[int]:
+    def room(self, lengths: Sequence[int]) -> list[int]:
         """Bytes that each slot gets: a little more than it must have, where its size is symbolic."""
         return [
             length if isinstance(slot.bytes, int) else _roomy(length)
-            for slot, length in zip(self.slots, self.lengths(sizes), strict=True)
+            for slot, length in zip(self.slots, lengths, strict=True)
         ]
 
     def placement(self, room: Sequence[int]) -> Placement:

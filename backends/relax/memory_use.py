@@ -33,7 +33,9 @@ def memory_use(plan: Plan, sizes: Mapping[str, int] | None, threads: int, held: 
     known |= {name: evaluate(formula, known) for name, formula in plan.derived.items()}
     kernels = [name for step in compiled for name in step.memory.kernels]
     return ActivationMemory(
-        arena=max(held, *(step.memory.placement(step.memory.room(known)).bytes for step in compiled)),
+        arena=max(
+            held, *(step.memory.placement(step.memory.room(step.memory.lengths(known))).bytes for step in compiled)
+        ),
         outputs=_handed_on(plan, known),
         scratch=scratch_bytes([plan.workspaces.get(name, ()) for name in kernels], known, threads),
         threads=threads,

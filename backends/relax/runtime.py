@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from backends.relax.packing import ALIGNMENT, USER_TYPE, carried, element_type
 from backends.relax.plan import RELAX, Check, Plan, Step, Value
+from backends.relax.recent import Recent
 from backends.relax.size_value import evaluate
 from backends.relax.storage import Storage
 from backends.relax.without_torch import torch_kept_out
@@ -110,6 +111,7 @@ class Machine:
         self._arguments = [self._weight_tuple(step) for step in plan.steps]
         self._last_use = _last_uses(plan)
         self._latest: list[Any] = [None] * len(plan.steps)  # the sizes of the last run, all of them, and their shape
+        self._recent = [Recent[Any]() for _ in plan.steps]
         self._storage = Storage([step.memory for step in plan.steps], _tuple)
         self.sizes: dict[str, int] | None = None
         """The symbolic sizes of the last run."""
@@ -168,14 +170,19 @@ class Machine:
         if self._latest[index] is None or self._latest[index][0] != sizes:
             if self._latest[index] is not None:  # outputs of the sizes before are wanted no more
                 ffi().get_global_func("vm.builtin.memory_manager.clear")()
-            known = self._known(step, sizes)
-            self._latest[index] = (dict(sizes), known, ffi().Shape(tuple(known.get(name, 1) for name in step.sizes)))
+            found = self._recent[index].get(sizes)
+            self._latest[index] = self._recent[index].keep(sizes, self._sized(step, sizes)) if found is None else found
         _, known, shape = self._latest[index]
         memory = self._storage.tensors(index, known)
         held = [self._storage.aligned(index, position, a) for position, a in enumerate(inputs)]
         arguments = [as_tensor(a) for a in held]
         results = self._machine[step.entry](*arguments, shape, self._arguments[index], memory)
         return [as_array(t, value.dtype) for t, value in zip(results, step.outputs, strict=True)]
+
+    def _sized(self, step: Step, sizes: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int], Any]:
+        """The sizes, those that follow from them, and all as the compiled function takes them."""
+        known = self._known(step, sizes)
+        return dict(sizes), known, ffi().Shape(tuple(known.get(name, 1) for name in step.sizes))
 
     def _known(self, step: Step, sizes: Mapping[str, int]) -> dict[str, int]:
         """All sizes that follow from these, once they are found to fit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy.typing as npt
 
 from backends.relax.memory import Memory
 from backends.relax.packing import ALIGNMENT, aligned_empty, element_type
-from backends.relax.size_value import evaluate
+from backends.relax.recent import Recent
+from backends.relax.size_value import Formulas
 
 __all__ = ["Storage", "aligned"]
 
@@ -33,7 +35,7 @@ class Storage:
     """Memory for all steps of a plan, of which one runs at a time.
 
     The arena is taken at the first run and kept; it grows when sizes do. A layout is used again for other sizes as long
-    as everything fits.
+    as everything fits. Tensors are kept for the last few sizes, so that calls may go to and fro between them.
 
     Args:
         memories: of each step.
@@ -45,6 +47,11 @@ class Storage:
         self._bind = bind
         self._arena: npt.NDArray[np.uint8] = aligned_empty(0)
         self._laid: list[_Laid | None] = [None] * len(memories)
+        self._formulas = [
+            Formulas([*(slot.bytes for slot in m.slots), *(dim for b in m.buffers for dim in b.shape)])
+            for m in memories
+        ]
+        self._kept = [Recent[_Laid]() for _ in memories]
 
     @property
     def bytes(self) -> int:
@@ -55,7 +62,8 @@ class Storage:
         """What the step's function takes as its memory, for these sizes."""
         laid = self._laid[step]
         if laid is None or laid.sizes != sizes:
-            laid = self._lay_out(step, sizes, laid)
+            found = self._kept[step].get(sizes)
+            laid = self._laid[step] = self._lay_out(step, sizes, laid) if found is None else found
         return laid.tensors
 
     def aligned(self, step: int, position: int, array: Array) -> Array:
@@ -69,11 +77,12 @@ class Storage:
 
     def _lay_out(self, step: int, sizes: Mapping[str, int], before: _Laid | None) -> _Laid:
         memory = self._memories[step]
-        needed = memory.lengths(sizes)
+        values = self._formulas[step].values(sizes)
+        needed, dims = values[: len(memory.slots)], iter(values[len(memory.slots) :])
         if before is not None and all(size <= room for size, room in zip(needed, before.room, strict=True)):
             room, offsets = before.room, before.offsets
         else:
-            room = memory.room(sizes)
+            room = memory.room(needed)
             placement = memory.placement(room)
             offsets = placement.offsets
             self._reserve(placement.bytes)
@@ -83,17 +92,18 @@ class Storage:
             key = (
                 offsets[buffer.slot] + buffer.offset,
                 buffer.dtype,
-                tuple(evaluate(dim, sizes) for dim in buffer.shape),
+                tuple(islice(dims, len(buffer.shape))),
             )
             if key not in views:
                 views[key] = self._view(key[0], element_type(key[1]), key[2])
             tensors.append(views[key])
-        laid = self._laid[step] = _Laid(dict(sizes), room, offsets, self._bind(tensors))
-        return laid
+        return self._kept[step].keep(sizes, _Laid(dict(sizes), room, offsets, self._bind(tensors)))
 
     def _reserve(self, size: int) -> None:
         if size > self._arena.nbytes:
             self._laid = [None] * len(self._memories)  # their tensors lie in the arena that goes now
+            for kept in self._kept:
+                kept.clear()
             self._arena = aligned_empty(0)
             self._arena = aligned_empty(size)
 
