@@ -5,6 +5,7 @@
 1. Operators and chains of them are cut along the batch, the sequence, channels, heads or an axis of the image; what
    slides a window over an image gets a halo, and padding only where the image ends (`passes.tiling.windows`).
 2. A product that sums over the axis that is cut takes the pieces one after the other: y = f(x)[..0:8] @ w[0:8] + ...
+   Heads of an attention, and what a layer hides, need never be there together.
 3. What is kept for long, such as a skip connection, is computed again where that takes less time than other ways.
 4. If the nodes in another order need less, they are put into that order first.
 
@@ -23,9 +24,9 @@ import onnx_ir as ir
 from optimizer.errors import BudgetError
 from optimizer.ir.edit import Editor
 from optimizer.ir.near_miss import RewriteResult
-from optimizer.ir.provenance import makers
 from optimizer.memory_budget import Figures
 from optimizer.pass_manager import Pass
+from passes.tiling.census import piece_counts
 from passes.tiling.facts import Facts
 from passes.tiling.order import put_in_order
 from passes.tiling.rewrite import apply
@@ -81,6 +82,5 @@ def figures_of(model: ir.Model, fused: bool) -> Figures:
         fused: See `TileMemory`.
     """
     search = Search(Facts(model, fused))
-    cut = [node for node in model.graph if TileMemory().name in makers(node) and node.op_type == "Concat"]
-    pieces = max((len(node.inputs) for node in cut), default=1)
-    return Figures(search.peak, search.seconds, pieces, len(cut))
+    pieces = piece_counts(model, TileMemory().name)
+    return Figures(search.peak, search.seconds, max(pieces, default=1), len(pieces))

@@ -25,6 +25,7 @@ from backends.relax.partition import Segment, captured, reads, segments
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Step, Value, WeightSpec
 from backends.relax.scratch import ScratchCensus
 from backends.relax.size_formula import formula
+from backends.relax.sums import sums_apart
 from backends.relax.values import Packed, PanelChoice, Refused, Result, static_int
 from backends.relax.walk import emit_nodes
 
@@ -160,7 +161,7 @@ class Builder:
         with target:
             module = _AS_KERNELS(module)
             attribution.emitted(module)
-            module = _T.FuseOps()(module)
+            module = _T.FuseOps()(sums_apart(module))
             kernels = attribution.fused(module)
             module = tvm.transform.Sequential([_T.FuseTIR(), *_BEFORE_SCHEDULES, self.schedule])(module)
             plan = _with_memory_plan(module)

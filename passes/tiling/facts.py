@@ -75,7 +75,9 @@ class Facts:
         self._signatures: dict[ir.Node, tuple[str, str, str]] = {}
         nodes = [node for node in self.model.graph if constant(node.outputs[0] if node.outputs else None) is None]
         self.unstored = {value for node in nodes for value in node.outputs if self._is_unstored(value)}
-        self.units = list(self._units(nodes))
+        place = {node: number for number, node in enumerate(nodes)}
+        # A product that turns out to be stored runs where its last node stands, not where that is found out.
+        self.units = sorted(self._units(nodes), key=lambda unit: place[unit.nodes[-1]])
 
     def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """The sizes of a value; `None` where they are not plain numbers."""

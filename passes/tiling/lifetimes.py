@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from optimizer.ir.query import is_op
 from passes.tiling.facts import Facts
 from passes.tiling.pieces import Segment
 
@@ -65,7 +66,21 @@ class Lifetimes:
     def peak(self, index: int) -> int:
         """Bytes that are there while a unit runs as it is."""
         unit = self.facts.units[index]
-        return self._before[index] + sum(map(self.facts.bytes, unit.outputs)) + unit.inner
+        return self._before[index] + sum(map(self.facts.bytes, unit.outputs)) + unit.inner - self._overwritten(index)
+
+    def _overwritten(self, index: int) -> int:
+        """Bytes of a summand that a compiler which fuses writes the sum over, as nothing needs it any more."""
+        unit = self.facts.units[index]
+        node = unit.nodes[-1]
+        if not self.facts.fused or not is_op(node, "Add"):
+            return 0
+        (result,) = node.outputs
+        for value in filter(None, node.inputs):
+            dies = value in unit.reads and self._last[value] == index and value not in self.dropped
+            alike = self.facts.shape(value) == self.facts.shape(result)
+            if dies and alike and self._made[value] >= 0 and sum(value in n.inputs for n in unit.nodes) == 1:
+                return self.facts.bytes(result)
+        return 0
 
     def targets(self, start: int, stop: int) -> list[ir.Value]:
         """What a segment gives to those behind it."""

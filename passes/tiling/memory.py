@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from passes.tiling.cut import WHOLE
 from passes.tiling.facts import Facts, seconds
-from passes.tiling.pieces import Key, Step
+from passes.tiling.steps import Key, Step
 
 __all__ = ["Need", "need_of"]
 
@@ -61,10 +61,15 @@ def need_of(facts: Facts, steps: Sequence[Step], targets: Collection[ir.Value], 
             continue
         size = _bytes(facts, step.gives)
         alive += size
-        most = max(most, alive)
+        most = max(most, alive - _in_place(facts, step, ends.get(number, ())))
         time += seconds(flops[step.gives], size + sum(_bytes(facts, key) for key in reads[step.gives]))
         alive -= sum(_bytes(facts, key) for key in ends.get(number, ()))
     return Need(most, time)
+
+
+def _in_place(facts: Facts, step: Step, dying: Collection[Key]) -> int:
+    """Bytes of an operand that the result is written over, by a compiler that fuses."""
+    return _bytes(facts, step.over) if facts.fused and step.over is not None and step.over in dying else 0
 
 
 def _unstored(facts: Facts, steps: Sequence[Step]) -> set[Key]:
@@ -76,7 +81,8 @@ def _unstored(facts: Facts, steps: Sequence[Step]) -> set[Key]:
     result = set()
     for step in steps:
         key = step.gives
-        if users[key] == 1 and key not in copied and not key.part and key.value in facts.unstored:
+        fused = key.value in facts.unstored if not key.part else facts.fused and key.part.startswith("summand")
+        if users[key] == 1 and key not in copied and fused:
             result.add(key)
     return result
 

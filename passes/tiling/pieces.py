@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from optimizer.ir.query import constant, input_at, int_attribute, is_op
-from passes.tiling.cut import WHOLE, Array, Cut, Window, piece_windows
+from optimizer.ir.query import constant
+from passes.tiling.contraction import FEWEST_FUSED, Contraction, contraction_of
+from passes.tiling.cut import WHOLE, Cut, Window, piece_windows
 from passes.tiling.facts import Facts
+from passes.tiling.steps import Key, Operand, Step, bounds
 
-__all__ = ["Key", "Operand", "Segment", "Step", "Way", "steps_of"]
+__all__ = ["Segment", "Way", "steps_of"]
 
 
 _SHARED_WORK = 0.2
@@ -36,41 +37,6 @@ class Way:
 
     axis: int
     count: int
-
-
-@dataclass(frozen=True)
-class Key:
-    """A window of a value as one piece has it; piece -1 for what all have, `part` for what is only a summand."""
-
-    value: ir.Value
-    window: Window = WHOLE
-    piece: int = -1
-    part: str = ""
-
-
-Operand = Key | tuple[ir.Value, Window] | Array | None
-"""What a step is given: something computed, a window of a weight, a new constant, or nothing."""
-
-
-@dataclass(eq=False)
-class Step:
-    """One node of the result.
-
-    Attributes:
-        op_type: Its operator.
-        like: The node whose attributes and origins it has.
-        operands: Its inputs.
-        gives: Its output.
-        attributes: Those that differ.
-        flops: Its arithmetic.
-    """
-
-    op_type: str
-    like: ir.Node
-    operands: Sequence[Operand]
-    gives: Key
-    attributes: dict[str, ir.Attr | None]
-    flops: float = 0.0
 
 
 @dataclass
@@ -147,31 +113,48 @@ class _Cutting:
         return 1 if heads is None or kept is None or shape is None else shape[2] // kept.as_int()
 
     def _sum(self) -> None:
-        """Result = sum over the pieces of (piece of the operand) times (piece of the weight)."""
-        product, target = self.segment.nodes[-1], self.segment.targets[-1]
-        contraction = _contraction(self.facts, product)
-        if contraction is None or self.segment.targets != [product.outputs[0]]:
+        """Result = what is added + the sum over the pieces of (piece of the operand) times (piece of the weight)."""
+        (target,) = targets if len(targets := self.segment.targets) == 1 else (None,)
+        found = None if target is None else contraction_of(self.facts, target, self.inside)
+        if found is None or found.operand not in self.inside:
             raise _Impossible
-        operand, axis, weight, weight_axis = contraction
-        if operand not in self.inside:
+        windows = self._windows(found.operand, found.axis)
+        if self.facts.fused and len(windows) < FEWEST_FUSED:
             raise _Impossible
+        others = [node for node in self.segment.nodes if node is not found.product and node not in found.added]
         so_far: Key | None = None
-        windows = self._windows(operand, axis)
         for self.piece, window in enumerate(windows):
-            produced = self._compute(self.segment.nodes[:-1], {operand: [window]})
-            part = self._window(operand, window, produced, product)
-            inputs: list[Operand] = [part, (weight, Window(weight_axis, window.start, window.stop))]
-            inputs += [self._operand(v, WHOLE, produced, product) for v in product.inputs[2:]] if so_far is None else []
-            partial = Key(target, WHOLE, self.piece, "summand")
-            share = self.facts.flops(product) * window.size / self._size(operand, axis)
-            self._step(product.op_type, product, inputs, partial, {}, flops=share)
-            if so_far is None:
-                so_far = partial
-                continue
-            last = self.piece == len(windows) - 1
+            produced = self._compute(others, {found.operand: [window]})
+            part = self._window(found.operand, window, produced, found.product)
+            so_far = self._add(found, part, window, so_far, last=self.piece == len(windows) - 1)
+
+    def _add(self, found: Contraction, part: Key, window: Window, so_far: Key | None, *, last: bool) -> Key:
+        """A piece's product, added to the sum so far; to the first one is added what the whole is added to."""
+        product, target = found.product, found.target
+        share = self.facts.flops(product) * window.size / self._size(found.operand, found.axis)
+        inputs: list[Operand] = [part, (found.weight, Window(found.weight_axis, window.start, window.stop))]
+        first = so_far is None
+        inputs += [self._operand(v, WHOLE, {}, product) for v in product.inputs[2:]] if first else []
+        name = "sum" if first and not found.added else "summand"
+        partial = Key(target, WHOLE, self.piece, name)
+        self._step(product.op_type, product, inputs, partial, {}, flops=share)
+        if so_far is not None:
             total = Key(target) if last else Key(target, WHOLE, self.piece, "sum")
-            self._step("Add", product, [so_far, partial], total, {}, bare=True)
-            so_far = total
+            self._step("Add", product, [partial, so_far], total, {}, bare=True, over=so_far)
+            return total
+        for number, node in enumerate(found.added):
+            others = [value for value in node.inputs if value not in found.chain]
+            name = "sum" if node is found.added[-1] else f"summand{number}"
+            sum_of_both = Key(target, WHOLE, self.piece, name)
+            given = [partial, *(self._operand(value, WHOLE, {}, node) for value in others)]
+            alike = [Key(value) for value in others if value and self._may_be_written_over(value, target)]
+            self._step(node.op_type, node, given, sum_of_both, {}, over=alike[0] if alike else None)
+            partial = sum_of_both
+        return partial
+
+    def _may_be_written_over(self, value: ir.Value, target: ir.Value) -> bool:
+        alike = self.facts.shape(value) == self.facts.shape(target)
+        return alike and self.facts.is_stored(value) and not value.is_graph_input()
 
     def _size(self, value: ir.Value, axis: int) -> int:
         shape = self.facts.shape(value)
@@ -270,8 +253,7 @@ class _Cutting:
         return key
 
     def _slice(self, source: Key, window: Window, origin: int, key: Key, node: ir.Node) -> None:
-        bounds = [window.start - origin, window.stop - origin, window.axis]
-        self._step("Slice", node, [source, *map(_vector, bounds)], key, {}, bare=True)
+        self._step("Slice", node, [source, *bounds(window, origin)], key, {}, bare=True)
 
     def _key(self, value: ir.Value, window: Window) -> Key:
         return Key(value, window, -1 if window == WHOLE else self.piece)
@@ -286,21 +268,18 @@ class _Cutting:
         *,
         bare: bool = False,
         flops: float = 0.0,
+        over: Key | None = None,
     ) -> None:
         if bare:
             attributes = {**dict.fromkeys(like.attributes), **attributes}
         self.made[gives] = gives
-        self.steps.append(Step(op_type, like, operands, gives, attributes, flops))
+        self.steps.append(Step(op_type, like, operands, gives, attributes, flops, over))
 
 
 def _producer(value: ir.Value) -> ir.Node:
     node = value.producer()
     assert node is not None, "a result of a segment has a producer"
     return node
-
-
-def _vector(number: int) -> Array:
-    return np.array([number], np.int64)
 
 
 def _merged(windows: Sequence[Window]) -> list[Window]:
@@ -314,18 +293,3 @@ def _merged(windows: Sequence[Window]) -> list[Window]:
         else:
             result.append(window)
     return result
-
-
-def _contraction(facts: Facts, node: ir.Node) -> tuple[ir.Value, int, ir.Value, int] | None:
-    """What a product sums over: the operand and its axis, the weight and its axis."""
-    operand, weight = input_at(node, 0), input_at(node, 1)
-    shape, kernel = facts.shape(operand), facts.shape(weight)
-    if operand is None or weight is None or constant(weight) is None or shape is None or kernel is None:
-        return None
-    if is_op(node, "MatMul") and len(kernel) == 2:
-        return operand, len(shape) - 1, weight, 0
-    if is_op(node, "Gemm") and not int_attribute(node, "transA", 0):
-        return operand, 1, weight, int_attribute(node, "transB", 0)
-    if is_op(node, "Conv") and int_attribute(node, "group", 1) == 1:
-        return operand, 1, weight, 1
-    return None

@@ -13,8 +13,8 @@ from optimizer.ir.provenance import inherit
 from optimizer.ir.query import array
 from passes.tiling.cut import WHOLE, Array, Window
 from passes.tiling.facts import Facts
-from passes.tiling.pieces import Key, Operand, Step
 from passes.tiling.search import Plan, steps_of_choice
+from passes.tiling.steps import Key, Operand, Step
 
 __all__ = ["apply"]
 

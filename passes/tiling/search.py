@@ -22,9 +22,10 @@ import onnx_ir as ir
 from passes.tiling.facts import Facts, Unit
 from passes.tiling.lifetimes import Lifetimes
 from passes.tiling.memory import Need, need_of
-from passes.tiling.pieces import Segment, Step, Way, steps_of
+from passes.tiling.pieces import Segment, Way, steps_of
 from passes.tiling.rules import is_cuttable
 from passes.tiling.signature import signature_of
+from passes.tiling.steps import Step
 
 __all__ = ["Choice", "Plan", "Search", "steps_of_choice"]
 
@@ -180,17 +181,17 @@ class _Paths:
 
     def _fewest(self, start: int, stop: int, axis: int, budget: int) -> Choice | None:
         """A segment in as few pieces as fit."""
-        halves: int | None = None
         before = self.lifetimes.before(start)
-        for count in _COUNTS:
-            if halves is not None and before + (halves - before) * 2 // count > budget:
+        first: tuple[int, int] | None = None
+        for count in _COUNTS if axis >= 0 else _COUNTS[1:]:
+            if first is not None and before + (first[1] - before) * first[0] // count > budget:
                 continue  # What is beyond `before` shrinks with the pieces at best.
             choice = self._cut(start, stop, Way(axis, count))
             if choice is None:
                 return None
             if choice.peak <= budget:
                 return choice
-            halves = halves or choice.peak
+            first = first or (count, choice.peak)
         return None
 
     def _stops(self, start: int, budget: int) -> Iterator[int]:
@@ -214,8 +215,7 @@ class _Paths:
         shape = self.facts.shape(targets[-1]) or ()
         # The other axis of an image is no better than the first.
         axes = [axis for axis, size in enumerate(shape) if size > 1 and axis < 3]
-        # A compiler fuses all additions of a sum to one kernel, and then all summands are there at one time.
-        return [*axes, -1] if len(targets) == 1 and not self.facts.fused else axes
+        return [*axes, -1] if len(targets) == 1 else axes
 
     def _single(self, index: int) -> Choice | None:
         """A unit as it is; one of which everything is dropped does not run at all."""

@@ -360,7 +360,62 @@ def test_a_product_takes_pieces_of_what_it_sums_over(nodes: str) -> None:
 @pytest.mark.parametrize(
     "nodes",
     [
+        "a = Relu(x) m = MatMul(a, w) y = Add(m, x)",
+        "a = Relu(x) m = Gemm<transB = 1>(a, w, c) b = Add(x, m) y = Add(b, c)",
+    ],
+)
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_added_to_a_product_is_added_to_its_first_piece(nodes: str, fused: bool) -> None:
+    model = graph(nodes, "float[5,6] x", "float[5,6] y", w=(6, 6), c=(6,))
+    found = cut(model, -1, 3, fused=fused)
+    assert "Concat" not in found
+    assert found.count("Add") == kinds(model).count("Add") + 2
+    assert found[:4].count("Relu") == 1  # the second piece begins when the first is added
+
+
+def test_heads_are_summed_up_one_after_the_other_where_a_compiler_fuses() -> None:
+    nodes = HEADS.replace("LayerNormalization(x", "LayerNormalization(r").replace("Add(p, x)", "Add(p, r)")
+    model = graph(f"r = Relu(x) {nodes}", "float[1,9,16] x", "float[1,9,16] y", **HEADS_WEIGHTS)
+    smallest = Search(Facts(model, True)).smallest().peak
+    # The normalized rows, the sum, which lies where the input was, and a head with its query, key and value.
+    assert smallest == 4 * 9 * (16 + 16 + 4 * 4)
+    found = check_pass(TileMemory(smallest), model)
+    assert kinds(found).count("Attention") == 4
+    assert kinds(found).count("LayerNormalization") == 1
+    figures = figures_of(found, True)
+    assert (figures.pieces, figures.regions, figures.peak) == (4, 1, smallest)
+
+
+def test_two_summands_are_left_alone_where_a_compiler_fuses() -> None:
+    """It adds both to what they are added to in one kernel, and stores one."""
+    model = heads()
+    assert cut(model, -1, 2, fused=True) == kinds(model)
+    assert cut(model, -1, 2, fused=False) != kinds(model)
+
+
+@pytest.mark.parametrize(
+    ("summand", "fused", "values"),
+    [
+        ("b", True, 2),
+        ("b", False, 3),
+        ("x", True, 3),  # it is the caller's
+        ("a", True, 2),  # beside the result: it is multiplied, too
+        ("c", True, 2),  # it is smaller
+    ],
+)
+def test_a_sum_is_written_over_what_is_added_where_that_is_not_needed(summand: str, fused: bool, values: int) -> None:
+    nodes = f"a = Relu(x) b = Neg(a) m = MatMul(a, w) y = Add(m, {summand})"
+    model = graph(nodes, "float[64,6] x", "float[64,6] y", w=(6, 6), c=(6,))
+    facts = Facts(model, fused)
+    assert Lifetimes(facts).peak(len(facts.units) - 1) == values * 4 * 64 * 6
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
         "a = Relu(x) m = MatMul(a, w) y = Mul(m, x)",  # it is not the last
+        "a = Relu(x) m = MatMul(a, w) b = Add(m, x) z = Relu(m) y = Add(b, z)",  # it is read again
+        "a = Relu(x) m = MatMul(a, w) b = Add(m, m) y = Add(b, x)",  # it is added to itself
         "m = MatMul(x, w) y = Add(m, x)",  # no segment in front of the product
         "a = Relu(x) b = MatMul(a, a) y = Relu(b)",  # not a constant
         "a = Relu(x) m = MatMul(a, w) y = Add(m, a)",  # the operand is also added whole
