@@ -29,7 +29,7 @@ __all__ = ["Figures", "Fitted", "Stage", "check_sizes", "fit", "joined", "parse_
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 _ATTEMPTS = 4
-_STEP_BELOW = 0.95
+_STEP_BELOW = 0.98
 """How much finer than in proportion the next attempt is, so that it is the last one."""
 _RUNS = 3
 

@@ -3,7 +3,9 @@
 Buffers whose lifetimes overlap must not share bytes; the arena should be as short as possible. The exact problem is
 NP-hard (dynamic storage allocation). "Greedy by size" of Pisarchyk and Lee ("Efficient Memory Management for Deep
 Neural Net Inference", 2020, section 5.3) takes the largest buffer first and puts each into the smallest gap that holds
-it. Other orders are tried only if the result is above the lower bound, the most bytes that live at one time.
+it. Other orders are tried only if the result is above the lower bound, the most bytes that live at one time: by the
+most that lives beside a buffer (the same, section 5.2), and others. What then sticks out above the bound is placed
+first in a next round, and so on (after Joslin and Clements, "Squeaky Wheel Optimization", 1999).
 """
 
 from __future__ import annotations
@@ -17,10 +19,16 @@ import numpy.typing as npt
 
 from backends.relax.packing import ALIGNMENT
 
-__all__ = ["Placement", "most_alive", "place", "rounded"]
+__all__ = ["REPAIRS", "Placement", "most_alive", "place", "rounded"]
 
 _FEW = 1000
 """Up to so many buffers, more than one order is tried: an order takes the square of their number."""
+
+REPAIRS = 30
+"""Rounds that a compiler may take for each order: with a few hundred buffers some 10 ms each."""
+
+_NEAR = 1.01
+"""A result so near to the bound is not improved any more."""
 
 _Integers = npt.NDArray[np.int64]
 
@@ -56,34 +64,57 @@ def most_alive(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]]) -> in
     return most
 
 
-def place(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]]) -> Placement:
+def place(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]], repairs: int = 0) -> Placement:
     """Offsets for buffers that live from step to step; the same for the same arguments.
 
     Args:
         sizes: of the buffers, in bytes.
         lifetimes: the first and the last step of each, both included.
+        repairs: rounds of repair for each order.
     """
     if not sizes:
         return Placement((), 0)
     lengths = np.array([rounded(size) for size in sizes], np.int64)
     spans = np.array(lifetimes, np.int64).reshape(-1, 2)
     least = most_alive(sizes, lifetimes)
+    few = len(sizes) <= _FEW
     best: tuple[_Integers, int] | None = None
-    for order in _orders(lengths, spans):
-        offsets, total = _in_order(order, lengths, spans)
+    for offsets, total in _tries(lengths, spans, least, repairs if few else 0):
         if best is None or total < best[1]:
             best = (offsets, total)
-        if best[1] == least or len(sizes) > _FEW:
+        if best[1] == least or not few:
             break
     assert best is not None
     return Placement(tuple(int(offset) for offset in best[0]), best[1])
 
 
+def _tries(lengths: _Integers, spans: _Integers, least: int, repairs: int) -> Iterator[tuple[_Integers, int]]:
+    """Every order, and then each with what sticks out moved to its front."""
+    orders, results = list(_orders(lengths, spans)), []
+    for order in orders:
+        results.append(_in_order(order, lengths, spans))
+        yield results[-1]
+    smallest = min(total for _, total in results)
+    for order, (offsets, _) in zip(orders, results, strict=True):
+        for _ in range(repairs if smallest > _NEAR * least else 0):
+            above = (offsets + lengths > least)[order]
+            order = np.concatenate([order[above], order[~above]])
+            offsets, total = _in_order(order, lengths, spans)
+            smallest = min(smallest, total)
+            yield offsets, total
+
+
 def _orders(lengths: _Integers, spans: _Integers) -> Iterator[_Integers]:
-    """Largest first; largest product of size and lifetime first; as they come to life."""
+    """Largest first; largest product of size and lifetime first; as they come to life; in the fullest steps first."""
     yield np.lexsort((spans[:, 0], -lengths))
     yield np.lexsort((spans[:, 0], -lengths * (spans[:, 1] - spans[:, 0] + 1)))
     yield np.lexsort((-lengths, spans[:, 0]))
+    alive = np.zeros(int(spans.max()) + 2, np.int64)
+    np.add.at(alive, spans[:, 0], lengths)
+    np.subtract.at(alive, spans[:, 1] + 1, lengths)
+    alive = np.cumsum(alive)
+    beside = np.array([alive[first : last + 1].max() for first, last in spans], np.int64)
+    yield np.lexsort((-lengths, -beside))
 
 
 def _in_order(order: _Integers, lengths: _Integers, spans: _Integers) -> tuple[_Integers, int]:

@@ -26,6 +26,7 @@ from tvm.ir import Call, GlobalVar, Op
 from tvm.relax.expr import _update_type
 
 from backends.relax.aliases import Aliases, Life, find_aliases
+from backends.relax.arena import REPAIRS, place
 from backends.relax.in_place import Overwriting, reading_result
 from backends.relax.memory import Buffer, Memory, Slot
 from backends.relax.packing import element_type
@@ -154,7 +155,7 @@ class _Planner:
         self._plan_inputs(known)
         memory = self.memory
         if all(isinstance(slot.bytes, int) for slot in memory.slots):
-            placement = memory.placement(memory.lengths({}))
+            placement = place(memory.lengths({}), memory.lifetimes(), REPAIRS)
             memory.offsets, memory.bytes = list(placement.offsets), placement.bytes
 
     def calls(self) -> list[tuple[int, Call]]:

@@ -24,6 +24,9 @@ _FLOPS_PER_SECOND = 200e9
 _BYTES_PER_SECOND = 10e9
 """Of a desktop processor with two cores at work. Their ratio decides what a copy costs beside a product."""
 
+_IMAGE = 4
+"""The rank of an image."""
+
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """What the element-wise operators behind it are fused to."""
 
@@ -101,6 +104,21 @@ class Facts:
     def is_stored(self, value: ir.Value | None) -> bool:
         """Whether the value takes memory for activations."""
         return value is not None and constant(value) is None and not value.is_initializer()
+
+    def is_apart(self, value: ir.Value) -> bool:
+        """Whether it has memory of its own, as the outputs of a compiled graph do."""
+        return self.fused and value.is_graph_output() and not value.is_graph_input()
+
+    def is_joined(self, whole: ir.Value, axis: int) -> bool:
+        """Whether a compiler writes pieces along an axis where they belong in the whole, so that nothing is copied.
+
+        That takes a piece that is one range of memory. A compiler keeps the channels of images last.
+        """
+        shape = self.shape(whole) or ()
+        if len(shape) == _IMAGE and axis == 1:
+            return False
+        before = shape[:1] if len(shape) == _IMAGE else shape[:axis]
+        return self.fused and not self.is_apart(whole) and axis < _IMAGE - 1 and all(size == 1 for size in before)
 
     def _is_unstored(self, value: ir.Value) -> bool:
         """Whether its only user is fused to its producer, or it is a view that one node reads."""

@@ -1,6 +1,8 @@
 """From when to when each value is there, while the units run in their order, and while some values are dropped.
 
-The inputs of the graph count until they are read for the last time.
+The inputs of the graph count until they are read for the last time. Its outputs count all the time where the graph is
+compiled: they have their own memory beside the arena, which does not shrink for them. Pieces that a compiler writes
+where they belong are no values of their own: the whole begins with the first of them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from optimizer.ir.query import is_op
+from optimizer.ir.query import int_attribute, is_op
 from passes.tiling.facts import Facts
 from passes.tiling.pieces import Segment
 
@@ -34,6 +36,7 @@ class Lifetimes:
     _made: dict[ir.Value, int] = field(init=False)
     _last: dict[ir.Value, int] = field(init=False)
     _before: list[int] = field(init=False)
+    _begun: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         graph, units = self.facts.model.graph, self.facts.units
@@ -44,12 +47,20 @@ class Lifetimes:
             for value in unit.reads:
                 self._last.update(dict.fromkeys(self._sources(value), index))
         self._last.update((value, len(units)) for value in graph.outputs)
+        parts = self._parts()
+        begin = {value: made for value, made in self._made.items() if value not in parts}
+        for part, whole in parts.items():
+            begin[whole] = min(begin[whole], self._made[part])
+        begin.update((value, -1) for value in graph.outputs if self.facts.is_apart(value))
         change = [0] * (len(units) + 2)
-        for value, made in self._made.items():
+        self._begun = [0] * len(units)
+        for value, first in begin.items():
             if value not in self.dropped:
                 size = self.facts.bytes(value)
-                change[made + 1] += size
-                change[max(self._last.get(value, made), made) + 1] -= size
+                change[first + 1] += size
+                change[max(self._last.get(value, first), self._made[value]) + 1] -= size
+                if first >= 0:
+                    self._begun[first] += size
         self._before = [sum(change[: index + 1]) for index in range(len(units) + 1)]
 
     def _sources(self, value: ir.Value) -> Iterator[ir.Value]:
@@ -66,15 +77,32 @@ class Lifetimes:
     def peak(self, index: int) -> int:
         """Bytes that are there while a unit runs as it is."""
         unit = self.facts.units[index]
-        return self._before[index] + sum(map(self.facts.bytes, unit.outputs)) + unit.inner - self._overwritten(index)
+        return self._before[index] + self._begun[index] + unit.inner - self._overwritten(index)
+
+    def _parts(self) -> dict[ir.Value, ir.Value]:
+        """Values that are written where they belong in another one, and that one."""
+        result: dict[ir.Value, ir.Value] = {}
+        for index, unit in enumerate(self.facts.units):
+            node, whole = unit.nodes[-1], unit.nodes[-1].outputs[0]
+            pieces = [value for value in node.inputs if value is not None and self._last.get(value) == index]
+            alone = len(unit.nodes) == 1 and len(set(pieces)) == len(node.inputs)
+            if is_op(node, "Concat") and alone and all(self._made.get(value, -1) >= 0 for value in pieces):
+                axis = int_attribute(node, "axis", 0) % len(self.facts.shape(whole) or (0,))
+                if self.facts.is_joined(whole, axis) and not any(self.facts.is_apart(value) for value in pieces):
+                    result.update((value, whole) for value in pieces if value not in result)
+        for part, whole in list(result.items()):
+            while whole in result:
+                whole = result[whole]
+            result[part] = whole
+        return result
 
     def _overwritten(self, index: int) -> int:
         """Bytes of a summand that a compiler which fuses writes the sum over, as nothing needs it any more."""
         unit = self.facts.units[index]
         node = unit.nodes[-1]
-        if not self.facts.fused or not is_op(node, "Add"):
+        (result, *_) = node.outputs
+        if not self.facts.fused or not is_op(node, "Add") or self.facts.is_apart(result):
             return 0
-        (result,) = node.outputs
         for value in filter(None, node.inputs):
             dies = value in unit.reads and self._last[value] == index and value not in self.dropped
             alike = self.facts.shape(value) == self.facts.shape(result)

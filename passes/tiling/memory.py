@@ -54,17 +54,35 @@ def need_of(facts: Facts, steps: Sequence[Step], targets: Collection[ir.Value], 
     for key, number in last.items():
         if key not in kept and (key in made or key.value in dying):
             ends.setdefault(number, []).append(key)
+    joined = _joined(facts, steps)
+    begun: set[Key] = set()
     alive = most = 0
     time = 0.0
     for number, step in enumerate(steps):
         if step.gives in unstored:
             continue
         size = _bytes(facts, step.gives)
-        alive += size
-        most = max(most, alive - _in_place(facts, step, ends.get(number, ())))
-        time += seconds(flops[step.gives], size + sum(_bytes(facts, key) for key in reads[step.gives]))
-        alive -= sum(_bytes(facts, key) for key in ends.get(number, ()))
+        holder = joined.get(step.gives, step.gives)
+        if holder not in begun and not (holder == Key(holder.value) and facts.is_apart(holder.value)):
+            begun.add(holder)
+            alive += _bytes(facts, holder)
+            most = max(most, alive - _in_place(facts, step, ends.get(number, ())))
+        if step.gives not in joined.values():
+            time += seconds(flops[step.gives], size + sum(_bytes(facts, key) for key in reads[step.gives]))
+        alive -= sum(_bytes(facts, key) for key in ends.get(number, ()) if key not in joined)
     return Need(most, time)
+
+
+def _joined(facts: Facts, steps: Sequence[Step]) -> dict[Key, Key]:
+    """Pieces that are written where they belong in the whole, and the whole."""
+    result: dict[Key, Key] = {}
+    for step in steps:
+        axis = step.attributes.get("axis") if step.op_type == "Concat" else None
+        pieces = [operand for operand in step.operands if isinstance(operand, Key)]
+        whole = step.gives == Key(step.gives.value) and all(key.value == step.gives.value for key in pieces)
+        if axis is not None and whole and facts.is_joined(step.gives.value, axis.as_int()):
+            result.update(dict.fromkeys(pieces, step.gives))
+    return result
 
 
 def _in_place(facts: Facts, step: Step, dying: Collection[Key]) -> int:

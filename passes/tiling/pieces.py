@@ -26,6 +26,10 @@ _SHARED_WORK = 0.2
 """The part of a convolution that is the same for all channels, such as what Winograd's method does with the image."""
 
 
+_IMAGE, _ROWS = 4, 8
+"""The rank of an image; strips of a multiple of so many rows fit the strides and the patches of Winograd's method."""
+
+
 @dataclass(frozen=True)
 class Way:
     """How a segment is cut.
@@ -103,14 +107,16 @@ class _Cutting:
         return piece_windows(axis, shape[axis], self.way.count, self._grain(value, axis))
 
     def _grain(self, value: ir.Value, axis: int) -> int:
-        """Heads are cut as a whole: what an `Attention` gives is cut at their borders."""
-        node = value.producer()
-        if node is None or node.op_type != "Attention" or axis != 2:
+        """Heads are cut as a whole: what an `Attention` gives is cut at their borders. Large images in even strips."""
+        node, shape = value.producer(), self.facts.shape(value)
+        if shape is None or node is None:
             return 1
-        heads = node.attributes.get("q_num_heads")
-        kept = node.attributes.get("kv_num_heads")
-        shape = self.facts.shape(value)
-        return 1 if heads is None or kept is None or shape is None else shape[2] // kept.as_int()
+        if len(shape) == _IMAGE and axis >= 2:
+            return _ROWS if shape[axis] >= _ROWS * self.way.count * 4 else 1
+        if node.op_type != "Attention" or axis != 2:
+            return 1
+        heads, kept = (node.attributes.get(name) for name in ("q_num_heads", "kv_num_heads"))
+        return 1 if heads is None or kept is None else shape[2] // kept.as_int()
 
     def _sum(self) -> None:
         """Result = what is added + the sum over the pieces of (piece of the operand) times (piece of the weight)."""

@@ -29,7 +29,7 @@ from passes.tiling.steps import Step
 
 __all__ = ["Choice", "Plan", "Search", "steps_of_choice"]
 
-_COUNTS = (2, 4, 8, 16)
+_COUNTS = (2, 4, 8, 12, 16)
 """How many pieces are tried; each is a copy of the segment's operators."""
 
 _LONGEST = 40
@@ -183,12 +183,14 @@ class _Paths:
         """A segment in as few pieces as fit."""
         before = self.lifetimes.before(start)
         first: tuple[int, int] | None = None
-        for count in _COUNTS if axis >= 0 else _COUNTS[1:]:
+        for count in _COUNTS:
             if first is not None and before + (first[1] - before) * first[0] // count > budget:
                 continue  # What is beyond `before` shrinks with the pieces at best.
             choice = self._cut(start, stop, Way(axis, count))
-            if choice is None:
+            if choice is None and axis >= 0:
                 return None
+            if choice is None:
+                continue  # Of heads that are cut as a whole there may be too few pieces for a sum.
             if choice.peak <= budget:
                 return choice
             first = first or (count, choice.peak)

@@ -24,7 +24,7 @@ def signature_of(facts: Facts, segment: Segment, dying: Collection[ir.Value]) ->
             (facts.shape(value), facts.sizes.dtype(value), value in facts.unstored) for value in node.outputs
         )
         nodes.append((facts.signature(node), operands, shapes))
-    return tuple(nodes), tuple(numbers[target] for target in segment.targets)
+    return tuple(nodes), tuple((numbers[target], facts.is_apart(target)) for target in segment.targets)
 
 
 def _operand(facts: Facts, value: ir.Value | None, numbers: dict[ir.Value, int], dying: Collection[ir.Value]) -> object:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.relax.arena import Placement, most_alive, place, rounded
+from backends.relax.arena import REPAIRS, Placement, most_alive, place, rounded
 from backends.relax.packing import ALIGNMENT
 
 Buffers = list[tuple[int, tuple[int, int]]]
@@ -64,6 +64,31 @@ def test_another_order_is_tried_where_the_largest_first_loses() -> None:
     buffers = [(192, (0, 1)), (128, (1, 3)), (192, (3, 4)), (64, (0, 4)), (256, (2, 2))]
     sizes, lives = [size for size, _ in buffers], [life for _, life in buffers]
     assert placed(buffers).bytes == most_alive(sizes, lives)
+
+
+@pytest.mark.parametrize(
+    "buffers",
+    [
+        [(384, (2, 5)), (192, (4, 8)), (256, (6, 7)), (320, (2, 6)), (192, (6, 8))],
+        [(128, (2, 3)), (384, (1, 2)), (320, (3, 4)), (128, (1, 1)), (320, (2, 3)), (256, (3, 5))],
+    ],
+)
+def test_what_sticks_out_of_every_order_is_placed_first_in_a_repair(buffers: Buffers) -> None:
+    sizes, lives = [size for size, _ in buffers], [life for _, life in buffers]
+    least = most_alive(sizes, lives)
+    assert place(sizes, lives).bytes > least
+    repaired = place(sizes, lives, REPAIRS)
+    assert repaired.bytes == least
+    assert not clashes(buffers, repaired)
+
+
+@settings(max_examples=100, deadline=None)
+@given(BUFFERS)
+def test_repairs_never_lose(buffers: Buffers) -> None:
+    sizes, lives = [size for size, _ in buffers], [life for _, life in buffers]
+    repaired = place(sizes, lives, REPAIRS)
+    assert not clashes(buffers, repaired)
+    assert repaired.bytes <= place(sizes, lives).bytes
 
 
 def test_a_gap_is_the_smallest_that_fits() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from passes.tiling.order import put_in_order
 from passes.tiling.pieces import Way, steps_of
 from passes.tiling.rewrite import apply
 from passes.tiling.search import Choice, Plan, Search
+from passes.tiling.signature import signature_of
 from tests.passes.transform import assert_stays, read
 
 
@@ -150,7 +152,7 @@ def test_the_figures_say_how_many_pieces() -> None:
     whole = figures_of(model, True)
     assert (whole.pieces, whole.regions) == (1, 0)
     cut_to = figures_of(check_pass(TileMemory(whole.peak // 2), model), True)
-    assert (cut_to.pieces, cut_to.regions) == (7, 1)  # of 5 rows each, and the rest
+    assert (cut_to.pieces, cut_to.regions) == (11, 1)  # of 3 rows each
     assert cut_to.seconds > whole.seconds
 
 
@@ -173,7 +175,7 @@ TWO_BRANCHES = """a = MatMul(x, w) b = MatMul(x, v) c = ReduceMax<keepdims = 0>(
 
 def test_an_order_that_needs_less_comes_before_pieces() -> None:
     model = graph(TWO_BRANCHES, "float[4,4] x", "float y", w=(4, 64), v=(4, 64))
-    two, one = 4 * (16 + 2 * 256), 4 * (16 + 256 + 1)
+    two, one = 4 * (1 + 16 + 2 * 256), 4 * (1 + 16 + 256 + 1)  # the result has memory of its own
     assert figures_of(model, True).peak == two
     result = check_pass(TileMemory(one), model)
     assert kinds(result) == ["MatMul", "ReduceMax", "MatMul", "ReduceMax", "Add"]
@@ -377,8 +379,8 @@ def test_heads_are_summed_up_one_after_the_other_where_a_compiler_fuses() -> Non
     nodes = HEADS.replace("LayerNormalization(x", "LayerNormalization(r").replace("Add(p, x)", "Add(p, r)")
     model = graph(f"r = Relu(x) {nodes}", "float[1,9,16] x", "float[1,9,16] y", **HEADS_WEIGHTS)
     smallest = Search(Facts(model, True)).smallest().peak
-    # The normalized rows, the sum, which lies where the input was, and a head with its query, key and value.
-    assert smallest == 4 * 9 * (16 + 16 + 4 * 4)
+    # The normalized rows, the sum, which begins where the input was, a head with its query, key and value, the result.
+    assert smallest == 4 * 9 * (16 + 16 + 4 * 4 + 16)
     found = check_pass(TileMemory(smallest), model)
     assert kinds(found).count("Attention") == 4
     assert kinds(found).count("LayerNormalization") == 1
@@ -408,6 +410,64 @@ def test_a_sum_is_written_over_what_is_added_where_that_is_not_needed(summand: s
     model = graph(nodes, "float[64,6] x", "float[64,6] y", w=(6, 6), c=(6,))
     facts = Facts(model, fused)
     assert Lifetimes(facts).peak(len(facts.units) - 1) == values * 4 * 64 * 6
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "fused", "joined"),
+    [
+        ("1,8,6", 1, True, True),
+        ("8,6", 0, True, True),
+        ("1,8,6,6", 2, True, True),  # rows of one image, as a compiler keeps the channels last
+        ("1,8,6", 1, False, False),
+        ("2,8,6", 1, True, False),
+        ("1,8,6", 2, True, False),
+        ("1,8,6,6", 1, True, False),
+        ("1,8,6,6", 3, True, False),
+        ("2,8,6,6", 2, True, False),
+    ],
+)
+def test_a_whole_begins_with_its_first_piece_where_nothing_is_copied(
+    shape: str, axis: int, fused: bool, joined: bool
+) -> None:
+    sizes = [int(size) for size in shape.split(",")]
+    twice = ",".join(str(size * (1 + (i == axis))) for i, size in enumerate(sizes))
+    nodes = f"a = Softmax(x) b = Transpose(x) c = Transpose(b) j = Concat<axis = {axis}>(a, c) y = Softmax(j)"
+    facts = Facts(graph(nodes, f"float[{shape}] x", f"float[{twice}] y"), fused)
+    lifetimes, one = Lifetimes(facts), 4 * math.prod(sizes)
+    result = 2 * one if fused else 0  # has memory of its own all the time
+    found = [lifetimes.peak(index) - result for index in range(4)]
+    assert found == [one * count for count in ((3, 4, 3, 2) if joined else (2, 3, 3, 4))]
+
+
+def test_what_is_joined_twice_lies_in_the_outer_whole() -> None:
+    nodes = "a = Softmax(x) c = Exp(x) j = Concat<axis = 0>(a, c) d = Sin(x) k = Concat<axis = 0>(j, d) y = Softmax(k)"
+    lifetimes, one = Lifetimes(Facts(graph(nodes, "float[8,6] x", "float[24,6] y"), True)), 4 * 8 * 6
+    assert [lifetimes.peak(index) // one for index in range(5)] == [3 + 1 + 3] * 4 + [3 + 3]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a = Softmax(x) j = Concat<axis = 0>(a, a) y = Softmax(j)",  # twice the same
+        "a = Softmax(x) j = Concat<axis = 0>(a, x) y = Softmax(j)",  # what the caller gave
+        "a = Softmax(x) b = Exp(x) j = Concat<axis = 0>(a, b) k = Softmax(j) s = Exp(b) y = Concat<axis = 0>(k, s)",
+    ],
+)
+def test_pieces_that_are_copied_are_values_of_their_own(nodes: str) -> None:
+    rows = 24 if "k" in nodes else 16
+    lifetimes = Lifetimes(Facts(graph(nodes, "float[8,6] x", f"float[{rows},6] y"), True))
+    assert lifetimes.peak(0) == 4 * 6 * (rows + 8 + 8)  # the result, x and a
+
+
+def test_equal_segments_differ_where_one_gives_the_result() -> None:
+    """It has memory of its own."""
+    nodes = "a = Exp(x) b = Relu(a) c = Softmax(b) d = Exp(c) e = Relu(d) y = Softmax(e)"
+    facts = Facts(graph(nodes, "float[8,6] x", "float[8,6] y"), True)
+    lifetimes, units = Lifetimes(facts), len(facts.units)
+    signatures = [
+        signature_of(facts, lifetimes.segment(first, first + units // 2), frozenset()) for first in (0, units // 2)
+    ]
+    assert signatures[0] != signatures[1]
 
 
 @pytest.mark.parametrize(
