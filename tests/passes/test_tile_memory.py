@@ -19,6 +19,7 @@ from optimizer.ir.provenance import makers
 from optimizer.pass_manager import Pass
 from optimizer.testing import check_pass, models
 from passes.tile_memory import TileMemory, figures_of
+from passes.tiling.cut import piece_windows
 from passes.tiling.facts import Facts
 from passes.tiling.lifetimes import Lifetimes
 from passes.tiling.order import put_in_order
@@ -560,3 +561,22 @@ def test_property_budgets(model: ir.Model, part: float, fused: bool) -> None:
         assert error.smallest > budget
     else:
         assert figures_of(result, fused).peak <= budget
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(["", "b = Add(p, c) "]),
+    st.sampled_from(["y = Add({}, x)", "y = Add(x, {})", "s = Add({}, n) y = Add(s, x)", "y = Mul({}, x)"]),
+    st.integers(2, 8),
+    st.integers(3, 12),
+    st.booleans(),
+)
+def test_property_sums(bias: str, tail: str, count: int, hidden: int, fused: bool) -> None:
+    nodes = f"n = LayerNormalization(x, g) m = MatMul(n, w) a = Gelu(m) p = MatMul(a, v) {bias}"
+    weights: dict[str, tuple[int, ...]] = {"g": (8,), "w": (8, hidden), "v": (hidden, 8), "c": (8,)}
+    model = graph(nodes + tail.format("b" if bias else "p"), "float[1,5,8] x", "float[1,5,8] y", **weights)
+    found = cut(model, -1, count, fused)
+    pieces = len(piece_windows(0, hidden, count))
+    # What multiplies is no sum; n is needed by the pieces, and cannot be added from outside.
+    summed = "Mul" not in tail and "n)" not in tail and pieces >= (3 if fused else 2) and hidden >= count
+    assert found.count("Gelu") == (pieces if summed else 1)
