@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optimizer.compiled import CompiledModel
     from optimizer.executable import KernelTime, TensorSpec
     from optimizer.model_diff import ModelDiff, diff
+    from optimizer.precision_policy import PrecisionPolicy
     from optimizer.report import Report
     from optimizer.target import Target
 
@@ -26,6 +27,7 @@ __all__ = [
     "CompiledModel",
     "KernelTime",
     "ModelDiff",
+    "PrecisionPolicy",
     "Report",
     "Target",
     "TensorSpec",
@@ -38,6 +40,7 @@ _HOMES = {
     "CompiledModel": "optimizer.compiled",
     "KernelTime": "optimizer.executable",
     "ModelDiff": "optimizer.model_diff",
+    "PrecisionPolicy": "optimizer.precision_policy",
     "Report": "optimizer.report",
     "Target": "optimizer.target",
     "TensorSpec": "optimizer.executable",

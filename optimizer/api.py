@@ -15,6 +15,7 @@ from optimizer.errors import InputError, PipelineError
 from optimizer.memory import old_objects_aside
 from optimizer.memory_budget import Fitted, Stage, check_sizes, fit, joined, parse_budget
 from optimizer.precision import check_precision, precision_notes
+from optimizer.precision_policy import PrecisionPolicy
 from optimizer.progress import Stages
 from optimizer.report import NearMissRow, Report
 from optimizer.target import Cpu, Target, detect_cpu
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from optimizer.executable import Executable
     from optimizer.pass_manager import Pass
+    from optimizer.policy_outcome import PolicyOutcome
     from optimizer.reference import Oracle
 
 __all__ = ["load", "optimize", "pipeline_of"]
@@ -41,7 +43,7 @@ def optimize(
     *,
     example_inputs: object = None,
     dynamic_shapes: object = None,
-    precision: str = "float32",
+    precision: str | PrecisionPolicy = "float32",
     calibration: object = None,
     memory_budget: int | str | None = None,
     tune: str | float | None = None,
@@ -65,7 +67,8 @@ def optimize(
         dynamic_shapes: For a module: which dimensions stay dynamic, as in `torch.export.export`.
         precision: `"float32"`, or for the CPU `"bfloat16"`: products, convolutions and what lies between them are
             computed in that; inputs and outputs stay float32, as does what would lose too much. `"int8"`: products and
-            convolutions of rounded numbers; `"int4"`: weights alone; the report says what that loses.
+            convolutions of rounded numbers; `"int4"`: weights alone; the report says what that loses. A
+            `PrecisionPolicy` chooses among these for each layer by itself, under a budget.
         calibration: For `"int8"` and `"int4"`: sets of inputs like those that the model will meet, any iterable of
             dicts by name. Without it int8 finds the ranges of activations while it runs, and leaves convolutions be;
             int4 knows the weights alone.
@@ -124,7 +127,8 @@ def optimize(
         graph = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
         original = read_side(graph, "original")
         samples = None if calibration is None else Samples.of(graph.graph, calibration)
-        pipeline = with_samples(pipeline, samples, stages.detail)
+        mixes: list[PolicyOutcome] = []
+        pipeline = with_samples(pipeline, samples, stages.detail, mixes.append)
     large = weight_bytes(graph) >= _LARGE_BYTES
     if large:
         backend.rest()
@@ -136,7 +140,7 @@ def optimize(
     with stages("optimizing the graph"):
         run = run_passes(graph, pipeline, oracle, verify, cpu.l3_bytes)
         original.removed_by = run.removed_by
-    tuner = None if tune_seconds is None else TuningStage(tune_seconds, place, cache, precision)
+    tuner = None if tune_seconds is None else TuningStage(tune_seconds, place, cache, str(precision))
     target_now = place if tuner is None else tuner.target
     compile_graph = partial(backend.compile, target=target_now, fallback=fallback, progress=stages.detail)
     with stages("compiling"):
@@ -159,7 +163,7 @@ def optimize(
         verification = verify_executable(executable, oracle, verification, cpu.cores, graph)
     report = Report(
         target=str(place),
-        precision=precision,
+        precision=str(precision),
         before=run.before,
         after=run.after,
         passes=run.rows,
@@ -173,6 +177,7 @@ def optimize(
         memory=executable.memory,
         layers=run.layers,
         tuning=tuning,
+        policy=mixes[-1] if mixes else None,
     )
     compiled = CompiledModel(
         executable,
@@ -233,7 +238,11 @@ def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def pipeline_of(
-    passes: str | Sequence[Pass] | None, target: Target, precision: str = "float32", *, calibrated: bool = False
+    passes: str | Sequence[Pass] | None,
+    target: Target,
+    precision: str | PrecisionPolicy = "float32",
+    *,
+    calibrated: bool = False,
 ) -> list[Pass]:
     """The passes that `optimize()` runs.
 

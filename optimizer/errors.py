@@ -46,13 +46,13 @@ class UnsupportedError(TersorError):
 
 
 class BudgetError(UnsupportedError):
-    """A memory budget cannot be met.
+    """A budget cannot be met.
 
     Attributes:
-        smallest: The smallest that can be met, in bytes.
+        smallest: The smallest that can be met: bytes of memory or weights, or in the unit of the budget.
     """
 
-    def __init__(self, reason: str, *, smallest: int) -> None:
+    def __init__(self, reason: str, *, smallest: float) -> None:
         super().__init__(reason)
         self.smallest = smallest
 

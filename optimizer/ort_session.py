@@ -66,6 +66,8 @@ class OrtSession:
         optimize: Whether ONNX Runtime may rewrite the graph. The oracle says no.
         num_threads: For the first session.
         spinning: Whether idle threads wait actively. A fallback partition says no: they would slow the compiled code.
+        as_written: Whether quantized layers are computed as they are written, and their weights stay as they are
+            stored, whatever else is rewritten. ONNX Runtime 1.31 cannot rewrite them inside an `If`.
 
     Raises:
         UnsupportedError: ONNX Runtime cannot load the model.
@@ -79,7 +81,9 @@ class OrtSession:
         optimize: bool = True,
         num_threads: int = 1,
         spinning: bool = True,
+        as_written: bool = False,
     ) -> None:
+        self._as_written = as_written
         self._model = model
         self._files = dict(files or {})
         self._optimize = optimize
@@ -93,13 +97,19 @@ class OrtSession:
 
     @classmethod
     def from_model(
-        cls, model: ir.Model, *, optimize: bool = True, num_threads: int = 1, spinning: bool = True
+        cls,
+        model: ir.Model,
+        *,
+        optimize: bool = True,
+        num_threads: int = 1,
+        spinning: bool = True,
+        as_written: bool = False,
     ) -> OrtSession:
         """Load a model from memory; its weights are not serialized."""
         from optimizer.ir.weights import detach_weights
 
         data, files = detach_weights(model)
-        return cls(data, files, optimize=optimize, num_threads=num_threads, spinning=spinning)
+        return cls(data, files, optimize=optimize, num_threads=num_threads, spinning=spinning, as_written=as_written)
 
     def run(self, inputs: Sequence[Any], num_threads: int | None = None) -> list[Any]:
         """Compute all outputs.
@@ -165,6 +175,10 @@ class OrtSession:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
+        disabled = []
+        if self._as_written:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            disabled.append("ConstantFolding")
         if not self._spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if profile is not None:
@@ -176,7 +190,9 @@ class OrtSession:
             options.add_external_initializers_from_files_in_memory(list(self._files), buffers, sizes)
         source = str(self._model) if isinstance(self._model, Path) else self._model
         try:
-            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            )
         except runtime_errors() as error:
             raise UnsupportedError(f"ONNX Runtime cannot load this graph: {_first_line(error)}") from error
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optimizer.errors import PrecisionError
+from optimizer.precision_policy import PrecisionPolicy
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,18 +23,22 @@ def check_precision(precision: object, target: str, available: Sequence[str]) ->
     Raises:
         PrecisionError: It is refused.
     """
+    if isinstance(precision, PrecisionPolicy):
+        precision = next((name for name in ("int8", "int4") if name not in available), "int8")
     if precision not in PRECISIONS:
-        raise PrecisionError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+        raise PrecisionError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}, or a PrecisionPolicy")
     if precision not in available:
         raise PrecisionError(
             f"precision {precision!r} is not available for target {target!r}; available: {', '.join(available)}"
         )
 
 
-def precision_notes(model: ir.Model, precision: str) -> list[str]:
+def precision_notes(model: ir.Model, precision: str | PrecisionPolicy) -> list[str]:
     """What the report says of a model that was to be computed in `precision`, after the passes."""
     from optimizer.ir.walk import all_nodes  # ONNX, which loading a saved model does without
 
+    if isinstance(precision, PrecisionPolicy):
+        return []  # what was chosen says it all
     if precision in ("int8", "int4"):
         return _quantized_notes(model, precision)
     if precision != "bfloat16":

@@ -20,6 +20,7 @@ from optimizer.energy import ASSUMPTIONS, MODEL, Energy, estimate_energy
 from optimizer.errors import InputError
 from optimizer.ir.figures import Costs
 from optimizer.layer_errors import LayerError, layer_table
+from optimizer.policy_outcome import PolicyOutcome, policy_table
 from optimizer.profile import Profile
 from optimizer.text import count, joules, render, seconds, size
 from optimizer.tuning import Tuning
@@ -94,6 +95,7 @@ class Report:
         memory: What a run allocates, for the sizes of the verification; `None` where that is not known.
         layers: What the rounding of each quantized layer costs, those that cost most first.
         tuning: What measuring came to, if `tune` was given.
+        policy: What a precision policy chose, if one was given.
     """
 
     target: str
@@ -113,6 +115,7 @@ class Report:
     memory: ActivationMemory | None = None
     layers: tuple[LayerError, ...] = ()
     tuning: Tuning | None = None
+    policy: PolicyOutcome | None = None
 
     @property
     def seconds(self) -> float:
@@ -171,6 +174,7 @@ class Report:
             "memory": None if self.memory is None else self.memory.to_dict(),
             "layers": [row.to_dict() for row in self.layers],
             "tuning": None if self.tuning is None else self.tuning.to_dict(),
+            "policy": None if self.policy is None else self.policy.to_dict(),
         }
 
     @classmethod
@@ -200,6 +204,7 @@ class Report:
             memory=None if data.get("memory") is None else ActivationMemory.from_dict(data["memory"]),
             layers=tuple(map(LayerError.from_dict, data.get("layers", ()))),
             tuning=None if data.get("tuning") is None else Tuning.from_dict(data["tuning"]),
+            policy=None if data.get("policy") is None else PolicyOutcome.from_dict(data["policy"]),
         )
 
     def to_json(self) -> str:
@@ -218,6 +223,7 @@ class Report:
             parts.append(str(self.tuning))
         if self.energy is not None:
             parts.append(_energy_text(self.energy_before, self.energy, "at least " if self.after.symbolic else ""))
+        parts.extend(policy_table(self.policy) if self.policy is not None else ())
         parts.extend(layer_table(self.layers) if self.layers else ())
         parts.extend(_near_miss_texts(self.near_misses))
         parts.extend(f"note: {note}" for note in self.notes)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from optimizer.onnx_limits import OnnxLimits
 from optimizer.pass_manager import Fixpoint, Pass
+from optimizer.precision_policy import PrecisionPolicy
 from passes.cancel_transposes import CancelTransposes
 from passes.convert_float import ConvertFloat
 from passes.decompose_einsum import DecomposeEinsum
@@ -39,6 +40,8 @@ from passes.merge_qkv import MergeQkv
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_slices import MergeSlices
 from passes.merge_transposes import MergeTransposes
+from passes.mix_precision import MixPrecision
+from passes.quantization.policy_forms import SMOOTHING
 from passes.quantize_int4 import QuantizeInt4
 from passes.quantize_int8 import QuantizeInt8
 from passes.reduce_strength import ReduceStrength
@@ -124,20 +127,23 @@ def within(pipeline: Sequence[Pass], limits: OnnxLimits) -> list[Pass]:
 
 
 def in_precision(
-    pipeline: Sequence[Pass], precision: str, target_kind: str = "cpu", calibrated: bool = False
+    pipeline: Sequence[Pass], precision: str | PrecisionPolicy, target_kind: str = "cpu", calibrated: bool = False
 ) -> list[Pass]:
     """A pipeline that leaves a model in a precision.
 
     Args:
         pipeline: If it converts to it already, nothing is added.
-        precision: `"float32"`, which changes nothing, or one of `_CONVERSIONS`.
+        precision: `"float32"`, which changes nothing, one of `_CONVERSIONS`, or a policy.
         target_kind: `Target.kind`: whose kernels will compute.
         calibrated: Whether there is calibration data.
     """
     if precision == "float32":
         return [*pipeline]
     # Last: the fusions know numbers and formulas by their float32 values, and folding is exact before it.
-    added = _CONVERSIONS[precision](target_kind, calibrated)
+    if isinstance(precision, PrecisionPolicy):
+        added: list[Pass] = [MixPrecision(_kernels(target_kind), policy=precision)]
+    else:
+        added = _CONVERSIONS[precision](target_kind, calibrated)
     given = {type(pass_) for pass_ in pipeline}
     return [*pipeline] if any(type(pass_) in given for pass_ in added) else [*pipeline, *added]
 
@@ -148,14 +154,14 @@ def _in_int4(target_kind: str, calibrated: bool) -> list[Pass]:
 
 
 def _in_int8(target_kind: str, calibrated: bool) -> list[Pass]:
-    kernels = "onnxruntime" if target_kind == "onnx" else "tersor"
     # Before quantize-int8: it moves outliers to where each channel has its own scale.
-    smooth = [SmoothQuant(alpha=_SMOOTHING)] if calibrated else []
-    return [*smooth, QuantizeInt8(dynamic=not calibrated, kernels=kernels)]
+    smooth = [SmoothQuant(alpha=SMOOTHING)] if calibrated else []
+    return [*smooth, QuantizeInt8(dynamic=not calibrated, kernels=_kernels(target_kind))]
 
 
-_SMOOTHING = 0.75
-"""Outliers are mostly the activations'. MiniLM loses least from 0.75 on; Xiao et al. take 0.5 to 0.85."""
+def _kernels(target_kind: str) -> str:
+    return "onnxruntime" if target_kind == "onnx" else "tersor"
+
 
 _CONVERSIONS: Mapping[str, Callable[[str, bool], list[Pass]]] = {
     "bfloat16": lambda target_kind, calibrated: [ConvertFloat(to="bfloat16")],

@@ -33,6 +33,7 @@ from passes.merge_qkv import MergeQkv
 from passes.merge_reshapes import MergeReshapes
 from passes.merge_slices import MergeSlices
 from passes.merge_transposes import MergeTransposes
+from passes.mix_precision import MixPrecision
 from passes.quantize_int4 import QuantizeInt4
 from passes.quantize_int8 import QuantizeInt8
 from passes.reduce_strength import ReduceStrength
@@ -81,6 +82,7 @@ PASSES: dict[str, type[Pass]] = {
     "merge-reshapes": MergeReshapes,
     "merge-slices": MergeSlices,
     "merge-transposes": MergeTransposes,
+    "mix-precision": MixPrecision,
     "quantize-int4": QuantizeInt4,
     "quantize-int8": QuantizeInt8,
     "reduce-strength": ReduceStrength,

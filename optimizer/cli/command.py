@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import RenderableType
 
+from optimizer.cli.policy import add_policy_options, precision_of
+
 if TYPE_CHECKING:
     from optimizer.compiled import CompiledModel
     from optimizer.pass_manager import Pass
@@ -62,8 +64,9 @@ def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
     """The options of `optimize()`."""
     parser.add_argument("--target", default="cpu", help="where the model will run (default: %(default)s)")
     _add_precision(parser)
+    add_policy_options(parser)
     parser.add_argument(
-        "--calibration", type=Path, metavar="FOLDER", help="of .npz files, each with inputs by name; for int8"
+        "--calibration", type=Path, metavar="FOLDER", help="of .npz files, each with inputs by name; to quantize"
     )
     parser.add_argument("--memory-budget", metavar="BYTES", help='for activations, such as "512MB" (default: no limit)')
     parser.add_argument("--tune", metavar="TIME", help='measure alternatives so long, such as "30s" (default: not)')
@@ -76,7 +79,11 @@ def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--precision", default="float32", help="float32, bfloat16 or int8 (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        help="float32, bfloat16, int8, int4, or mixed under a budget (default: %(default)s)",
+    )
 
 
 def compile_model(options: argparse.Namespace) -> CompiledModel:
@@ -87,7 +94,7 @@ def compile_model(options: argparse.Namespace) -> CompiledModel:
     return optimize(
         options.model,
         options.target,
-        precision=options.precision,
+        precision=precision_of(options),
         calibration=None if options.calibration is None else list(read_sets(options.calibration)),
         memory_budget=options.memory_budget,
         tune=options.tune,

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimizer.cli.policy import MIXED
 from optimizer.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ class Check:
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """The options."""
     limits = parser.add_argument_group("limits", "exit with 1, and write no model, if one is exceeded")
-    limits.add_argument("--max-error", type=_number, metavar="X", help="of the relative error against ONNX Runtime")
+    limits.add_argument(
+        "--max-error",
+        type=_number,
+        metavar="X",
+        help="of the relative error against ONNX Runtime; with --precision mixed it is the budget",
+    )
     limits.add_argument("--max-nodes", type=_count, metavar="N", help="of nodes in the optimized graph")
     limits.add_argument(
         "--fail-if-slower",
@@ -68,7 +74,7 @@ def refuse_unknowable(options: argparse.Namespace) -> None:
     Raises:
         InputError: A limit is for something that the other options keep from being known.
     """
-    if options.max_error is not None and options.verify == "off":
+    if options.max_error is not None and options.verify == "off" and options.precision != MIXED:
         raise InputError("--max-error needs the error: leave out --verify off")
 
 
@@ -83,7 +89,7 @@ def _checks(options: argparse.Namespace, compiled: CompiledModel) -> Iterator[Ch
         nodes = report.after.nodes
         yield Check("--max-nodes", nodes, options.max_nodes, nodes <= options.max_nodes, f"{nodes} nodes")
     if options.max_error is not None:
-        error = report.verification.error
+        error = report.verification.error if report.policy is None else report.policy.error
         passed = error is not None and error <= options.max_error
         text = f"no relative error: {report.verification.reason}" if error is None else f"relative error {error:.3g}"
         yield Check("--max-error", error, options.max_error, passed, text)

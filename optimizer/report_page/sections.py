@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from optimizer.energy import ASSUMPTIONS, MODEL, Energy, estimate_energy
 from optimizer.executable import KernelTime
 from optimizer.ir.figures import Costs
+from optimizer.policy_outcome import PolicyOutcome
 from optimizer.profile import predicted_cells
 from optimizer.report_page.charts import Part, bar, line_chart, parts_bar
 from optimizer.text import count, joules, seconds, size
@@ -46,6 +47,8 @@ def sections(report: Report) -> Iterator[str]:
         yield _section("Estimated energy of a run", *_energy(report))
     if report.profile is not None:
         yield _section("Where the time of a run goes, as measured", *_profile(report))
+    if report.policy is not None:
+        yield _section("Forms of layers, as the precision policy chose them", *_policy(report.policy))
     if report.layers:
         yield _section("Quantized layers, those that cost most first", _layers(report.layers))
     if report.near_misses:
@@ -224,6 +227,20 @@ def _layers(rows: Sequence[LayerError]) -> str:
     head = ("layer", "operator", "weight", "SNR of what it gives", "error of the model, by it alone", "")
     more = len(rows) - len(cells)
     return _table(head, cells, right=(3, 4)) + (_dim(f"and {more} more") if more > 0 else "")
+
+
+def _policy(outcome: PolicyOutcome) -> Iterator[str]:
+    yield _dim(str(outcome))
+    shown = outcome.largest[: 4 * _MOST_ROWS]
+    most = max((row.effect for row in shown), default=1.0) or 1.0
+    cells = [
+        [_name(row.node), *map(_text, row.cells[1:-1]), bar(row.effect / most, 3), _text(row.reason)] for row in shown
+    ]
+    yield _table(
+        ("layer", "operator", "form", "bits", "size", "error of the model, by it alone", "", "why"), cells, (3, 4, 5)
+    )
+    more = len(outcome.layers) - len(cells)
+    yield _dim(f"and {more} more that are smaller") if more > 0 else ""
 
 
 def _near_misses(rows: Sequence[NearMissRow]) -> str:

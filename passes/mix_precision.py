@@ -1,0 +1,328 @@
+"""Give each layer the number of bits that pays: in float32, with 8 bits, or with weights of 4 bits in blocks.
+
+1. Every form is made of all layers: `int8` by `smooth-quant` and `quantize-int8`, `int8-dynamic` by the latter alone,
+   `int4-64` and its like by `quantize-int4`.
+2. What each layer costs in each form is measured, and a mix is searched for that keeps to the budget: see
+   `passes.quantization.policy_search`.
+3. The nodes that do a layer's work in its form take the place of the layer. The mixed model is run once more.
+
+Layers that read one weight take one form. A layer whose weight something else reads stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from optimizer.calibration import Samples
+from optimizer.errors import BudgetError, InputError
+from optimizer.ir.costs import model_costs
+from optimizer.ir.edit import Editor, Scope
+from optimizer.ir.near_miss import NearMiss, RewriteResult
+from optimizer.ir.provenance import inherit, label, origins
+from optimizer.ir.query import is_op
+from optimizer.ir.specs import specs_of
+from optimizer.ir.weights import weight_bytes
+from optimizer.layer_board import FLOAT, LayerBoard, Unit, find_units
+from optimizer.layer_slices import LAYERS, Copier
+from optimizer.ort_session import OrtSession
+from optimizer.pass_manager import Pass
+from optimizer.policy_outcome import LayerChoice, PolicyOutcome
+from optimizer.precision_policy import PrecisionPolicy
+from optimizer.signature import bind
+from optimizer.target import detect_cpu
+from optimizer.text import size
+from passes.quantization.knapsack import Choice, Offer, size_of, steps
+from passes.quantization.policy_forms import in_form
+from passes.quantization.policy_search import Search, relative_error
+from passes.quantization.writer import drop_orphans, unused_constants
+
+__all__ = ["MixPrecision"]
+
+_MANY_SETS = 8
+"""From so many sets on, a quarter is kept from what learns, to measure with."""
+_MOST_MEASURED = 8
+_MOST_FLOPS = 1e14
+"""For the runs with one layer in another form: some ten minutes on two cores. One set is measured with in any case."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MixPrecision(Pass):
+    """Quantizes layers as a `PrecisionPolicy` asks.
+
+    Attributes:
+        kernels: Who will compute: `"tersor"` or `"onnxruntime"`; see `quantize-int8`.
+        policy: What is asked for; not an option in a pipeline string.
+        samples: Calibration data; `optimize(calibration=...)` gives it.
+        progress: Called after each run with how many are done, how many there are, and what it was.
+        chosen: Called with what came of it.
+    """
+
+    kernels: str = "tersor"
+    policy: PrecisionPolicy | None = dataclasses.field(default=None, repr=False, compare=False)
+    samples: Samples | None = dataclasses.field(default=None, repr=False, compare=False)
+    progress: Callable[[int, int, str], None] | None = dataclasses.field(default=None, repr=False, compare=False)
+    chosen: Callable[[PolicyOutcome], None] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Choose, and change the main graph.
+
+        Raises:
+            InputError: There is no policy or no calibration data, a pattern fits no layer, or a form is impossible for
+                a layer that is to be kept in it.
+            BudgetError: The budget cannot be met.
+            UnsupportedError: ONNX Runtime cannot run the model with all its forms.
+        """
+        if self.policy is None:
+            raise InputError("mix-precision needs a policy: give optimize(precision=PrecisionPolicy(...))")
+        if self.samples is None:
+            raise InputError(
+                "a PrecisionPolicy needs calibration data, on which it measures what each layer costs: give "
+                "optimize(calibration=[{...}, ...])"
+            )
+        wanted = dict.fromkeys((*self.policy.forms, *self.policy.keep.values()))
+        learned, measured = _split(model, self.samples, len(wanted))
+        forms, misses = {}, []
+        for form in wanted:
+            if form != FLOAT:
+                forms[form], missed = in_form(model, form, self.policy, self.kernels, learned, self.progress)
+                misses += [dataclasses.replace(miss, reason=f"{form}: {miss.reason}") for miss in missed]
+        units, alone = find_units(model, forms)
+        nodes = {label(node): node for node in model.graph}
+        misses += [NearMiss(name, reason, origins(nodes[name])) for name, reason in alone.items()]
+        if not units:
+            return RewriteResult(model, False, tuple(dict.fromkeys(misses)))
+        choosing = _Choosing(self, self.policy, model, units, measured)
+        choice = choosing.choose()
+        outputs = _outputs(model, measured)
+        modified = _take(model, units, choice)
+        if self.chosen is not None:
+            self.chosen(choosing.outcome(choice, relative_error(_outputs(model, measured), outputs)))
+        return RewriteResult(model, modified, tuple(dict.fromkeys(misses)))
+
+
+def _split(model: ir.Model, samples: Samples, forms: int) -> tuple[Samples, list[list[Any]]]:
+    """The sets to learn from, and those to measure with: others, if there are enough."""
+    sets = list(samples)
+    shapes = {v.name or "": x.shape for v, x in zip(model.graph.inputs, sets[0], strict=True) if hasattr(x, "shape")}
+    runs = forms * sum(is_op(node, *LAYERS) for node in model.graph)
+    most = min(_MOST_MEASURED, max(1, int(_MOST_FLOPS / max(1, runs * model_costs(model, shapes).flops))))
+    if len(sets) < _MANY_SETS:
+        return samples, sets[:most]
+    step = max(4, -(-len(sets) // most))
+    return Samples([given for index, given in enumerate(sets) if index % step]), sets[::step]
+
+
+def _outputs(model: ir.Model, sets: Sequence[list[Any]]) -> list[list[Any]]:
+    session = OrtSession.from_model(model, num_threads=detect_cpu().cores)
+    return [session.run(given) for given in sets]
+
+
+class _Choosing:
+    """Finds the mix that a policy asks for.
+
+    Args:
+        pass_: Gets the progress.
+        policy: What is asked for.
+        model: In float; not changed.
+        units: Its layers.
+        sets: Inputs to measure with.
+    """
+
+    def __init__(
+        self, pass_: MixPrecision, policy: PrecisionPolicy, model: ir.Model, units: Sequence[Unit], sets: Sequence[Any]
+    ) -> None:
+        self._policy = policy
+        self._units = units
+        self._specs = specs_of(model.graph.inputs)
+        self._kept = _kept(units, policy)
+        allowed = [_allowed(unit, self._kept.get(unit.weight), policy) for unit in units]
+        self._bytes = weight_bytes(model)
+        self._rest = self._bytes - sum(unit.sizes[FLOAT] for unit in units)
+        self._board = LayerBoard(model, units)
+        self._search = Search(self._board, units, allowed, sets, pass_.progress)
+        self._metrics: dict[Choice, float] = {}
+
+    def choose(self) -> Choice:
+        """The form of each layer.
+
+        Raises:
+            BudgetError: The budget cannot be met.
+            InputError: The metric gives no number.
+        """
+        policy = self._policy
+        if policy.metric is not None or policy.max_error is not None:
+            return self._smallest()
+        if policy.max_bits is not None:
+            bound = int(policy.max_bits * self._free_elements / 8) + self._kept_bytes
+        else:
+            bound = (policy.max_bytes or 0) - self._rest
+        found = self._search.within_bytes(bound)
+        if found is None:
+            last = size_of(self._search.problem, steps(self._search.problem)[-1])
+            if policy.max_bits is not None:
+                least = 8 * (last - self._kept_bytes) / max(1, self._free_elements)
+                reason = f"the smallest forms of its layers have {least:.4g} bits a weight"
+            else:
+                least = last + self._rest
+                reason = f"the smallest that can be reached is {least} bytes, {self._rest} of them not in its layers"
+            raise BudgetError(f"{policy.budget} cannot be met: {reason}", smallest=least)
+        return found
+
+    def outcome(self, choice: Choice, error: float) -> PolicyOutcome:
+        """What was chosen, for the report.
+
+        Args:
+            choice: The form of each layer.
+            error: Of the mixed model.
+        """
+        search = self._search
+        rows = [
+            _row(unit, form, offers, effects, self._kept.get(unit.weight))
+            for unit, form, offers, effects in zip(self._units, choice, search.problem, search.effects, strict=True)
+        ]
+        layers = size_of(search.problem, choice)
+        metric = None
+        if self._policy.metric is not None:
+            metric = self._metric(choice), self._metric(self._floats)
+        bits = 8 * (layers - self._kept_bytes) / max(1, self._free_elements)
+        return PolicyOutcome(
+            self._policy.budget,
+            layers + self._rest,
+            self._bytes,
+            bits,
+            search.predicted(choice),
+            error,
+            metric,
+            tuple(rows),
+        )
+
+    @property
+    def _floats(self) -> Choice:
+        return tuple(FLOAT for _ in self._units)
+
+    @property
+    def _free_elements(self) -> int:
+        """Of the weights that the policy chooses for."""
+        return sum(unit.elements for unit in self._units if unit.weight not in self._kept)
+
+    @property
+    def _kept_bytes(self) -> int:
+        return sum(unit.sizes[self._kept[unit.weight][1]] for unit in self._units if unit.weight in self._kept)
+
+    def _smallest(self) -> Choice:
+        policy = self._policy
+        if policy.max_error is not None:
+            bound = policy.max_error
+            found = self._search.smallest(lambda choice: self._search.error(choice) <= bound)
+            reached, what = self._search.error, "relative error"
+        else:
+            least = self._metric(self._floats) - (policy.max_loss or 0.0)
+            found = self._search.smallest(lambda choice: self._metric(choice) >= least)
+            reached, what = self._loss, "loss of the metric"
+        if found is None:
+            smallest = reached(steps(self._search.problem)[0])
+            raise BudgetError(
+                f"{policy.budget} cannot be met: with the forms that its layers may take, the smallest {what} is "
+                f"{smallest:.3g}",
+                smallest=smallest,
+            )
+        return found
+
+    def _loss(self, choice: Choice) -> float:
+        return self._metric(self._floats) - self._metric(choice)
+
+    def _metric(self, choice: Choice) -> float:
+        """What the user's metric gives for a mix."""
+        if choice not in self._metrics:
+
+            def run(*args: Any, **kwargs: Any) -> Any:
+                results = self._board.run(bind(self._specs, args, kwargs), choice)
+                return results[0] if len(results) == 1 else tuple(results)
+
+            assert self._policy.metric is not None, "only asked for with a metric"
+            value = self._policy.metric(run)
+            try:
+                self._metrics[choice] = float(value)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"metric must give a number, and gave {value!r}") from error
+            if self._metrics[choice] != self._metrics[choice]:
+                raise InputError("metric must give a number, and gave NaN")
+        return self._metrics[choice]
+
+
+def _kept(units: Sequence[Unit], policy: PrecisionPolicy) -> dict[str, tuple[str, str]]:
+    """By weight: the pattern that fixes its form, and the form."""
+    found: dict[str, tuple[str, str]] = {}
+    for pattern, form in policy.keep.items():
+        fitting = [unit for unit in units if any(fnmatch.fnmatchcase(name, pattern) for name in unit.names)]
+        if not fitting:
+            known = ", ".join(unit.name for unit in units[:5])
+            raise InputError(f"keep: {pattern!r} fits no layer; there are {len(units)}, such as {known}")
+        for unit in fitting:
+            if form not in unit.sizes:
+                raise InputError(
+                    f"keep: {unit.name!r} cannot be {form}; it can be {', '.join(unit.sizes)} (near misses say why)"
+                )
+            found.setdefault(unit.weight, (pattern, form))
+    return found
+
+
+def _allowed(unit: Unit, kept: tuple[str, str] | None, policy: PrecisionPolicy) -> list[str]:
+    """The forms that a layer may take. One that can take none of those asked for stays in float."""
+    if kept is not None:
+        return [kept[1]]
+    return [form for form in policy.forms if form in unit.sizes] or [FLOAT]
+
+
+def _row(
+    unit: Unit, form: str, offers: Sequence[Offer], effects: Mapping[str, float], kept: tuple[str, str] | None
+) -> LayerChoice:
+    now = next(offer for offer in offers if offer.form == form)
+    smaller = [offer for offer in offers if offer.size < now.size]
+    if kept is not None:
+        reason = f"kept by {kept[0]!r}"
+    elif not smaller:
+        reason = "its smallest form"
+    else:
+        other = min(
+            smaller, key=lambda offer: (max(0.0, offer.noise - now.noise) / (now.size - offer.size), offer.form)
+        )
+        reason = f"{other.form} would save {size(now.size - other.size)} more and lose {effects[other.form]:.1e}"
+    node = unit.nodes[0]
+    return LayerChoice(
+        unit.name, node.op_type, form, reason, unit.elements, now.size, unit.sizes[FLOAT], dict(effects), origins(node)
+    )
+
+
+def _take(model: ir.Model, units: Sequence[Unit], choice: Choice) -> bool:
+    """Put the nodes of each layer's form in its place."""
+    editor = Editor(model)
+    scope = Scope(model.graph, model.opset_imports.get("", 0))
+    unused = unused_constants(scope)
+    order = {node: number for number, node in enumerate(model.graph)}
+    layers = sorted(
+        (order[node], form, unit.slices[form][position])
+        for unit, form in zip(units, choice, strict=True)
+        if form != FLOAT
+        for position, node in enumerate(unit.nodes)
+    )
+    known: dict[str | None, ir.Value] = {value.name: value for value in model.graph.inputs}
+    known.update({value.name: value for node in model.graph for value in node.outputs if value.name})
+    copiers: dict[str, Copier] = {}
+    for _, form, layer in layers:
+        copier = copiers.setdefault(form, Copier(model.graph, known, editor.fresh_name))
+        copies = copier.copy(layer.after)
+        node = layer.before
+        for copy in copies[:-1]:
+            inherit(copy, [node])
+            model.graph.insert_before(node, copy)
+        copies[-1].name = label(node)
+        editor.substitute(node, copies[-1])
+        known[layer.value] = copies[-1].outputs[0]
+    drop_orphans(scope, unused)
+    return bool(layers)
