@@ -47,10 +47,10 @@ layers: $(VENV)/dev.stamp ## The import layers of .importlinter
 clean: ## Remove .venv and the caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-$(VENV)/peers.stamp: requirements/peers.txt requirements/perplexity.txt $(VENV)/demo.stamp
+$(VENV)/peers.stamp: requirements/peers.txt requirements/perplexity.txt requirements/accuracy.txt $(VENV)/demo.stamp
 	@echo "Installing the peers of the benchmarks"
 	@$(PIP) install -r requirements/peers.txt
-	@$(PIP) install --no-deps -r requirements/perplexity.txt
+	@$(PIP) install --no-deps -r requirements/perplexity.txt -r requirements/accuracy.txt
 	@touch $@
 
 $(VENV)/bin/python:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends import get_backend
+from backends.layer_speed import layer_speed
 from optimizer.artifact import load_artifact
 from optimizer.compiled import CompiledModel
 from optimizer.errors import InputError, PipelineError
@@ -128,7 +129,7 @@ def optimize(
         original = read_side(graph, "original")
         samples = None if calibration is None else Samples.of(graph.graph, calibration)
         mixes: list[PolicyOutcome] = []
-        pipeline = with_samples(pipeline, samples, stages.detail, mixes.append)
+        pipeline = with_samples(pipeline, samples, stages.detail, chosen=mixes.append, speed=layer_speed(place))
     large = weight_bytes(graph) >= _LARGE_BYTES
     if large:
         backend.rest()

@@ -19,7 +19,7 @@ from optimizer.layer_slices import Copier, LayerSlice, find_slices
 from optimizer.ort_session import OrtSession
 from optimizer.target import detect_cpu
 
-__all__ = ["FLOAT", "LayerBoard", "Unit", "find_units"]
+__all__ = ["FLOAT", "LayerBoard", "Unit", "find_units", "names_of"]
 
 FLOAT = "float32"
 """The form in which a layer was."""
@@ -50,11 +50,14 @@ class Unit:
 
     @property
     def names(self) -> frozenset[str]:
-        """All that it can be called by: the layers, what they compute and stand for, the weight."""
-        found = {self.weight}
-        for node in self.nodes:
-            found.update((label(node), node.outputs[0].name or "", *origins(node)))
-        return frozenset(found)
+        """All that it can be called by."""
+        return frozenset().union(*map(names_of, self.nodes))
+
+
+def names_of(node: ir.Node) -> frozenset[str]:
+    """What a layer can be called by: its label, the nodes it stands for, what it computes, its constants."""
+    constants = (value.name or "" for value in node.inputs if value is not None and constant(value) is not None)
+    return frozenset((label(node), node.outputs[0].name or "", *origins(node), *constants))
 
 
 def find_units(before: ir.Model, forms: Mapping[str, ir.Model]) -> tuple[list[Unit], dict[str, str]]:

@@ -27,7 +27,7 @@ from optimizer.ir.provenance import inherit, label, origins
 from optimizer.ir.query import is_op
 from optimizer.ir.specs import specs_of
 from optimizer.ir.weights import weight_bytes
-from optimizer.layer_board import FLOAT, LayerBoard, Unit, find_units
+from optimizer.layer_board import FLOAT, LayerBoard, Unit, find_units, names_of
 from optimizer.layer_slices import LAYERS, Copier
 from optimizer.ort_session import OrtSession
 from optimizer.pass_manager import Pass
@@ -84,6 +84,7 @@ class MixPrecision(Pass):
                 "a PrecisionPolicy needs calibration data, on which it measures what each layer costs: give "
                 "optimize(calibration=[{...}, ...])"
             )
+        _check_patterns(model, self.policy)
         wanted = dict.fromkeys((*self.policy.forms, *self.policy.keep.values()))
         learned, measured = _split(model, self.samples, len(wanted))
         forms, misses = {}, []
@@ -255,15 +256,25 @@ class _Choosing:
         return self._metrics[choice]
 
 
+def _check_patterns(model: ir.Model, policy: PrecisionPolicy) -> None:
+    """Refuse a pattern that fits nothing, before anything is done that takes long.
+
+    Raises:
+        InputError: There is one.
+    """
+    layers = [node for node in model.graph if is_op(node, *LAYERS)]
+    names = frozenset().union(*map(names_of, layers))
+    for pattern in policy.keep:
+        if not fnmatch.filter(names, pattern):
+            known = ", ".join(label(node) for node in layers[:5])
+            raise InputError(f"keep: {pattern!r} fits no layer; there are {len(layers)}, such as {known}")
+
+
 def _kept(units: Sequence[Unit], policy: PrecisionPolicy) -> dict[str, tuple[str, str]]:
     """By weight: the pattern that fixes its form, and the form."""
     found: dict[str, tuple[str, str]] = {}
     for pattern, form in policy.keep.items():
-        fitting = [unit for unit in units if any(fnmatch.fnmatchcase(name, pattern) for name in unit.names)]
-        if not fitting:
-            known = ", ".join(unit.name for unit in units[:5])
-            raise InputError(f"keep: {pattern!r} fits no layer; there are {len(units)}, such as {known}")
-        for unit in fitting:
+        for unit in (unit for unit in units if any(fnmatch.fnmatchcase(name, pattern) for name in unit.names)):
             if form not in unit.sizes:
                 raise InputError(
                     f"keep: {unit.name!r} cannot be {form}; it can be {', '.join(unit.sizes)} (near misses say why)"

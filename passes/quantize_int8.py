@@ -26,6 +26,7 @@ from optimizer.errors import InputError, PipelineError
 from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.near_miss import RewriteResult
 from optimizer.ir.provenance import label
+from optimizer.layer_speed import Speed
 from optimizer.pass_manager import Pass
 from passes.quantization.calibrators import METHODS
 from passes.quantization.dynamic import quantize_rows
@@ -63,6 +64,9 @@ class QuantizeInt8(Pass):
             asked for: it saves size, not time.
         nodes_to_exclude: Names of nodes that stay float32, separated by `+`.
         kernels: Whose: `"tersor"` or `"onnxruntime"`.
+        optimize_for: `"time"`: layers that the target's tile model predicts to be no faster stay as they are; `"size"`:
+            whatever becomes smaller is quantized.
+        speed: The tile model, if the target has one; not an option in a pipeline string.
         samples: Calibration data; not an option in a pipeline string, `optimize(calibration=...)` gives it.
     """
 
@@ -78,6 +82,8 @@ class QuantizeInt8(Pass):
     op_types_to_quantize: str = "+".join(LAYERS)
     nodes_to_exclude: str = ""
     kernels: str = "tersor"
+    optimize_for: str = "time"
+    speed: Speed | None = dataclasses.field(default=None, repr=False, compare=False)
     samples: Samples | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +91,7 @@ class QuantizeInt8(Pass):
         self._one_of("activation_type", _TYPES)
         self._one_of("calibrate_method", METHODS)
         self._one_of("kernels", _KERNELS)
+        self._one_of("optimize_for", ("time", "size"))
         if not 0 < self.percentile <= 100:
             raise PipelineError(f"quantize-int8{{percentile}} must be over 0 and at most 100, not {self.percentile}")
         unknown = [name for name in _names(self.op_types_to_quantize) if name not in (*LAYERS, _TABLE)]
@@ -111,7 +118,8 @@ class QuantizeInt8(Pass):
         scope = Scope(model.graph, model.opset_imports.get("", 0))
         unused = unused_constants(scope)
         excluded = frozenset(_names(self.nodes_to_exclude))
-        selection = Selection(_names(self.op_types_to_quantize), excluded)
+        operators, for_size = _names(self.op_types_to_quantize), self.optimize_for == "size"
+        selection = Selection(operators, excluded, self.speed, self.dynamic, for_size)
         layers = find_layers(editor, scope, selection)
         weights = Kind(self.weight_type == "int8", True, self.reduce_range)
         if self.dynamic:

@@ -6,14 +6,17 @@ A layer is taken when
 2. nobody asked to leave it out;
 3. its weight is a constant of float32, and its other input, which is none, has the same type;
 4. a product has a matrix for its weight, and a Gemm neither factors nor a transposed input;
-5. a product uses each element of the input so often that rounding it is worth while: `MIN_REUSE`. What a Conv reads
-   is rounded by the layer before it, and it reads a quarter of the bytes.
+5. it is worth while. Where a target has a tile model, that predicts the layer to take less time in int8, the rounding
+   of what it reads counted. Where there is none, a product uses each element of the input often enough: `MIN_REUSE`;
+   what a Conv reads is rounded by the layer before it, and it reads a quarter of the bytes.
 
 What is left out is a near miss, with the reason. A layer whose weight is quantized already is passed over.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +29,8 @@ from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.provenance import label, origins
 from optimizer.ir.query import constant, float_attribute, input_at, int_attribute, is_op
 from optimizer.ir.walk import all_nodes
+from optimizer.layer_speed import LayerWork, Speed
+from optimizer.text import seconds
 from passes.quantization.grids import Kind, channel_scales
 from passes.quantization.writer import WeightGrids
 
@@ -95,10 +100,16 @@ class Selection:
     Attributes:
         op_types: Operators.
         exclude: Names of nodes, or of the original nodes that they stand for.
+        speed: What the target's tile model predicts; `None` where there is none.
+        dynamic: Whether the range of each row is found while the model runs.
+        for_size: Whether speed does not matter.
     """
 
     op_types: tuple[str, ...]
     exclude: frozenset[str] = frozenset()
+    speed: Speed | None = None
+    dynamic: bool = False
+    for_size: bool = False
 
     def excludes(self, node: ir.Node) -> bool:
         """Whether the node was named."""
@@ -118,7 +129,8 @@ def find_layers(editor: Editor, scope: Scope, selection: Selection) -> list[Laye
         weight = input_at(node, 1)
         if weight is not None and is_op(weight.producer(), "DequantizeLinear"):
             continue
-        reason = _unwanted(scope, node, selection) or _operands(editor, node) or _form(editor, node) or _worth(node)
+        reason = _unwanted(scope, node, selection) or _operands(editor, node) or _form(editor, node)
+        reason = reason or _worth(editor, node, selection)
         if reason:
             editor.miss(node, reason)
             continue
@@ -171,15 +183,51 @@ def _form(editor: Editor, node: ir.Node) -> str:
     return "" if float_attribute(node, "alpha", 1.0) == beta == 1.0 else "its factors alpha and beta are not 1"
 
 
-def _worth(node: ir.Node) -> str:
+def _worth(editor: Editor, node: ir.Node, selection: Selection) -> str:
     tensor = constant(node.inputs[1])
     shape = () if tensor is None else tensor.shape.numpy()
     if 0 in shape:
         return "its weight has no elements"
+    if selection.for_size:
+        return ""
+    if selection.speed is not None:
+        before, after = selection.speed(_work(editor, node, shape, selection.dynamic))
+        times = f"{seconds(after)} in int8, {seconds(before)} in float32"
+        return "" if after < before else f"it is predicted to be no faster: {times}"
     reuse = shape[_channel_axis(node)]
     if node.op_type != "Conv" and reuse < MIN_REUSE:
         return f"it multiplies each element of its input {reuse} times only: rounding it would cost more"
     return ""
+
+
+def _work(editor: Editor, node: ir.Node, weight: Sequence[int], dynamic: bool) -> LayerWork:
+    """What a layer has to do, as far as its sizes are known."""
+    dims = editor.shapes.dims(node.outputs[0]) or ()
+    sizes = [dim if isinstance(dim, int) else None for dim in dims]
+    columns = weight[_channel_axis(node)]
+    if node.op_type != "Conv":
+        depth = math.prod(weight) // columns
+        return LayerWork(_product(sizes[:-1]) if sizes else None, depth, columns, read=depth, dynamic=dynamic)
+    groups = int_attribute(node, "group", 1)
+    images, pixels = (sizes[0], sizes[2:]) if sizes else (None, [])
+    read_dims = editor.shapes.dims(node.inputs[0]) or ()
+    read = _product([dim if isinstance(dim, int) else None for dim in read_dims[1:]]) if read_dims else None
+    count = _product(pixels) if pixels else None
+    once = read / count if read is not None and count else float(weight[1] * groups)
+    plain = all(n == 1 for name in ("strides", "dilations") for n in _integers(node, name))
+    height, width = pixels if len(pixels) == 2 else (None, None)
+    rows = None if images is None or count is None else images * count
+    depth, three = math.prod(weight[1:]), tuple(weight[2:]) == (3, 3) and plain
+    return LayerWork(rows, depth, columns // groups, groups, once, images, height, width, three, dynamic)
+
+
+def _product(sizes: Sequence[int | None]) -> int | None:
+    return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+
+def _integers(node: ir.Node, name: str) -> Sequence[int]:
+    attribute = node.attributes.get(name)
+    return () if attribute is None else attribute.as_ints()
 
 
 def _channel_axis(node: ir.Node) -> int:

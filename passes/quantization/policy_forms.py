@@ -65,6 +65,7 @@ def _passes(
             )
         ]
     if form == "int8-dynamic":
-        return [QuantizeInt8(dynamic=True, kernels=kernels, op_types_to_quantize="Gemm+MatMul")]
-    tables = QuantizeInt8(kernels=kernels, op_types_to_quantize="Conv+Gemm+MatMul+Gather", samples=samples)
-    return [SmoothQuant(alpha=SMOOTHING, samples=samples), tables]
+        return [QuantizeInt8(dynamic=True, kernels=kernels, optimize_for="size", op_types_to_quantize="Gemm+MatMul")]
+    operators = "Conv+Gemm+MatMul+Gather"
+    rounding = QuantizeInt8(kernels=kernels, optimize_for="size", op_types_to_quantize=operators, samples=samples)
+    return [SmoothQuant(alpha=SMOOTHING, samples=samples), rounding]
