@@ -21,8 +21,6 @@ from passes.quantization.knapsack import Choice, Problem, best_within, noise_of,
 
 __all__ = ["Search", "relative_error"]
 
-_ROUNDS = 2
-"""How often the noises are corrected."""
 _LARGEST_CORRECTION = 16.0
 """Of a noise: beyond it, what was measured is chance."""
 
@@ -105,15 +103,9 @@ class Search:
         if first is None:
             return None
         found = [first, *(choice for choice in self._uniform() if size_of(self.problem, choice) <= bound)]
-        problem = self.problem
-        for number in range(_ROUNDS):
-            best = min(found, key=lambda choice: (self.error(choice), choice))
-            problem = self._corrected(problem, best, number)
-            again = best_within(problem, bound)
-            if again is None or again in found:
-                break
-            found.append(again)
-        return min(found, key=lambda choice: (self.error(choice), choice))
+        best = min(found, key=lambda choice: (self.error(choice), choice))
+        again = best_within(self._corrected(best), bound) or best
+        return min(best, again, key=lambda choice: (self.error(choice), choice))
 
     def smallest(self, good: Callable[[Choice], bool]) -> Choice | None:
         """The smallest mix that is good; `None` if the one that loses least is not.
@@ -154,17 +146,17 @@ class Search:
             for form in forms
         ]
 
-    def _corrected(self, problem: Problem, choice: Choice, number: int) -> Problem:
+    def _corrected(self, choice: Choice) -> Problem:
         """Noises as they are in a mix: what it gains when one layer is put back, over what that layer costs alone."""
         whole = self.error(choice) ** 2
         noises = []
-        for index, offers in enumerate(problem):
+        for index, offers in enumerate(self.problem):
             alone = next(offer.noise for offer in offers if offer.form == choice[index])
             factor = 1.0
             if choice[index] != FLOAT and alone > 0:
                 back = tuple(FLOAT if i == index else form for i, form in enumerate(choice))
                 gain = whole - self.error(back) ** 2
                 factor = min(max(gain / alone, 1 / _LARGEST_CORRECTION), _LARGEST_CORRECTION)
-                self._tell(index + 1, len(problem), f"{self._units[index].name} in the mix, round {number + 1}")
+                self._tell(index + 1, len(choice), f"{self._units[index].name} in the mix")
             noises.append({offer.form: offer.noise * factor for offer in offers})
         return problem_of(self._sizes, noises)
