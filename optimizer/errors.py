@@ -46,10 +46,22 @@ class UnsupportedError(TersorError):
 
 
 class BudgetError(UnsupportedError):
-    """A budget cannot be met.
+    """A memory budget cannot be met.
 
     Attributes:
-        smallest: The smallest that can be met: bytes of memory or weights, or in the unit of the budget.
+        smallest: The smallest that can be met, in bytes.
+    """
+
+    def __init__(self, reason: str, *, smallest: int) -> None:
+        super().__init__(reason)
+        self.smallest = smallest
+
+
+class PolicyError(UnsupportedError):
+    """The budget of a precision policy cannot be met.
+
+    Attributes:
+        smallest: The smallest that can be met, in the unit of the budget.
     """
 
     def __init__(self, reason: str, *, smallest: float) -> None:

@@ -145,7 +145,7 @@ def fit(model: ir.Model, budget: int, stage: Stage) -> Fitted:
             run = stage.cut(candidate, 1 if finest else max(aim, 1))
         except BudgetError as error:
             candidate, finest = model.clone(), True
-            run = stage.cut(candidate, int(error.smallest))
+            run = stage.cut(candidate, error.smallest)
         executable = stage.compile(candidate)
         figures = stage.predict(candidate)
         reached = _allocated(executable, figures)

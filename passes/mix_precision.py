@@ -19,7 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from optimizer.calibration import Samples
-from optimizer.errors import BudgetError, InputError
+from optimizer.errors import InputError, PolicyError
 from optimizer.ir.costs import model_costs
 from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.near_miss import NearMiss, RewriteResult
@@ -74,7 +74,7 @@ class MixPrecision(Pass):
         Raises:
             InputError: There is no policy or no calibration data, a pattern fits no layer, or a form is impossible for
                 a layer that is to be kept in it.
-            BudgetError: The budget cannot be met.
+            PolicyError: The budget cannot be met.
             UnsupportedError: ONNX Runtime cannot run the model with all its forms.
         """
         if self.policy is None:
@@ -152,7 +152,7 @@ class _Choosing:
         """The form of each layer.
 
         Raises:
-            BudgetError: The budget cannot be met.
+            PolicyError: The budget cannot be met.
             InputError: The metric gives no number.
         """
         policy = self._policy
@@ -171,7 +171,7 @@ class _Choosing:
             else:
                 least = last + self._rest
                 reason = f"the smallest that can be reached is {least} bytes, {self._rest} of them not in its layers"
-            raise BudgetError(f"{policy.budget} cannot be met: {reason}", smallest=least)
+            raise PolicyError(f"{policy.budget} cannot be met: {reason}", smallest=least)
         return found
 
     def outcome(self, choice: Choice, error: float) -> PolicyOutcome:
@@ -227,7 +227,7 @@ class _Choosing:
             reached, what = self._loss, "loss of the metric"
         if found is None:
             smallest = reached(steps(self._search.problem)[0])
-            raise BudgetError(
+            raise PolicyError(
                 f"{policy.budget} cannot be met: with the forms that its layers may take, the smallest {what} is "
                 f"{smallest:.3g}",
                 smallest=smallest,

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from optimizer.calibration import Samples
-from optimizer.errors import BudgetError, InputError
+from optimizer.errors import InputError, PolicyError
 from optimizer.ir.weights import weight_bytes
 from optimizer.layer_board import FLOAT, LayerBoard, find_units
 from optimizer.pass_manager import PassManager
@@ -136,19 +136,19 @@ def test_a_metric_that_is_no_number(value: Any) -> None:
 
 
 def test_budgets_that_cannot_be_met_name_the_smallest_that_can() -> None:
-    with pytest.raises(BudgetError, match=r"max_size=1000 cannot be met: the smallest .* is \d+ bytes") as caught:
+    with pytest.raises(PolicyError, match=r"max_size=1000 cannot be met: the smallest .* is \d+ bytes") as caught:
         mixed(network(), max_size=1000)
     assert mixed(network(), max_size=int(caught.value.smallest)).size == caught.value.smallest
-    with pytest.raises(BudgetError, match="max_size"):
+    with pytest.raises(PolicyError, match="max_size"):
         mixed(network(), max_size=int(caught.value.smallest) - 1)
-    with pytest.raises(BudgetError, match=r"max_bits=2 cannot be met: .* bits a weight") as caught:
+    with pytest.raises(PolicyError, match=r"max_bits=2 cannot be met: .* bits a weight") as caught:
         mixed(network(), max_bits=2)
     assert mixed(network(), max_bits=caught.value.smallest * 1.0001).bits <= caught.value.smallest * 1.0001
-    with pytest.raises(BudgetError, match=r"max_error=0.0001 .* smallest relative error is") as caught:
+    with pytest.raises(PolicyError, match=r"max_error=0.0001 .* smallest relative error is") as caught:
         mixed(network(), max_error=1e-4, forms=("int8", "int4"))
     assert mixed(network(), max_error=caught.value.smallest * 1.0001, forms=("int8", "int4")).error > 1e-4
     values = itertools.count()
-    with pytest.raises(BudgetError, match="smallest loss of the metric is 1"):
+    with pytest.raises(PolicyError, match="smallest loss of the metric is 1"):
         mixed(network(), metric=lambda run: -float(next(values)), max_loss=0, forms=("int4",))
 
 
