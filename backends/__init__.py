@@ -11,7 +11,11 @@ from optimizer.plugins import load_plugin, plugin_kinds
 
 __all__ = ["BACKENDS", "Backend", "BackendInfo", "backend_kinds", "get_backend"]
 
-BACKENDS = {"cpu": ("backends.cpu.backend", "CpuBackend"), "onnx": ("backends.ort", "OrtBackend")}
+BACKENDS = {
+    "cpu": ("backends.cpu.backend", "CpuBackend"),
+    "onnx": ("backends.ort", "OrtBackend"),
+    "opencl": ("backends.opencl.backend", "OpenClBackend"),
+}
 """Target kind -> the module and the class, imported on first use; those of other packages are entry points."""
 
 _MEMBERS = ("name", "precisions", "mappable", "prewarm", "rest", "compile", "load", "describe")

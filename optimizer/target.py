@@ -12,12 +12,13 @@ from pathlib import Path
 
 from optimizer.cpus import CPUS, Cpu
 from optimizer.errors import TargetError
+from optimizer.gpus import GPUS, Gpu
 from optimizer.onnx_limits import OnnxLimits
 from optimizer.plugins import plugin_kinds
 
 __all__ = ["CPUS", "OWN_KINDS", "Choices", "Cpu", "OnnxLimits", "Target"]
 
-OWN_KINDS = ("cpu", "onnx")
+OWN_KINDS = ("cpu", "onnx", "opencl")
 """The kinds of targets that this package has itself; others are of `optimizer.plugins`."""
 
 Choices = tuple[tuple[str, int], ...]
@@ -29,11 +30,13 @@ class Target:
     """A place to run.
 
     Attributes:
-        kind: "cpu" (compiled through TVM), "onnx" (the optimized graph alone, run by ONNX Runtime), or that of a
+        kind: "cpu" or "opencl" (compiled through TVM), "onnx" (the optimized graph alone, run by ONNX Runtime), or that of a
             backend in another package.
         cpu: the processor, for kind "cpu".
+        gpu: the architecture that code is made for, for kind "opencl".
         onnx: what the graph may be made of, for kind "onnx".
-        detail: what stands behind the colon of a target of another package, which says what it means.
+        detail: what stands behind the colon: for kind "opencl" which device runs it, by number or name ("" for the first
+            GPU, or else the first device); what a target of another package has there means what that says.
         choices: what was measured to be better there than what the tile model would choose; see `optimizer.tuning`.
     """
 
@@ -42,10 +45,11 @@ class Target:
     onnx: OnnxLimits = field(default_factory=OnnxLimits)
     detail: str = ""
     choices: Choices = ()
+    gpu: Gpu | None = None
 
     @classmethod
     def parse(cls, text: str | Target) -> Target:
-        """Read a target such as `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"onnx"` or `"onnx:17"`.
+        """Read a target such as `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"onnx"`, `"onnx:17"`, `"opencl"`, `"opencl:1"`.
 
         Raises:
             TargetError: the kind or the processor is unknown.
@@ -65,6 +69,8 @@ class Target:
             )
         if kind == "onnx":
             return cls("onnx", onnx=OnnxLimits.parse(detail, text))
+        if kind == "opencl":
+            return cls("opencl", detail=detail, gpu=GPUS["opencl"])
         if detail in ("", "native"):
             return cls("cpu", detect_cpu())
         if detail not in CPUS:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from backends.base import BackendInfo, Progress
 from backends.cpu.linker import cross_linker
 from backends.relax.executable import WEIGHTS, RelaxExecutable, load_executable
-from backends.relax.packing import TRANSFORMS, aligned_empty, carried, element_type, offsets
-from backends.relax.plan import ONNXRUNTIME, Plan
-from optimizer.errors import CompileError, TargetError
+from backends.relax.pack import pack
+from backends.relax.plan import ONNXRUNTIME
+from optimizer.errors import TargetError
 from optimizer.executable import Array, Executable
 from optimizer.machine import machine_needed, why_unusable
 from optimizer.scratch import folder_kept_on_success
@@ -91,21 +91,3 @@ class CpuBackend:
             precisions=self.precisions,
             proof="run here and compared with ONNX Runtime",
         )
-
-
-def pack(plan: Plan, graph: ir.Graph) -> np.ndarray[Any, Any]:
-    """Lay all weights out in one buffer; their offsets are entered in the plan."""
-    sizes = [int(np.prod(w.shape, dtype=np.int64)) * element_type(w.dtype).itemsize for w in plan.weights]
-    starts, plan.weight_bytes = offsets(sizes)
-    buffer = aligned_empty(plan.weight_bytes)
-    for start, size, end in zip(starts, sizes, [*starts, plan.weight_bytes][1:], strict=True):
-        buffer[start + size : end] = 0  # what was in this memory before is nobody's business
-    for spec, start, size in zip(plan.weights, starts, sizes, strict=True):
-        spec.offset = start
-        tensor = graph.initializers[spec.source].const_value
-        if tensor is None:
-            raise CompileError(f"the initializer {spec.source!r} has no data")
-        packed = TRANSFORMS[spec.transform](carried(tensor.numpy()), **spec.options)
-        view = buffer[start : start + size].view(element_type(spec.dtype)).reshape(spec.shape)
-        np.copyto(view, packed, casting="same_kind")
-    return buffer

@@ -20,7 +20,10 @@ from backends.relax.packing import element_type
 from backends.relax.size_formula import formula
 from backends.relax.size_value import Formula
 
-__all__ = ["DeviceCode", "Parameter", "Start", "device_code", "opencl_target"]
+__all__ = ["FAULTS", "DeviceCode", "Parameter", "Start", "device_code", "opencl_target"]
+
+FAULTS = "tersor_faults"
+"""The name of the buffer: one int32, 0 or the number of the demand that was not met, counted from 1."""
 
 _INDEX_BITS = 32
 
@@ -32,12 +35,14 @@ class Parameter:
     Attributes:
         position: of the kernel's parameter; -1 for what is none.
         scratch: the position among the kernel's scratch buffers; -1 for what is none.
+        faults: whether it is where the kernel leaves the number of a demand that is not met.
         size: the size, over the kernel's own symbolic sizes.
         dtype: of the buffer's elements, or of the size.
     """
 
     position: int = -1
     scratch: int = -1
+    faults: bool = False
     size: Formula | None = None
     dtype: str = ""
 
@@ -69,11 +74,13 @@ class DeviceCode:
         source: the program, as text.
         starts: kernel -> the device functions that it calls, in order.
         scratch: kernel -> bytes of the buffers that one launch writes for the next, over the kernel's symbolic sizes.
+        extensions: of the language, that the source uses.
     """
 
     source: str
     starts: Mapping[str, tuple[Start, ...]]
     scratch: Mapping[str, tuple[Formula, ...]]
+    extensions: list[str]
 
 
 def opencl_target(threads: int, shared_bytes: int) -> tvm.target.Target:
@@ -114,19 +121,20 @@ def device_code(kernels: Mapping[str, tirx.PrimFunc], target: tvm.target.Target)
         [t.FP8StorageLegalize(), t.BF16StorageLegalize(), t.LowerWarpMemory(), t.StmtSimplify(), t.LowerIntrin()]
     )(tvm.IRModule(devices, attrs=module.attrs))
     shared = {var.name_hint: _shared_bytes(f) for var, f in device.functions.items()}
-    starts = {
-        name: _starts(hosts[name], original, [b for b, _ in scratch[name]], shared)
-        for name, original in kernels.items()
-    }
+    starts = {name: _starts(hosts[name], original, scratch[name], shared) for name, original in kernels.items()}
     source = _source(device, target) if devices else ""
-    return DeviceCode(source, starts, {name: tuple(size for _, size in found) for name, found in scratch.items()})
+    sizes = {name: tuple(size for _, _, size in found) for name, found in scratch.items()}
+    return DeviceCode(source, starts, sizes, [e for word, e in _EXTENSIONS.items() if re.search(word, source)])
 
 
-def _scratch(function: tirx.PrimFunc) -> list[tuple[str, Formula]]:
-    """The names and bytes of the buffers that stand before the launches."""
+_EXTENSIONS = {r"\bhalf\d*\b": "cl_khr_fp16", r"\bdouble\d*\b": "cl_khr_fp64"}
+
+
+def _scratch(function: tirx.PrimFunc) -> list[tuple[str, str, Formula]]:
+    """The names, types and bytes of the buffers that stand before the launches."""
     body = function.body.seq if isinstance(function.body, tirx.SeqStmt) else [function.body]
     buffers = [stmt.buffer for stmt in body if isinstance(stmt, tirx.AllocBuffer)]
-    return [(str(b.name), _bytes(b)) for b in buffers]
+    return [(str(b.name), str(b.dtype), _bytes(b)) for b in buffers if str(b.name) != FAULTS]
 
 
 def _bytes(buffer: tirx.Var) -> Formula:
@@ -138,12 +146,16 @@ def _bytes(buffer: tirx.Var) -> Formula:
 
 
 def _starts(
-    host: tirx.PrimFunc, original: tirx.PrimFunc, scratch: Sequence[str], shared: Mapping[str, int]
+    host: tirx.PrimFunc,
+    original: tirx.PrimFunc,
+    scratch: Sequence[tuple[str, str, Formula]],
+    shared: Mapping[str, int],
 ) -> tuple[Start, ...]:
     buffers: dict[str, Parameter] = {
         str(p.name): Parameter(position=i, dtype=str(p.dtype)) for i, p in enumerate(original.params) if _is_buffer(p)
     }
-    buffers |= {name: Parameter(scratch=i) for i, name in enumerate(scratch)}
+    buffers |= {name: Parameter(scratch=i, dtype=dtype) for i, (name, dtype, _) in enumerate(scratch)}
+    buffers[FAULTS] = Parameter(faults=True, dtype="int32")
     calls: list[Call] = []
     tvm_ffi.structural_walk(host.body, (Call, calls.append))
     return tuple(_start(call, buffers, shared) for call in calls if _name(call) == "call_ffi_kernel")

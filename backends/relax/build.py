@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +12,6 @@ import tvm
 from tvm import relax, tirx
 
 from backends.relax.attribution import Attribution, label
-from backends.relax.codegen import write_library
 from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name, element_name
 from backends.relax.kernel_order import reordered
@@ -23,7 +20,6 @@ from backends.relax.memory import Memory, Workspace
 from backends.relax.memory_plan import MemoryPlan, plan_memory
 from backends.relax.partition import Segment, captured, reads, segments
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Step, Value, WeightSpec
-from backends.relax.scratch import ScratchCensus
 from backends.relax.size_formula import formula
 from backends.relax.sums import sums_apart
 from backends.relax.values import Packed, PanelChoice, Refused, Result, static_int
@@ -41,15 +37,9 @@ _AS_KERNELS = tvm.transform.Sequential(
 )
 _BEFORE_SCHEDULES = (_T.DeadCodeElimination(), _T.BundleModelParams(), _T.RewriteDataflowReshape())
 _AFTER_SCHEDULES = (_T.ToNonDataflow(), _T.RemovePurityChecking(), _T.CallTIRRewrite())
-_AFTER_MEMORY_PLAN = (
-    _T.StaticPlanBlockMemory(),  # of what has no known size before the run
-    _T.LowerAllocTensor(),
-    _T.KillAfterLastUse(),
-    _T.LowerRuntimeBuiltin(),
-    _T.ComputePrimValue(),
-    _T.VMShapeLower(),
-    _T.AttachGlobalSymbol(),
-)
+
+Ending = Callable[[tvm.IRModule], dict[str, list[Workspace]]]
+"""Turns a module whose memory is planned into code; gives what each kernel takes for itself while it runs."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +65,15 @@ class RefusedNodes(Exception):
         self.reasons = reasons
 
 
+class BeyondTarget(Exception):
+    """Some kernels cannot be said in the target's language: kernel -> reason, and the same of their nodes."""
+
+    def __init__(self, kernels: dict[str, str]) -> None:
+        super().__init__(f"{len(kernels)} kernels refused: {kernels}")
+        self.kernels = kernels
+        self.nodes: dict[str, str] = {}
+
+
 class Builder:
     """Compiles one graph.
 
@@ -83,7 +82,6 @@ class Builder:
         constants: values of the small initializers.
         weights: the names of all initializers.
         schedule: turns the fused kernels of a module into scheduled ones, for the target.
-        lowering: TVM's name for the passes that turn these into what code is generated from.
         tiles: how the target wants its weights packed.
     """
 
@@ -93,14 +91,12 @@ class Builder:
         constants: Mapping[str, np.ndarray],
         weights: set[str],
         schedule: tvm.transform.Pass,
-        lowering: str,
         tiles: PanelChoice,
     ) -> None:
         self.graph = model.graph
         self.constants = constants
         self.weights = weights
         self.schedule = schedule
-        self.lowering = lowering
         self.tiles = tiles
         self.learned = learned_scalars(model.graph, constants)
         self.sizes: dict[str, tirx.Var] = {}
@@ -110,17 +106,27 @@ class Builder:
         self.table: dict[Packed, int] = {}
 
     def build(
-        self, target: tvm.target.Target, library: Path, linker: Sequence[str] = (), *, allow_fallback: bool
+        self,
+        target: tvm.target.Target,
+        ending: Ending,
+        *,
+        allow_fallback: bool,
+        refused: Mapping[str, str] = MappingProxyType({}),
     ) -> Plan:
-        """Write the native module to `library` and give the plan.
+        """Generate code and give the plan.
 
-        `linker` is the command that links it; empty for the system's compiler.
+        Args:
+            target: what for.
+            ending: generates the code.
+            allow_fallback: whether nodes without an emitter may run elsewhere.
+            refused: nodes whose kernels are beyond the target's language, and why.
 
         Raises:
             RefusedNodes: a node has no emitter and `allow_fallback` is false.
+            BeyondTarget: a node has one, but code for its kernel cannot be generated.
         """
         nodes = list(self.graph)
-        self._probe(nodes)
+        self._probe(nodes, refused)
         if self.reasons and not allow_fallback:
             raise RefusedNodes({n.name or n.op_type: f"{n.op_type}: {why}" for n, why in self.reasons.items()})
         module = relax.BlockBuilder()
@@ -129,7 +135,7 @@ class Builder:
         compiled = {s.entry: s.nodes for s in steps if s.engine == RELAX}
         workspaces: dict[str, list[Workspace]] = {}
         if compiled:
-            compilation = self._compile(module.get(), target, library, linker, Attribution(compiled))
+            compilation = self._compile(module.get(), target, ending, Attribution(compiled))
             kernels |= compilation.kernels
             workspaces = compilation.workspaces
             for step in steps:
@@ -149,15 +155,9 @@ class Builder:
         )
 
     def _compile(
-        self,
-        module: tvm.IRModule,
-        target: tvm.target.Target,
-        library: Path,
-        linker: Sequence[str],
-        attribution: Attribution,
+        self, module: tvm.IRModule, target: tvm.target.Target, ending: Ending, attribution: Attribution
     ) -> Compilation:
         """Fuse, schedule, plan the memory, generate code."""
-        census = ScratchCensus(library.with_suffix(".scratch"))
         with target:
             module = _AS_KERNELS(module)
             attribution.emitted(module)
@@ -166,13 +166,14 @@ class Builder:
             module = tvm.transform.Sequential([_T.FuseTIR(), *_BEFORE_SCHEDULES, self.schedule])(module)
             plan = _with_memory_plan(module)
             kernels |= {name: kernels.get(original, []) for name, original in plan.names.items()}
-            module = tvm.transform.Sequential(_AFTER_MEMORY_PLAN)(plan.module)
-            link = partial(_link, linker) if linker else None
-            with tvm.transform.PassContext(instruments=[census]):
-                write_library(module, target, self.lowering, library, link)
-        return Compilation(kernels, plan.memories, census.collect())
+            try:
+                workspaces = ending(plan.module)
+            except BeyondTarget as refusal:
+                refusal.nodes = {n: why for k, why in refusal.kernels.items() for n in kernels.get(k, ())}
+                raise
+        return Compilation(kernels, plan.memories, workspaces)
 
-    def _probe(self, nodes: list[ir.Node]) -> None:
+    def _probe(self, nodes: list[ir.Node], refused: Mapping[str, str]) -> None:
         """Emit everything once, to learn which nodes are refused."""
         emitter = self._emitter(relax.BlockBuilder())
 
@@ -185,7 +186,7 @@ class Builder:
             with emitter.builder.dataflow():
                 for value in self.graph.inputs:
                     self._bind_variable(emitter, value)
-                emit_nodes(emitter, nodes, refuse, defer=False)
+                emit_nodes(emitter, nodes, refuse, defer=False, refused=refused)
                 self._check_outputs(emitter, refuse)
                 found = ((v, emitter.without_tensor(v)) for n in nodes for v in n.outputs)
                 self.known = {v: result for v, result in found if result is not None}
@@ -288,17 +289,6 @@ class Builder:
         )
 
 
-def _link(command: Sequence[str], output: str, objects: Sequence[str]) -> None:
-    """Make a shared library.
-
-    Raises:
-        RuntimeError: the linker fails; its own words.
-    """
-    done = subprocess.run([*command, "-o", output, *objects], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]}: {done.stderr.strip()}")
-
-
 def _with_memory_plan(module: tvm.IRModule) -> MemoryPlan:
     """The module with its memory planned; with its kernels in another order, if that makes the arenas shorter."""
     lower = tvm.transform.Sequential(_AFTER_SCHEDULES)
@@ -344,4 +334,4 @@ def _type_name(kind: ir.TypeProtocol | None) -> str:
     return "" if kind is None else f"tensor({kind.dtype.name.lower()})"
 
 
-__all__ = ["Builder", "RefusedNodes", "size_name", "static_int"]
+__all__ = ["BeyondTarget", "Builder", "RefusedNodes", "size_name", "static_int"]

@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from backends.gpu.program import Program
 from backends.relax.plan import Plan
 from optimizer.child_process import ChildDiedError, ChildProcess
 from optimizer.errors import CompileError, UnsupportedError
+from optimizer.gpus import Gpu
 from optimizer.target import Choices, Cpu
 
 _SMALL_BYTES = 1 << 16
@@ -40,15 +42,30 @@ def compile_graph(
         UnsupportedError: `allow_fallback` is false and a node cannot be expressed.
         CompileError: the compiler failed or crashed.
     """
+    own = {"kind": "cpu", "cpu": cpu, "choices": dict(choices), "library": str(library), "linker": linker}
+    return cast(Plan, _ask(model, own, allow_fallback=allow_fallback)["plan"])
+
+
+def compile_for_device(model: ir.Model, gpu: Gpu, *, allow_fallback: bool) -> tuple[Plan, Program | None, str]:
+    """Compile a graph in the child process: the plan, what a device does, and the text of its program.
+
+    Raises:
+        UnsupportedError: `allow_fallback` is false and a node cannot be expressed.
+        CompileError: the compiler failed or crashed.
+    """
+    answer = _ask(model, {"kind": gpu.kind, "gpu": gpu}, allow_fallback=allow_fallback)
+    program, source = answer["program"] or (None, "")
+    return answer["plan"], program, source
+
+
+def _ask(model: ir.Model, own: dict[str, Any], *, allow_fallback: bool) -> dict[str, Any]:
+    """The answer to a request; `own`: what only this kind of target needs."""
     request = {
         "model": _skeleton(model).SerializeToString(),
         "constants": _constants(model.graph),
         "weights": sorted(n for n, v in model.graph.initializers.items() if v.const_value is not None),
-        "cpu": cpu,
-        "choices": dict(choices),
-        "library": str(library),
-        "linker": linker,
         "allow_fallback": allow_fallback,
+        **own,
     }
     try:
         answer = PROCESS.ask(request)
@@ -61,7 +78,7 @@ def compile_graph(
         raise UnsupportedError(f"{reason}{tail}; allow fallback='onnxruntime' to run it there", node=name)
     if "error" in answer:
         raise CompileError(f"code generation failed: {answer['error'][:500]}")
-    return cast(Plan, answer["plan"])
+    return answer
 
 
 def _constants(graph: ir.Graph) -> dict[str, np.ndarray[Any, Any]]:

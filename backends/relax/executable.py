@@ -75,9 +75,9 @@ class RelaxExecutable:
         unusable: str = "",
     ) -> None:
         self.backend = backend
-        self.inputs = tuple(_spec(v) for v in plan.inputs)
-        self.outputs = tuple(_spec(v) for v in plan.outputs)
-        self.notes = _notes(plan)
+        self.inputs = tuple(spec_of(v) for v in plan.inputs)
+        self.outputs = tuple(spec_of(v) for v in plan.outputs)
+        self.notes = notes_of(plan)
         self._library = library
         self._plan = plan
         self._weights = weights
@@ -99,7 +99,7 @@ class RelaxExecutable:
             self._threads = num_threads
             if num_threads not in self._sessions:
                 self._sessions[num_threads] = {
-                    name: _session(name, data, num_threads) for name, data in self._partitions.items()
+                    name: session_of(name, data, num_threads) for name, data in self._partitions.items()
                 }
 
     def run(self, inputs: Sequence[Array], num_threads: int) -> list[Array]:
@@ -161,7 +161,7 @@ def load_executable(backend: str, parts: Mapping[str, Path | Array], manifest: M
         files = {name: part for name, part in parts.items() if isinstance(part, Path)}
         partitions = {s.entry: files[f"{s.entry}.onnx"].read_bytes() for s in plan.steps if s.engine == ONNXRUNTIME}
         library = files[_LIBRARY] if any(s.engine == RELAX for s in plan.steps) else None
-        weights = _checked(parts[WEIGHTS], plan.weight_bytes)
+        weights = checked_weights(parts[WEIGHTS], plan.weight_bytes)
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"the manifest does not describe a compiled plan ({error!r}); save the model again"
@@ -169,14 +169,19 @@ def load_executable(backend: str, parts: Mapping[str, Path | Array], manifest: M
     return RelaxExecutable(backend, library, plan, weights, partitions)
 
 
-def _session(name: str, data: bytes, num_threads: int) -> Partition:
+def session_of(name: str, data: bytes, num_threads: int) -> Partition:
+    """A fallback partition in ONNX Runtime.
+
+    Raises:
+        UnsupportedError: ONNX Runtime cannot load it.
+    """
     try:
         return OrtSession(data, num_threads=num_threads, spinning=False).run
     except UnsupportedError as error:
         raise UnsupportedError(f"the fallback partition {name}: {error.reason}", node=error.node) from error
 
 
-def _checked(part: Path | Array, size: int) -> Array:
+def checked_weights(part: Path | Array, size: int) -> Array:
     """The weights, mapped if they are a file; DLPack takes no read-only arrays, but nothing is ever written."""
     if size == 0:
         return np.empty(0, np.uint8)
@@ -189,12 +194,14 @@ def _checked(part: Path | Array, size: int) -> Array:
     return weights
 
 
-def _spec(value: Value) -> TensorSpec:
+def spec_of(value: Value) -> TensorSpec:
+    """An input or an output of the plan, as the caller sees it."""
     shape = None if value.shape is None else tuple(value.shape)
     return TensorSpec(value.name, value.dtype, shape)
 
 
-def _notes(plan: Plan) -> list[str]:
+def notes_of(plan: Plan) -> list[str]:
+    """What the report says of the fallback partitions."""
     notes = []
     for step in plan.steps:
         if step.engine == ONNXRUNTIME:

@@ -109,7 +109,7 @@ class Machine:
         self._lock = threading.Lock()
         self._machine: Any = None if library is None else self._load(library)
         self._arguments = [self._weight_tuple(step) for step in plan.steps]
-        self._last_use = _last_uses(plan)
+        self._last_use = last_uses(plan)
         self._latest: list[Any] = [None] * len(plan.steps)  # the sizes of the last run, all of them, and their shape
         self._recent = [Recent[Any]() for _ in plan.steps]
         self._storage = Storage([step.memory for step in plan.steps], _tuple)
@@ -130,7 +130,7 @@ class Machine:
         environment: dict[str, Any] = {v.name: a for v, a in zip(self.plan.inputs, inputs, strict=True)}
         sizes: dict[str, int] = {}
         for value, array in zip(self.plan.inputs, inputs, strict=True):
-            _learn_sizes(sizes, value, array)
+            learn_sizes(sizes, value, array)
         with self._lock, self._instrumented(hook):
             if self._machine is not None:
                 use_threads(num_threads)
@@ -139,10 +139,10 @@ class Machine:
                 if step.engine == RELAX:
                     results = self._run_compiled(index, step, taken, sizes)
                 else:
-                    results = _run_partition(step, taken, partitions[step.entry], hook)
+                    results = run_partition(step, taken, partitions[step.entry], hook)
                 for value, array in zip(step.outputs, results, strict=True):
                     environment[value.name] = array
-                    _learn_sizes(sizes, value, array)
+                    learn_sizes(sizes, value, array)
                 for name in self._last_use[index]:
                     environment.pop(name, None)
             first, self.sizes = self.sizes is None, sizes
@@ -187,7 +187,7 @@ class Machine:
     def _known(self, step: Step, sizes: Mapping[str, int]) -> dict[str, int]:
         """All sizes that follow from these, once they are found to fit."""
         for check in step.checks:
-            _demand(check, sizes)
+            demand(check, sizes)
         return {**sizes, **{name: evaluate(f, sizes) for name, f in self.plan.derived.items()}}
 
     def _load(self, library: Path) -> Any:
@@ -219,7 +219,8 @@ class Machine:
         return output.copy() if shared else output
 
 
-def _run_partition(step: Step, inputs: list[Any], partition: Partition, hook: Hook | None) -> list[Any]:
+def run_partition(step: Step, inputs: list[Any], partition: Partition, hook: Hook | None) -> list[Any]:
+    """A fallback partition, with the hook around it."""
     if hook is not None:
         hook(None, step.entry, True, None)
     results = partition(inputs)
@@ -228,14 +229,21 @@ def _run_partition(step: Step, inputs: list[Any], partition: Partition, hook: Ho
     return results
 
 
-def _learn_sizes(sizes: dict[str, int], value: Value, array: Any) -> None:
-    if value.shape is not None and isinstance(array, np.ndarray):
-        for declared, actual in zip(value.shape, array.shape, strict=False):
+def learn_sizes(sizes: dict[str, int], value: Value, array: Any) -> None:
+    """Enter the symbolic sizes that an array shows for the first time."""
+    found = getattr(array, "shape", None)  # a list of arrays has none
+    if value.shape is not None and found is not None:
+        for declared, actual in zip(value.shape, found, strict=False):
             if isinstance(declared, str):
                 sizes.setdefault(declared, int(actual))
 
 
-def _demand(check: Check, sizes: Mapping[str, int]) -> None:
+def demand(check: Check, sizes: Mapping[str, int]) -> None:
+    """Hold two sizes against each other.
+
+    Raises:
+        ExecutionError: they are not the same.
+    """
     left, right = evaluate(check.left, sizes), evaluate(check.right, sizes)
     if left != right and not (check.or_one and left == 1):
         raise ExecutionError(
@@ -243,7 +251,7 @@ def _demand(check: Check, sizes: Mapping[str, int]) -> None:
         )
 
 
-def _last_uses(plan: Plan) -> list[list[str]]:
+def last_uses(plan: Plan) -> list[list[str]]:
     """For each step, the values that no later step reads."""
     kept = {v.name for v in plan.outputs}
     seen: set[str] = set()

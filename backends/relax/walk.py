@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def emit_nodes(
-    ctx: Emitter, nodes: Sequence[ir.Node], on_refused: Callable[[ir.Node, str], None], *, defer: bool = True
+    ctx: Emitter,
+    nodes: Sequence[ir.Node],
+    on_refused: Callable[[ir.Node, str], None],
+    *,
+    defer: bool = True,
+    refused: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Emit the nodes in order; a refused one is reported and its outputs become unknown.
 
@@ -29,6 +35,7 @@ def emit_nodes(
         nodes: in topological order.
         on_refused: is told of a node and why.
         defer: whether nodes that unpack weights wait until somebody reads their result as a tensor.
+        refused: nodes, by name, that are refused whatever their emitters say, and why.
     """
     table = emitters()
     for position, node in enumerate(nodes):
@@ -37,6 +44,8 @@ def emit_nodes(
             ctx.deferred[node.outputs[0]] = partial(_emit_now, ctx, node, table, ctx.label)
             continue
         try:
+            if node.name in refused:
+                raise Refused(refused[node.name])
             emit_node(ctx, node, table)
         except Refused as refusal:
             on_refused(node, refusal.reason)

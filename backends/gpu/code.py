@@ -1,0 +1,51 @@
+"""What the compile process does for a GPU that it does not do for other targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import tvm
+
+from backends.gpu.device import opencl_target
+from backends.gpu.instructions import program_of
+from backends.gpu.program import Program
+from backends.gpu.schedule import scheduler
+from backends.gpu.tiles import GpuTiles
+from backends.relax.build import BeyondTarget, Builder
+from backends.relax.memory import Workspace
+from backends.relax.plan import Plan
+
+__all__ = ["GpuCode"]
+
+
+class GpuCode:
+    """See `backends.relax.worker.Code`.
+
+    Args:
+        request: see `backends.relax.client.compile_for_device`.
+    """
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._request = request
+        self._gpu = request["gpu"]
+        self._refused: dict[str, str] = {}
+        self.target = opencl_target(self._gpu.threads, self._gpu.shared_bytes)
+        self.program: tuple[Program, str] | None = None
+
+    def builder(self, model: ir.Model) -> Builder:
+        """Compiles the graph."""
+        self._refused.clear()
+        constants, weights = self._request["constants"], set(self._request["weights"])
+        return Builder(model, constants, weights, scheduler(self._gpu, self._refused), GpuTiles(self._gpu))
+
+    def ending(self, module: tvm.IRModule) -> dict[str, list[Workspace]]:
+        """Generate the program; kernels of a device take nothing for themselves."""
+        if self._refused:
+            raise BeyondTarget(dict(self._refused))
+        self.program = program_of(module, self.target)
+        return {}
+
+    def completed(self, plan: Plan) -> Plan:
+        """The plan as it is."""
+        return plan

@@ -1,0 +1,56 @@
+"""From fused kernels to launches: the list of rules, first match wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tvm
+from tvm import tirx
+
+from backends.gpu import generic
+from backends.gpu.launch import Launch, scheduled
+from backends.gpu.procedures import lower_procedure
+from backends.relax.kernel import Kernel, decode, inline
+from backends.relax.values import Refused
+from optimizer.gpus import Gpu
+
+__all__ = ["RULES", "Rule", "scheduler"]
+
+Rule = Callable[[Kernel, Gpu], list[Launch] | None]
+"""The launches of a kernel, or `None`: not mine."""
+
+RULES: tuple[Rule, ...] = (generic.lower,)
+
+
+def scheduler(gpu: Gpu, refused: dict[str, str]) -> tvm.transform.Pass:
+    """The pass that schedules every kernel of a module.
+
+    Args:
+        gpu: the target.
+        refused: is told which kernels no device can run, and why; these stay as they are.
+    """
+
+    @tvm.transform.module_pass(opt_level=0, name="ScheduleForGpu")  # type: ignore[untyped-decorator]
+    def schedule(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        for var, function in list(module.functions.items()):
+            if isinstance(function, tirx.PrimFunc) and not (function.attrs and function.attrs.get("tirx.is_scheduled")):
+                try:
+                    module.update_func(var, schedule_function(function, gpu))
+                except Refused as refusal:
+                    refused[var.name_hint] = refusal.reason
+        return module
+
+    return schedule
+
+
+def schedule_function(function: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
+    """One kernel by the first rule that takes it; one with control flow of its own by what is independent in it."""
+    kernel = decode(function)
+    if kernel is None:
+        return lower_procedure(function, gpu)
+    kernel = inline(kernel)
+    for rule in RULES:
+        launches = rule(kernel, gpu)
+        if launches is not None:
+            return scheduled(function, launches)
+    raise RuntimeError(f"no rule takes the kernel {function}")

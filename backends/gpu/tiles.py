@@ -1,0 +1,44 @@
+"""How a GPU wants its constants packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backends.relax.values import ConvShape
+from optimizer.gpus import Gpu
+
+__all__ = ["GpuTiles"]
+
+_COLUMNS = 64
+"""Columns of a block's tile: two of a thread of a warp, and one panel of a packed matrix."""
+
+
+@dataclass(frozen=True)
+class GpuTiles:
+    """See `backends.relax.values.PanelChoice`; the same for every device so far.
+
+    Attributes:
+        gpu: the architecture.
+    """
+
+    gpu: Gpu
+
+    def asked_by(self, node: Callable[[], str]) -> None:
+        """Nothing depends on the node."""
+
+    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
+        """The columns of a block's tile; fewer, in whole vectors, of a narrow matrix."""
+        return min(_COLUMNS, -(-columns // 4) * 4)
+
+    def together(self, dtype: str) -> int:
+        """One: rows are read as they lie, and brought together in registers where an instruction wants that."""
+        return 1
+
+    def four_bit_width(self, columns: int) -> int:
+        """The columns of a block's tile."""
+        return _COLUMNS
+
+    def winograd_width(self, shape: ConvShape) -> int | None:
+        """None: convolutions are summed directly."""
+        return None

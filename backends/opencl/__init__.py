@@ -1,0 +1,1 @@
+"""Devices that speak OpenCL, driven through pyopencl."""

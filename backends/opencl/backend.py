@@ -1,0 +1,84 @@
+"""The OpenCL backend: ONNX through Relax to a program's text, with weights packed beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backends.base import BackendInfo, Progress
+from backends.gpu.program import Program
+from backends.opencl.executable import OpenClExecutable, load_executable
+from backends.relax.executable import WEIGHTS
+from backends.relax.plan import ONNXRUNTIME
+from optimizer.errors import TargetError
+from optimizer.executable import Array, Executable
+from optimizer.target import Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+class OpenClBackend:
+    """Compiles for any device with OpenCL 1.2, through TVM's code generator."""
+
+    name = "opencl"
+    precisions = ("float32", "int8", "int4")
+    mappable = (WEIGHTS,)
+
+    def prewarm(self) -> None:
+        """Start the compile process."""
+        from backends.relax.client import PROCESS
+
+        PROCESS.start()
+
+    def rest(self) -> None:
+        """End the compile process; `compile` starts another."""
+        from backends.relax.client import PROCESS
+
+        PROCESS.release()
+
+    def compile(
+        self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None
+    ) -> Executable:
+        """See `backends.base.Backend.compile`. The device is looked for when the model first runs."""
+        from onnx_ir.passes.common import NameFixPass
+
+        from backends.relax.client import compile_for_device
+        from backends.relax.fallback import partition_model
+        from backends.relax.pack import pack
+
+        if target.gpu is None:
+            raise TargetError(f"target {target} has no device; use 'opencl'")
+        say = progress or (lambda _: None)
+        NameFixPass()(model)  # partitions refer to nodes by name
+        say("generating code")
+        plan, program, source = compile_for_device(model, target.gpu, allow_fallback=fallback == "onnxruntime")
+        say("packing weights")
+        weights = pack(plan, model.graph)
+        partitions = {s.entry: partition_model(model, s) for s in plan.steps if s.engine == ONNXRUNTIME}
+        executable = OpenClExecutable(plan, program or Program({}), source, weights, partitions, target.detail)
+        executable.prepare(1)  # what ONNX Runtime cannot load is an error of this call
+        return executable
+
+    def load(self, parts: Mapping[str, Path | Array], manifest: Mapping[str, object]) -> Executable:
+        """See `backends.base.Backend.load`."""
+        return load_executable(parts, manifest)
+
+    def describe(self) -> BackendInfo:
+        """See `backends.base.Backend.describe`."""
+        from backends.opencl.device import devices
+        from backends.relax.registry import emitters
+
+        try:
+            here = "run here on " + ", ".join(str(device.name).strip() for device in devices())
+        except TargetError as error:
+            here = f"not run here: {error}"
+        return BackendInfo(
+            name=self.name,
+            summary="OpenCL programs for any GPU, generated through TVM with analytic schedules",
+            needs="apache-tvm to compile; pyopencl and an OpenCL driver to run",
+            operators=len(emitters()),
+            precisions=self.precisions,
+            proof=f"{here}; compared with ONNX Runtime",
+        )
