@@ -16,6 +16,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.ir import Call
 
+from backends.gpu.dialect import opencl_functions, opencl_literals
 from backends.relax.packing import element_type
 from backends.relax.size_formula import formula
 from backends.relax.size_value import Formula
@@ -117,9 +118,14 @@ def device_code(kernels: Mapping[str, tirx.PrimFunc], target: tvm.target.Target)
     )(module)
     hosts = {var.name_hint: f for var, f in module.functions.items() if var.name_hint in kernels}
     devices = {var: f for var, f in module.functions.items() if var.name_hint not in kernels}
+    device = tvm.IRModule(devices, attrs=module.attrs)
+    if target.kind.name == "opencl":
+        device = opencl_functions(device)
     device = tvm.transform.Sequential(
         [t.FP8StorageLegalize(), t.BF16StorageLegalize(), t.LowerWarpMemory(), t.StmtSimplify(), t.LowerIntrin()]
-    )(tvm.IRModule(devices, attrs=module.attrs))
+    )(device)
+    if target.kind.name == "opencl":
+        device = opencl_literals(device)
     shared = {var.name_hint: _shared_bytes(f) for var, f in device.functions.items()}
     starts = {name: _starts(hosts[name], original, scratch[name], shared) for name, original in kernels.items()}
     source = _source(device, target) if devices else ""

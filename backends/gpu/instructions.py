@@ -111,7 +111,7 @@ class _Writer:
             found: Known = self._place(value.tuple_value)[int(value.index)]
             return found
         if isinstance(value, GenericConst):
-            self.constants.append(Constant(value.data.numpy().tobytes().hex()))
+            self.constants.append(Constant(value.value.numpy().tobytes().hex()))
             return ["constant", len(self.constants) - 1]
         if isinstance(value, Call) and value.op == _ALLOC:
             self.own.append(Buffer(_bytes(value.ty)))

@@ -314,4 +314,5 @@ def _built(device: Device, source: str) -> Any:
         try:
             return cl.Program(device.context, source).build()
         except cl.RuntimeError as error:
-            raise CompileError(f"the compiler of {device.name!r} refuses the program: {str(error)[:400]}") from error
+            told = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
+            raise CompileError(f"the compiler of {device.name!r} refuses the program: {told[0][:300]}") from error

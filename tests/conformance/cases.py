@@ -1,4 +1,4 @@
-"""The node tests of `onnx.backend.test`, and what becomes of one in `optimize(model, target="cpu")`."""
+"""The node tests of `onnx.backend.test`, and what becomes of one in `optimize`."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def cases() -> dict[str, Any]:
         return {case.name: case for case in load_model_tests(kind="node")}
 
 
-def run_case(name: str, fallback: Fallback) -> Outcome:
+def run_case(name: str, fallback: Fallback, target: str = "cpu") -> Outcome:
     """Optimize one test's model, run it on the test's inputs, compare with the test's tolerances."""
     case = cases()[name]
     try:
-        compiled = optimize(case.model, target="cpu", verify="off", fallback=fallback, progress=False)
+        compiled = optimize(case.model, target=target, verify="off", fallback=fallback, progress=False)
         for inputs, expected in case.data_sets:
             outputs = compiled(*(_array(item) for item in inputs))
             results = list(outputs) if isinstance(outputs, tuple) else [outputs]

@@ -20,12 +20,15 @@ SHARE = 50
 START_SECONDS = 120.0
 
 
-def run(names: Sequence[str], fallback: Fallback, *, jobs: int = 2, patience: float = 60.0) -> Iterator[Outcome]:
+def run(
+    names: Sequence[str], fallback: Fallback, *, target: str = "cpu", jobs: int = 2, patience: float = 60.0
+) -> Iterator[Outcome]:
     """Each case's outcome, in the order of the names.
 
     Args:
         names: The cases.
         fallback: What `optimize` does with operators that the target cannot compile.
+        target: What `optimize` compiles for.
         jobs: How many processes at a time.
         patience: Seconds after which a silent process counts as hanging.
     """
@@ -37,7 +40,7 @@ def run(names: Sequence[str], fallback: Fallback, *, jobs: int = 2, patience: fl
         def serve(share: Sequence[str]) -> list[Outcome]:
             worker = idle.pop()
             try:
-                return [worker.run(name, fallback, patience) for name in share]
+                return [worker.run(name, fallback, target, patience) for name in share]
             finally:
                 idle.append(worker)
 
@@ -52,9 +55,9 @@ class _Worker:
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
-    def run(self, name: str, fallback: Fallback, patience: float) -> Outcome:
+    def run(self, name: str, fallback: Fallback, target: str, patience: float) -> Outcome:
         pipe = self._started()
-        pipe.send((name, fallback))
+        pipe.send((name, fallback, target))
         if not pipe.poll(patience):
             self.close()
             return Outcome(name, "hung", f"no answer within {patience:.0f} seconds")
