@@ -16,7 +16,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.ir import Call
 
-from backends.gpu.dialect import opencl_functions, opencl_literals
+from backends.gpu.dialect import helpers, opencl_functions, opencl_halves, opencl_literals
 from backends.relax.packing import element_type
 from backends.relax.size_formula import formula
 from backends.relax.size_value import Formula
@@ -120,7 +120,7 @@ def device_code(kernels: Mapping[str, tirx.PrimFunc], target: tvm.target.Target)
     devices = {var: f for var, f in module.functions.items() if var.name_hint not in kernels}
     device = tvm.IRModule(devices, attrs=module.attrs)
     if target.kind.name == "opencl":
-        device = opencl_functions(device)
+        device = opencl_functions(opencl_halves(device))
     device = tvm.transform.Sequential(
         [t.FP8StorageLegalize(), t.BF16StorageLegalize(), t.LowerWarpMemory(), t.StmtSimplify(), t.LowerIntrin()]
     )(device)
@@ -133,7 +133,7 @@ def device_code(kernels: Mapping[str, tirx.PrimFunc], target: tvm.target.Target)
     return DeviceCode(source, starts, sizes, [e for word, e in _EXTENSIONS.items() if re.search(word, source)])
 
 
-_EXTENSIONS = {r"\bhalf\d*\b": "cl_khr_fp16", r"\bdouble\d*\b": "cl_khr_fp64"}
+_EXTENSIONS = {r"\bdouble\d*\b": "cl_khr_fp64"}
 
 
 def _scratch(function: tirx.PrimFunc) -> list[tuple[str, str, Formula]]:
@@ -203,11 +203,12 @@ def _shared_bytes(function: tirx.PrimFunc) -> int:
 def _source(module: tvm.IRModule, target: tvm.target.Target) -> str:
     generate = tvm.get_global_func(f"target.build.{target.kind.name}")
     text: str = generate(module, target).inspect_source()
-    return with_offsets(text)
+    return helpers(text) + with_offsets(text) if target.kind.name == "opencl" else text
 
 
 _DEFINITION = re.compile(r"^__kernel void (\w+)\((.*)\) \{$", re.MULTILINE)
 _DECLARATION = re.compile(r"^__kernel void \w+\(.*\);\n", re.MULTILINE)
+_PRAGMAS = re.compile(r"^#ifdef cl_khr_fp16\n.*?^#endif\n", re.MULTILINE | re.DOTALL)
 _POINTER = re.compile(r"(__global [\w ]+\*) restrict (\w+)")
 
 
@@ -225,4 +226,4 @@ def with_offsets(source: str) -> str:
         lines = [f"  {kind} restrict {pointer} = {pointer}_base + {pointer}_offset;" for kind, pointer in pointers]
         return "\n".join([f"__kernel void {name}({taken}) {{", *lines])
 
-    return _DEFINITION.sub(definition, _DECLARATION.sub("", source))
+    return _DEFINITION.sub(definition, _DECLARATION.sub("", _PRAGMAS.sub("", source)))

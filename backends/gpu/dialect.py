@@ -1,25 +1,29 @@
 """What TVM's generator of OpenCL does not know of the language: functions by their names there, and two constants.
 
 * TVM calls `acosf` and the like, as C has them; OpenCL has one `acos` for all types.
+* float16 is an extension that few CPUs and not all GPUs have. Kernels compute in float32 (`computed_in_float32`); what
+  lies in memory is read and written by `vload_half` and `vstore_half`, which every device has.
 * The least integers are no literals in C: `-2147483648` is a `long` there, and makes a call of `select` ambiguous.
 """
 
 from __future__ import annotations
 
+import re
+
 import tvm
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import Call
+from tvm.ir import Call, TensorLoad
 
-__all__ = ["opencl_functions", "opencl_literals"]
+__all__ = ["helpers", "opencl_functions", "opencl_halves", "opencl_literals"]
 
-_FUNCTIONS = {
-    name: name
-    for name in (
-        "acos acosh asin asinh atan atan2 atanh ceil copysign cos cosh erf exp exp10 exp2 fabs floor fmod hypot ldexp "
-        "log log10 log1p log2 nextafter pow rsqrt sin sinh sqrt tan tanh trunc"
-    ).split()
-} | {"nearbyint": "rint", "round": "round"}
+_NAMES = (
+    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "ceil", "copysign", "cos", "cosh", "erf", "exp"),
+    *("exp10", "exp2", "fabs", "floor", "fmod", "hypot", "ldexp", "log", "log10", "log1p", "log2", "nextafter", "pow"),
+    *("round", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh", "trunc"),
+)
+_FUNCTIONS = {**{name: name for name in _NAMES}, "nearbyint": "rint"}
+_ROUND = "tersor_rounded_to_half"
 _FLOATS = ("float32", "float64", "float16")
 _LEAST = {"int32": -(1 << 31), "int64": -(1 << 63)}
 
@@ -37,6 +41,60 @@ def opencl_functions(module: tvm.IRModule) -> tvm.IRModule:
     return _mapped(module, (Call, function))
 
 
+def opencl_halves(module: tvm.IRModule) -> tvm.IRModule:
+    """Loads and stores of float16 as conversions; behind TVM's vectorizer, on flat buffers."""
+
+    def address(buffer: tirx.Var, index: tirx.Expr) -> tuple[str, tirx.Expr]:
+        lanes, first = "", index
+        if isinstance(index, tirx.Ramp):
+            lanes, first = str(index.lanes), index.base
+        return lanes, tirx.address_of(tirx.BufferLoad(buffer, [first]))
+
+    def load(node: TensorLoad) -> tirx.Expr:
+        if str(node.source.dtype) != "float16":
+            return node
+        lanes, place = address(node.source, node.indices[0])
+        kind = f"float32x{lanes}" if lanes else "float32"
+        return tirx.call_pure_extern(kind, f"vload_half{lanes}", tirx.const(0, "int32"), place)
+
+    def store(node: tirx.BufferStore) -> tirx.Stmt:
+        if str(node.buffer.dtype) != "float16":
+            return node
+        lanes, place = address(node.buffer, node.indices[0])
+        value = node.value
+        if isinstance(value, Call) and str(value.args[0]).strip('"').startswith(_ROUND):
+            value = value.args[1]  # the store rounds
+        zero = tirx.const(0, "int32")
+        return tirx.Evaluate(tirx.call_extern("void", f"vstore_half{lanes}_rte", value, zero, place))
+
+    def cast(node: tirx.Cast) -> tirx.Expr:
+        kind, _, lanes = str(node.expr_ty()).partition("x")
+        source = str(node.value.expr_ty()).partition("x")[0]
+        wide = f"float32x{lanes}" if lanes else "float32"
+        if kind == "float16":
+            return tirx.call_pure_extern(wide, f"{_ROUND}{lanes}", tirx.Cast(wide, node.value))
+        return node.value if kind == source else node
+
+    return _mapped(module, (TensorLoad, load), (tirx.Cast, cast), (tirx.BufferStore, store))
+
+
+def helpers(source: str) -> str:
+    """The functions of ours that the program calls."""
+    used = {int(lanes or 1) for lanes in re.findall(rf"\b{_ROUND}(\d*)\(", source)}
+    return "".join(_rounding("" if lanes == 1 else str(lanes)) for lanes in sorted(used))
+
+
+def _rounding(lanes: str) -> str:
+    """A float32 rounded to the nearest float16."""
+    return (
+        f"float{lanes} {_ROUND}{lanes}(float{lanes} x) {{\n"
+        f"  ushort{lanes} bits;\n"
+        f"  vstore_half{lanes}_rte(x, 0, (half*)&bits);\n"
+        f"  return vload_half{lanes}(0, (half*)&bits);\n"
+        "}\n"
+    )
+
+
 def opencl_literals(module: tvm.IRModule) -> tvm.IRModule:
     """The least integers as differences; last, since TVM would compute them."""
 
@@ -49,12 +107,16 @@ def opencl_literals(module: tvm.IRModule) -> tvm.IRModule:
     return _mapped(module, (tirx.IntImm, literal))
 
 
-def _mapped(module: tvm.IRModule, rule: tuple[type, object]) -> tvm.IRModule:
-    functions = {}
-    for var, function in module.functions.items():
-        body = tvm_ffi.structural_map(function.body, [rule])
-        changed = tirx.PrimFunc(function.params, body, function.ret_type)
-        for key, value in (function.attrs or {}).items():
-            changed = changed.with_attr(key, value)
-        functions[var] = changed
+def _mapped(module: tvm.IRModule, *rules: tuple[type, object]) -> tvm.IRModule:
+    functions = {
+        var: _with_body(function, tvm_ffi.structural_map(function.body, list(rules)))
+        for var, function in module.functions.items()
+    }
     return tvm.IRModule(functions, attrs=module.attrs)
+
+
+def _with_body(function: tirx.PrimFunc, body: tirx.Stmt) -> tirx.PrimFunc:
+    changed = tirx.PrimFunc(function.params, body, function.ret_type)
+    for key, value in (function.attrs or {}).items():
+        changed = changed.with_attr(key, value)
+    return changed

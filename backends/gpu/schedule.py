@@ -7,6 +7,7 @@ from collections.abc import Callable
 import tvm
 from tvm import tirx
 
+from backends.cpu.half import computed_in_float32
 from backends.gpu import generic
 from backends.gpu.launch import Launch, scheduled
 from backends.gpu.procedures import lower_procedure
@@ -47,10 +48,20 @@ def schedule_function(function: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
     """One kernel by the first rule that takes it; one with control flow of its own by what is independent in it."""
     kernel = decode(function)
     if kernel is None:
-        return lower_procedure(function, gpu)
+        return _widened(lower_procedure(function, gpu), gpu)
     kernel = inline(kernel)
     for rule in RULES:
         launches = rule(kernel, gpu)
         if launches is not None:
-            return scheduled(function, launches)
+            return _widened(scheduled(function, launches), gpu)
     raise RuntimeError(f"no rule takes the kernel {function}")
+
+
+def _widened(function: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
+    """Without arithmetic in half precision, which not every OpenCL device has."""
+    if gpu.kind != "opencl":
+        return function
+    done = tirx.PrimFunc(function.params, computed_in_float32(function.body), function.ret_type)
+    for key, value in (function.attrs or {}).items():
+        done = done.with_attr(key, value)
+    return done

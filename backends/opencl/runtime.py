@@ -239,7 +239,8 @@ class _Loaded:
         }
         starts = [start for each in routine.instructions if (start := self._start(each, places, known)) is not None]
         results = [
-            Tensor(_at(places, r.place), tuple(evaluate(d, known) for d in r.shape), r.dtype) for r in routine.results
+            Tensor(_at(places, result.place), tuple(evaluate(d, known) for d in result.shape), value.dtype)
+            for result, value in zip(routine.results, step.outputs, strict=True)
         ]
         self._laid[index] = _Laid(dict(sizes), inputs, starts, results)
         return self._laid[index]
