@@ -7,6 +7,7 @@ many blocks there are.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
-from tvm.ir import Call
+from tvm.ir import Call, TensorLoad
 
 from backends.gpu.dialect import helpers, opencl_functions, opencl_halves, opencl_literals
 from backends.relax.packing import element_type
@@ -97,6 +98,7 @@ def device_code(kernels: Mapping[str, tirx.PrimFunc], target: tvm.target.Target)
         kernels: by name.
         target: what for.
     """
+    kernels = {name: _named_apart(f) for name, f in kernels.items()}
     module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in kernels.items()})
     scratch = {name: _scratch(f) for name, f in kernels.items()}
     t = tirx.transform
@@ -134,6 +136,37 @@ def device_code(kernels: Mapping[str, tirx.PrimFunc], target: tvm.target.Target)
 
 
 _EXTENSIONS = {r"\bdouble\d*\b": "cl_khr_fp64"}
+
+
+def _named_apart(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function with a name of its own for each buffer outside of the launches: the host's calls tell them by it."""
+    body = function.body.seq if isinstance(function.body, tirx.SeqStmt) else [function.body]
+    outside = [p for p in function.params if _is_buffer(p)]
+    outside += [stmt.buffer for stmt in body if isinstance(stmt, tirx.AllocBuffer)]
+    names: set[str] = set()
+    renamed: dict[tirx.Var, tirx.Var] = {}
+    for buffer in outside:
+        name = next(n for i in itertools.count() if (n := f"{buffer.name}_{i}" if i else str(buffer.name)) not in names)
+        names.add(name)
+        if name != str(buffer.name):
+            renamed[buffer] = tirx.decl_buffer(list(buffer.shape), str(buffer.dtype), name)
+    if not renamed:
+        return function
+    own = tvm_ffi.structural_map(
+        function.body,
+        [
+            (TensorLoad, lambda n: tirx.BufferLoad(renamed[n.source], list(n.indices)) if n.source in renamed else n),
+            (
+                tirx.BufferStore,
+                lambda n: tirx.BufferStore(renamed[n.buffer], n.value, list(n.indices)) if n.buffer in renamed else n,
+            ),
+            (tirx.AllocBuffer, lambda n: tirx.AllocBuffer(renamed[n.buffer]) if n.buffer in renamed else n),
+        ],
+    )
+    done = tirx.PrimFunc([renamed.get(p, p) for p in function.params], own, function.ret_type)
+    for key, value in (function.attrs or {}).items():
+        done = done.with_attr(key, value)
+    return done
 
 
 def _scratch(function: tirx.PrimFunc) -> list[tuple[str, str, Formula]]:

@@ -32,7 +32,7 @@ _MANY = 8192
 def lower(kernel: Kernel, gpu: Gpu) -> list[Launch]:
     """The launches of a kernel."""
     launches: list[Launch] = []
-    stages = list(kernel.stages)
+    stages = [s for s in kernel.stages if known(product([a.extent for a in s.spatial])) != 0]
     while stages:
         count = len(stages)
         while (launch := _together(stages[:count], _outputs(kernel, stages, count), gpu)) is None:

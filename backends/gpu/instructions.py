@@ -174,6 +174,8 @@ class _Sizes:
             return
         for own, given in zip(parameter.shape, argument.ty.shape.values, strict=True):
             self._learn(own, given)
+        if isinstance(offset := parameter.ty.elem_offset, tirx.Var):  # of a buffer that need not begin its memory
+            self._values[str(offset.name)] = 0
 
     def _learn(self, own: tirx.Expr, given: tirx.Expr) -> None:
         if not isinstance(own, tirx.Var):

@@ -202,6 +202,8 @@ class _Row:
     def _strided(self, length: Expr, thread: Expr, element: Callable[[Expr], Stmt]) -> Stmt:
         """The body for the thread's share of [0, length)."""
         size = known(length)
+        if size == 0:
+            return sequence([])
         if size is not None and size <= self.threads:
             work = element(thread)
             return work if size == self.threads else IfThenElse(thread < size, work, None)
