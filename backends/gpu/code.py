@@ -30,7 +30,9 @@ class GpuCode:
         self._request = request
         self._gpu = request["gpu"]
         self._refused: dict[str, str] = {}
-        self.target = opencl_target(self._gpu.threads, self._gpu.shared_bytes)
+        # Operators are written down as for a processor: TVM's own for GPUs bind threads, which is the rules' part here.
+        self.target = tvm.target.Target("llvm")
+        self._device = opencl_target(self._gpu.threads, self._gpu.shared_bytes)
         self.program: tuple[Program, str] | None = None
 
     def builder(self, model: ir.Model) -> Builder:
@@ -43,7 +45,7 @@ class GpuCode:
         """Generate the program; kernels of a device take nothing for themselves."""
         if self._refused:
             raise BeyondTarget(dict(self._refused))
-        self.program = program_of(module, self.target)
+        self.program = program_of(module, self._device)
         return {}
 
     def completed(self, plan: Plan) -> Plan:
