@@ -21,6 +21,8 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     # The nn.Module and ExportedProgram front end.
     "torch": ["torch>=2.13"],
+    # Running on OpenCL devices; compiling for them needs nothing more.
+    "opencl": ["pyopencl>=2026.1"],
     # The public property-test kit, optimizer.testing.
     "testing": ["hypothesis>=6.170", "pytest>=9.0"],
     # Real pretrained weights and reference architectures for benchmarks.

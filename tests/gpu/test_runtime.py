@@ -1,0 +1,158 @@
+"""Running on a device: sizes that grow, errors of a run, times, saved models, fallback partitions."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends.opencl import device as device_module
+from backends.opencl import runtime as runtime_module
+from backends.opencl.device import open_device
+from optimizer import load, optimize
+from optimizer.errors import ExecutionError, TargetError, UnsupportedError
+from tests.backends.running import distance, oracle, parse
+from tests.gpu.running import check, compiled
+
+RANDOM = np.random.default_rng(0)
+NET = parse(
+    """g (float[n,16] x) => (float[n,8] y, float[k,4] z)
+    { h = Gemm(x, w, b) r = Relu(h) y = Softmax(r) z = Reshape(r, s) }""",
+    {
+        "w": RANDOM.normal(size=(16, 8)).astype(np.float32),
+        "b": RANDOM.normal(size=8).astype(np.float32),
+        "s": np.array([-1, 4]),
+    },
+)
+
+
+def _rows(count: int) -> np.ndarray:
+    return RANDOM.normal(size=(count, 16)).astype(np.float32)
+
+
+def test_the_arena_grows_and_is_kept() -> None:
+    executable = check(NET, [_rows(2)], [_rows(500)], [_rows(3)], [_rows(500)])
+    memory = executable.memory
+    assert memory is not None and memory.arena >= 500 * 16 * 4
+
+
+def test_inputs_and_results_are_the_callers() -> None:
+    model = parse("g (float[4] x) => (float[4] x2, float[4] y) { x2 = Identity(x) y = Neg(x) }")
+    executable, x = compiled(model), np.arange(4, dtype=np.float32)
+    first = executable.run([x], 1)
+    first[0][:], first[1][:] = 9, 9
+    second = executable.run([x], 1)
+    assert x.tolist() == second[0].tolist() == [0, 1, 2, 3] and second[1].tolist() == [0, -1, -2, -3]
+
+
+def test_an_index_out_of_range_is_an_error_and_the_next_run_is_not() -> None:
+    model = parse("g (float[5,3] x, int64[n] i) => (float[n,3] y) { y = Gather(x, i) }")
+    executable, x = compiled(model), RANDOM.normal(size=(5, 3)).astype(np.float32)
+    with pytest.raises(ExecutionError, match="an index is out of range"):
+        executable.run([x, np.array([1, 5])], 1)
+    assert np.array_equal(executable.run([x, np.array([1, -1])], 1)[0], x[[1, -1]])
+
+
+def test_sizes_that_do_not_fit_are_an_error() -> None:
+    model = parse("g (float[n,3] x, float[m,3] z) => (float[n,3] y) { y = Add(x, z) }")
+    with pytest.raises(ExecutionError, match="are not the same"):
+        compiled(model).run([_rows(4)[:, :3].copy(), _rows(5)[:, :3].copy()], 1)
+
+
+def test_times_are_of_kernels_and_name_their_nodes() -> None:
+    rows = compiled(NET).profile([_rows(64)], 1, 3)
+    assert {node for row in rows for node in row.nodes} >= {"node", "node_1", "node_2"}
+    assert all(row.seconds > 0 and row.calls == 1 for row in rows)
+
+
+def test_a_partition_runs_in_onnx_runtime_between_routines() -> None:
+    model = parse(
+        "g (float[n,16] x) => (float[n,16] y) { a = Exp(x) b = Det3(a) y = Neg(b) }".replace(
+            "Det3", "Bernoulli<seed=1.0>"
+        )
+    )
+    with pytest.raises(UnsupportedError, match="Bernoulli"):
+        compiled(model)
+    executable = compiled(model, "onnxruntime")
+    assert "Bernoulli" in executable.notes[0]
+    found = executable.run([np.zeros((3, 16), np.float32)], 1)[0]
+    assert found.shape == (3, 16) and set(np.unique(found)) <= {-1.0, 0.0}
+
+
+def test_a_saved_model_runs_without_tvm(tmp_path: Path) -> None:
+    file, x = tmp_path / "net.tersor", _rows(7)
+    model = optimize(NET, "opencl", fallback="error", progress=False)
+    model.save(file)
+    np.save(tmp_path / "x.npy", x)
+    code = f"""
+import sys
+sys.modules["tvm"] = sys.modules["tvm_ffi"] = None
+import numpy as np
+from optimizer import load
+y, z = load({str(file)!r})(np.load({str(tmp_path / "x.npy")!r}))
+np.savez({str(tmp_path / "out.npz")!r}, y, z)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    saved = np.load(tmp_path / "out.npz")
+    for ours, theirs in zip(saved.values(), oracle(NET, [x]), strict=True):
+        assert distance(ours, theirs) <= 1e-5
+    assert load(file).target == "opencl"
+
+
+def test_devices_are_chosen_by_number_and_name() -> None:
+    first = open_device()
+    assert open_device("0").handle == first.handle
+    assert open_device(first.name[:5].upper()).handle == first.handle
+    with pytest.raises(TargetError, match="no OpenCL device 'nobody'; there are 0: "):
+        open_device("nobody")
+
+
+@pytest.mark.without_device
+def test_a_missing_binding_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyopencl", None)
+    with pytest.raises(TargetError, match=r"needs pyopencl .*pip install 'tersor\[opencl\]'"):
+        device_module.devices()
+
+
+def test_a_missing_platform_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module.pyopencl(), "get_platforms", lambda: [])
+    with pytest.raises(TargetError, match="no OpenCL device; install a driver"):
+        device_module.devices()
+
+
+def test_a_model_for_no_device_is_compiled_and_refuses_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> list[object]:
+        raise TargetError("no OpenCL device")
+
+    monkeypatch.setattr(device_module, "devices", none)
+    monkeypatch.setattr(device_module, "_opened", {})
+    model = optimize(NET, "opencl", progress=False)
+    assert model.report.verification.error is None
+    with pytest.raises(TargetError, match="no OpenCL device"):
+        model(_rows(2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("shared_bytes", 1 << 40, "local memory"),
+        ("threads", 1 << 20, "work-groups of at most"),
+        ("extensions", ["cl_none"], "lacks cl_none"),
+    ],
+)
+def test_what_a_device_lacks_is_named(field: str, value: object, text: str) -> None:
+    executable = compiled(NET)
+    setattr(executable._program, field, value)  # type: ignore[attr-defined]
+    with pytest.raises(TargetError, match=text):
+        executable.run([_rows(2)], 1)
+
+
+def test_a_device_without_room_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = parse("g (float[n,16] x) => (float[n,16] y) { y = Exp(x) }")
+    executable = compiled(model)
+    executable.run([_rows(2)], 1)
+    real = runtime_module.Growing.reserve
+    monkeypatch.setattr(runtime_module.Growing, "reserve", lambda self, nbytes: real(self, nbytes << 50))
+    with pytest.raises(ExecutionError, match="in one buffer"):
+        executable.run([_rows(3000)], 1)
