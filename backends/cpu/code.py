@@ -11,6 +11,7 @@ import onnx_ir as ir
 from backends.cpu.choices import ChosenTiles
 from backends.cpu.lowering import lowering
 from backends.cpu.schedule import llvm_target, scheduler
+from backends.gpu.program import Program
 from backends.relax.build import Builder
 from backends.relax.native import NativeCode
 from backends.relax.plan import Plan, Work
@@ -25,9 +26,8 @@ class CpuCode:
         request: see `backends.relax.client.compile_graph`.
     """
 
-    program = None
-
     def __init__(self, request: dict[str, Any]) -> None:
+        self.program: tuple[Program, str] | None = None
         self._request = request
         self._cpu = request["cpu"]
         self._work: dict[str, Work] = {}

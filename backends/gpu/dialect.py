@@ -62,7 +62,7 @@ def opencl_halves(module: tvm.IRModule) -> tvm.IRModule:
             return node
         lanes, place = address(node.buffer, node.indices[0])
         value = node.value
-        if isinstance(value, Call) and str(value.args[0]).strip('"').startswith(_ROUND):
+        if isinstance(value, Call) and str(getattr(value.args[0], "value", "")).startswith(_ROUND):
             value = value.args[1]  # the store rounds
         zero = tirx.const(0, "int32")
         return tirx.Evaluate(tirx.call_extern("void", f"vstore_half{lanes}_rte", value, zero, place))
@@ -96,7 +96,14 @@ def _rounding(lanes: str) -> str:
 
 
 def opencl_literals(module: tvm.IRModule) -> tvm.IRModule:
-    """The least integers as differences; last, since TVM would compute them."""
+    """The least integers as differences; last, since TVM would compute them. And C's names that lowering brings in."""
+
+    def function(node: Call) -> tirx.Expr:
+        if not str(getattr(node.op, "name", "")).endswith("call_pure_extern"):
+            return node
+        name = str(node.args[0].value).removesuffix("f")
+        known = _FUNCTIONS.get(name)
+        return node if known is None else tirx.call_pure_extern(str(node.expr_ty()), known, *node.args[1:])
 
     def literal(node: tirx.IntImm) -> tirx.Expr:
         dtype = str(node.expr_ty())
@@ -104,7 +111,7 @@ def opencl_literals(module: tvm.IRModule) -> tvm.IRModule:
             return node
         return tirx.Sub(tirx.const(int(node.value) + 1, dtype), tirx.const(1, dtype))
 
-    return _mapped(module, (tirx.IntImm, literal))
+    return _mapped(module, (tirx.IntImm, literal), (Call, function))
 
 
 def _mapped(module: tvm.IRModule, *rules: tuple[type, object]) -> tvm.IRModule:

@@ -57,7 +57,7 @@ def lower_procedure(function: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
     shared = [part.buffer for part in parts if isinstance(part, tirx.AllocBuffer)]
     work = [part for part in parts if not isinstance(part, tirx.AllocBuffer)]
     names = [part for part in work if isinstance(part, tirx.Bind)]
-    launches = []
+    launches: list[Launch] = []
     for part in work:
         if not isinstance(part, tirx.Bind) and not _is_nothing(part):
             told = _with_faults(part, faults, demands)

@@ -44,8 +44,8 @@ def emit_nodes(
             ctx.deferred[node.outputs[0]] = partial(_emit_now, ctx, node, table, ctx.label)
             continue
         try:
-            if node.name in refused:
-                raise Refused(refused[node.name])
+            if (node.name or "") in refused:
+                raise Refused(refused[node.name or ""])
             emit_node(ctx, node, table)
         except Refused as refusal:
             on_refused(node, refusal.reason)

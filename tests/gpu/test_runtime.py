@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from backends.opencl import device as device_module
-from backends.opencl import runtime as runtime_module
+from backends.opencl import memory as memory_module
 from backends.opencl.device import open_device
 from optimizer import load, optimize
 from optimizer.errors import ExecutionError, TargetError, UnsupportedError
@@ -152,7 +152,7 @@ def test_a_device_without_room_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     model = parse("g (float[n,16] x) => (float[n,16] y) { y = Exp(x) }")
     executable = compiled(model)
     executable.run([_rows(2)], 1)
-    real = runtime_module.Growing.reserve
-    monkeypatch.setattr(runtime_module.Growing, "reserve", lambda self, nbytes: real(self, nbytes << 50))
+    real = memory_module.Growing.reserve
+    monkeypatch.setattr(memory_module.Growing, "reserve", lambda self, nbytes: real(self, nbytes << 50))
     with pytest.raises(ExecutionError, match="in one buffer"):
         executable.run([_rows(3000)], 1)
