@@ -62,7 +62,8 @@ def optimize(
             or an `onnx_ir.Model`. It is not changed.
         target: Where it will run: `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"onnx"` (the optimized graph in ONNX
             Runtime), `"onnx:17"` (of no newer operators than those of opset 17), `"onnx:17+ai.onnx"` (of no others than
-            the standard ones), `"onnx:17+com.microsoft"` (ONNX Runtime's own ones, too), or a `Target`.
+            the standard ones), `"onnx:17+com.microsoft"` (ONNX Runtime's own ones, too), `"opencl"` (the first GPU;
+            `"opencl:1"` names another device), or a `Target`.
         example_inputs: What the model is called with: a tensor or array, a tuple of positional arguments, or a dict by
             name. A module needs it to be exported; for others it says which sizes to verify with.
         dynamic_shapes: For a module: which dimensions stay dynamic, as in `torch.export.export`.

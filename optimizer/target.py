@@ -30,13 +30,13 @@ class Target:
     """A place to run.
 
     Attributes:
-        kind: "cpu" or "opencl" (compiled through TVM), "onnx" (the optimized graph alone, run by ONNX Runtime), or that of a
-            backend in another package.
+        kind: "cpu" or "opencl" (compiled through TVM), "onnx" (the optimized graph alone, run by ONNX Runtime), or that
+            of a backend in another package.
         cpu: the processor, for kind "cpu".
         gpu: the architecture that code is made for, for kind "opencl".
         onnx: what the graph may be made of, for kind "onnx".
-        detail: what stands behind the colon: for kind "opencl" which device runs it, by number or name ("" for the first
-            GPU, or else the first device); what a target of another package has there means what that says.
+        detail: what stands behind the colon. For kind "opencl" which device runs it, by number or name: "" for the
+            first GPU, or else the first device. A target of another package says what it means.
         choices: what was measured to be better there than what the tile model would choose; see `optimizer.tuning`.
     """
 
@@ -49,7 +49,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str | Target) -> Target:
-        """Read a target such as `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"onnx"`, `"onnx:17"`, `"opencl"`, `"opencl:1"`.
+        """Read a target such as `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"onnx:17"`, `"opencl"` or `"opencl:1"`.
 
         Raises:
             TargetError: the kind or the processor is unknown.
