@@ -54,10 +54,7 @@ def cases() -> dict[str, tuple[ModelProto, list[Array]]]:
             ),
             [_normal(1, 9, 24) for _ in range(3)],
         ),
-        "gather": (
-            parse("g (float[5,6] x, int64[n] i) => (float[n,6] y) { y = Gather(x, i) }"),
-            [_normal(5, 6), indices],
-        ),
+        "gather": (parse(gather), [_normal(5, 6), indices]),
         "top k": (
             parse("g (float[n,17] x) => (float[n,4] v, int64[n,4] i) { v, i = TopK(x, k) }", {"k": np.array([4])}),
             [_normal(5, 17)],
