@@ -18,6 +18,7 @@ from tvm.ir import TensorLoad
 
 from backends.gpu.device import FAULTS
 from backends.gpu.launch import Ids, Launch, scheduled
+from backends.gpu.points import element_bytes
 from backends.relax.loops import (
     BufferLoad,
     BufferStore,
@@ -40,8 +41,8 @@ DEMANDS = "tersor.demands"
 """The attribute of a kernel that demands something: the texts of the errors."""
 
 _BLOCK = 64
-_MOST_OWN_BYTES = 1024
-"""Of a thread's own buffers."""
+_MOST_OWN_BYTES = 4096
+"""Of a buffer of a thread's own."""
 
 
 def lower_procedure(function: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
@@ -99,12 +100,12 @@ def _in_thread(stmt: Stmt) -> Stmt:
     def allocation(node: tirx.AllocBuffer) -> Stmt:
         buffer = node.buffer
         sizes = [known(size) for size in buffer.shape]
-        total = 4
+        total = element_bytes(str(buffer.dtype))
         for size in sizes:
             if size is None:
                 raise Refused("a procedure whose iterations need memory of a symbolic size")
             total *= size
-        if total > 2 * _MOST_OWN_BYTES:
+        if total > _MOST_OWN_BYTES:
             raise Refused(f"a procedure whose iterations need {total} bytes each")
         moved[buffer] = tirx.decl_buffer(list(buffer.shape), str(buffer.dtype), str(buffer.name), scope="local")
         return tirx.AllocBuffer(moved[buffer])

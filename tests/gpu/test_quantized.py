@@ -5,13 +5,13 @@ import onnx
 import pytest
 
 from optimizer import optimize
-from tests.backends.running import parse
+from tests.backends.running import Array, parse
 
 RANDOM = np.random.default_rng(0)
 
 
-def _weights(*shape: int) -> np.ndarray:
-    return (RANDOM.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+def _weights(*shape: int) -> Array:
+    return np.asarray(RANDOM.normal(size=shape) / np.sqrt(np.prod(shape[1:])), np.float32)
 
 
 def _products() -> onnx.ModelProto:
@@ -23,9 +23,9 @@ def _products() -> onnx.ModelProto:
 
 def _convolutions() -> onnx.ModelProto:
     return parse(
-        """g (float[1,8,12,12] x) => (float[1,16,12,12] y)
+        """g (float[1,3,12,12] x) => (float[1,16,12,12] y)
         { a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a) d = Conv<pads=[1,1,1,1], group=16>(r, dw) y = Conv(d, p) }""",
-        {"w": _weights(16, 8, 3, 3), "b": _weights(16), "dw": _weights(16, 1, 3, 3), "p": _weights(16, 16, 1, 1)},
+        {"w": _weights(16, 3, 3, 3), "b": _weights(16), "dw": _weights(16, 1, 3, 3), "p": _weights(16, 16, 1, 1)},
     )
 
 
@@ -34,7 +34,7 @@ def _convolutions() -> onnx.ModelProto:
     [
         (_products(), (6, 64), False),
         (_products(), (6, 64), True),
-        (_convolutions(), (1, 8, 12, 12), True),
+        (_convolutions(), (1, 3, 12, 12), True),
     ],
 )
 def test_bytes(graph: onnx.ModelProto, shape: tuple[int, ...], calibrated: bool) -> None:

@@ -57,7 +57,8 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
     depthwise = groups == weights[0] and weights[1] == 1
     pointwise = groups == 1 and _is_pointwise(window)
     if quantized is not None and not pointwise:
-        data, window = padded_bytes(ctx, data, window, quantized[0].zero, together=groups == 1)
+        together = groups == 1 and ctx.tiles.together("uint8") > 1
+        data, window = padded_bytes(ctx, data, window, quantized[0].zero, together=together)
     if spatial > 2 or not ctx.is_weight(w):
         result = _general(ctx, data, w, groups, window)
     elif depthwise:
