@@ -95,22 +95,12 @@ def _launch(name: str, stmt: Stmt, names: Sequence[Stmt], gpu: Gpu) -> Launch:
 
 def _in_thread(stmt: Stmt) -> Stmt:
     """What one thread runs: its loops in order, its buffers its own."""
-    moved: dict[Var, Var] = {}
+    found: list[tirx.AllocBuffer] = []
+    tvm_ffi.structural_walk(stmt, (tirx.AllocBuffer, found.append))
+    moved = {node.buffer: _of_thread(node.buffer) for node in found}
 
     def allocation(node: tirx.AllocBuffer) -> Stmt:
-        buffer = node.buffer
-        sizes = [known(size) for size in buffer.shape]
-        total = element_bytes(str(buffer.dtype))
-        for size in sizes:
-            if size is None:
-                raise Refused("a procedure whose iterations need memory of a symbolic size")
-            total *= size
-        if total > _MOST_OWN_BYTES:
-            raise Refused(f"a procedure whose iterations need {total} bytes each")
-        moved[buffer] = tirx.decl_buffer(list(buffer.shape), str(buffer.dtype), str(buffer.name), scope="local")
-        return tirx.AllocBuffer(moved[buffer])
-
-    stmt = tvm_ffi.structural_map(stmt, [(tirx.AllocBuffer, allocation)])
+        return tirx.AllocBuffer(moved[node.buffer])
 
     def load(node: TensorLoad) -> Expr:
         return BufferLoad(moved[node.source], list(node.indices)) if node.source in moved else node
@@ -123,7 +113,21 @@ def _in_thread(stmt: Stmt) -> Stmt:
             return node
         return tirx.For(node.loop_var, node.min, node.extent, ForKind.SERIAL, node.body)
 
-    return tvm_ffi.structural_map(stmt, [(TensorLoad, load), (BufferStore, store), (tirx.For, serial)])
+    rules = [(tirx.AllocBuffer, allocation), (TensorLoad, load), (BufferStore, store), (tirx.For, serial)]
+    return tvm_ffi.structural_map(stmt, rules)
+
+
+def _of_thread(buffer: Var) -> Var:
+    """The same buffer as a thread's own."""
+    sizes = [known(size) for size in buffer.shape]
+    total = element_bytes(str(buffer.dtype))
+    for size in sizes:
+        if size is None:
+            raise Refused("a procedure whose iterations need memory of a symbolic size")
+        total *= size
+    if total > _MOST_OWN_BYTES:
+        raise Refused(f"a procedure whose iterations need {total} bytes each")
+    return tirx.decl_buffer(list(buffer.shape), str(buffer.dtype), str(buffer.name), scope="local")
 
 
 def _with_faults(stmt: Stmt, faults: Var, demands: list[str]) -> Stmt:

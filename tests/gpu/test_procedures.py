@@ -14,7 +14,7 @@ from backends.relax.values import Refused
 from backends.relax.worker import handle
 from optimizer.errors import UnsupportedError
 from optimizer.gpus import GPUS
-from tests.backends.running import parse
+from tests.backends.running import Array, parse
 from tests.gpu.running import check, compiled
 
 RANDOM = np.random.default_rng(0)
@@ -28,7 +28,9 @@ def test_scans_and_scatters(axis: int) -> None:
         { c = CumSum(x, a) v, p = TopK(x, k) s = ScatterElements<axis=0, reduction="add">(x, i, u) }""",
         {"a": np.array(axis), "k": np.array([4]), "u": RANDOM.normal(size=(2, 17)).astype(np.float32)},
     )
-    check(model, *([RANDOM.normal(size=(n, 17)).astype(np.float32), RANDOM.integers(0, n, (2, 17))] for n in (3, 200)))
+    for n in (3, 200):
+        inputs: list[Array] = [RANDOM.normal(size=(n, 17)).astype(np.float32), RANDOM.integers(0, n, (2, 17))]
+        check(model, inputs)
 
 
 def _iterations(own: int, kind: ForKind) -> tirx.PrimFunc:
