@@ -20,6 +20,7 @@ from backends.relax.executable import WEIGHTS, checked_weights, notes_of, sessio
 from backends.relax.memory_use import memory_use
 from backends.relax.plan import ONNXRUNTIME, Plan
 from backends.relax.runtime import Partition
+from backends.relax.size_value import evaluate
 from optimizer.activation_memory import ActivationMemory
 from optimizer.errors import ArtifactError
 from optimizer.executable import Executable, KernelTime, Part
@@ -88,7 +89,18 @@ class OpenClExecutable:
     def memory(self) -> ActivationMemory | None:
         """See `Executable.memory`; all of it is the device's."""
         use = memory_use(self._plan, self._machine.sizes, 1, self._machine.arena_bytes)
-        return None if use is None else dataclasses.replace(use, scratch=self._machine.scratch_bytes)
+        return None if use is None else dataclasses.replace(use, scratch=self._scratch_bytes())
+
+    def _scratch_bytes(self) -> int:
+        """What launches hand to each other; kernels run one after the other, and share it."""
+        sizes = {**(self._machine.sizes or {})}
+        sizes |= {name: evaluate(formula, sizes) for name, formula in self._plan.derived.items()}
+        most: dict[int, int] = {}
+        for routine in self._program.routines.values():
+            for instruction in routine.instructions:
+                for number, nbytes in enumerate(instruction.scratch):
+                    most[number] = max(most.get(number, 0), evaluate(nbytes, sizes))
+        return sum(most.values())
 
     def profile(self, inputs: Sequence[Array], num_threads: int, repeats: int) -> list[KernelTime]:
         """See `Executable.profile`; by the device's own clock, and without fallback partitions."""

@@ -79,11 +79,6 @@ class DeviceMachine:
         """Length of the arena; 0 before the first run."""
         return 0 if self._loaded is None else self._loaded.arena.bytes
 
-    @property
-    def scratch_bytes(self) -> int:
-        """What kernels take for themselves; 0 before the first run."""
-        return 0 if self._loaded is None else sum(each.bytes for each in self._loaded.scratch.values())
-
     def load(self) -> _Loaded:
         """Open the device, build the program and bring the weights there, once.
 

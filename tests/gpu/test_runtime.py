@@ -3,15 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from backends import get_backend
 from backends.opencl import device as device_module
 from backends.opencl import memory as memory_module
 from backends.opencl.device import open_device
 from optimizer import load, optimize
-from optimizer.errors import ExecutionError, TargetError, UnsupportedError
+from optimizer.errors import ArtifactError, ExecutionError, TargetError, UnsupportedError
 from tests.backends.running import distance, oracle, parse
 from tests.gpu.running import check, compiled
 
@@ -98,6 +100,32 @@ np.savez({str(tmp_path / "out.npz")!r}, y, z)
     for ours, theirs in zip(saved.values(), oracle(NET, [x]), strict=True):
         assert distance(ours, theirs) <= 1e-5
     assert load(file).target == "opencl"
+
+
+def test_a_plan_survives_json_and_a_damaged_one_is_an_error(tmp_path: Path) -> None:
+    executable = compiled(NET)
+    manifest: dict[str, object] = executable.manifest()
+    parts: dict[str, Any] = dict(executable.parts())
+    files: dict[str, Any] = {"weights.bin": parts["weights.bin"], "kernels.cl": tmp_path / "kernels.cl"}
+    files["kernels.cl"].write_bytes(parts["kernels.cl"])
+    x = _rows(3)
+    again = get_backend("opencl").load(files, manifest)
+    assert all(map(np.array_equal, again.run([x], 1), executable.run([x], 1)))
+    for missing in ("plan", "program", "device"):
+        damaged = {key: value for key, value in manifest.items() if key != missing}
+        with pytest.raises(ArtifactError, match="does not describe a plan for OpenCL"):
+            get_backend("opencl").load(files, damaged)
+    with pytest.raises(ArtifactError, match=r"kernels\.cl"):
+        get_backend("opencl").load({"weights.bin": parts["weights.bin"]}, manifest)
+
+
+def test_scratch_is_counted_before_a_run() -> None:
+    model = parse(
+        "g (float[64,96] x) => (float[64,96] y) { s = ReduceSum<keepdims=1>(x, first) e = Exp(s) y = Div(x, e) }",
+        {"first": np.array([0])},
+    )
+    memory = compiled(model).memory
+    assert memory is not None and memory.scratch + memory.arena >= 96 * 4
 
 
 def test_devices_are_chosen_by_number_and_name() -> None:
