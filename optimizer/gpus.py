@@ -50,7 +50,7 @@ class Gpu:
     registers: int = 255
     l2_bytes: int = 1 << 20
     memory_bytes_a_second: float = 1e11
-    flops: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict, hash=False)
     launch_seconds: float = 3e-6
     tensor_cores: bool = False
     async_copies: bool = False

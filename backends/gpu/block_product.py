@@ -1,0 +1,385 @@
+"""A product of two matrices by blocks of threads: what matrix products, convolutions and attention have in common.
+
+Letters: a block computes BM rows x BN columns of the result and goes along the reduced axis in steps of BK; a thread
+has TM x TN of the sums in its registers. The factors of a step lie in shared memory, that of the rows transposed, so
+that a thread reads neighbours of both as vectors:
+
+    left[BK, BM + 4]    right[BK, BN]    sums[TM, TN] += left[k, rows of the thread] x right[k, columns of the thread]
+
+There are two such pairs: while one is multiplied, what the next step needs is on its way from memory to registers, and
+goes to the other pair afterwards, so that a step has one barrier (Kerr et al., CUTLASS, 2017). A thread's rows and
+columns come in groups of four neighbours, a whole row of threads apart, which keeps the vectors that a warp reads in
+different banks. The result goes through the same shared memory once more, so that the threads store neighbours and the
+tail is generated once for each group of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx import BufferLoad, BufferStore, Expr, Stmt, Var
+
+from backends.gpu.epilogue import Epilogue
+from backends.gpu.launch import barrier
+from backends.gpu.threads import (
+    gather,
+    holds,
+    i32,
+    named,
+    narrow,
+    ramp,
+    registers,
+    repeat,
+    scatter,
+    shared,
+    wide_index,
+    zeros,
+)
+from backends.gpu.tile_model import PADDING, Tile
+from backends.relax.loops import allocate, i64, known, sequence, simplify
+
+__all__ = ["BlockProduct", "Factor", "Order", "Result", "sum_type"]
+
+_SUMS = {"float16": "float32", "bfloat16": "float32", "uint8": "int32", "int8": "int32"}
+
+
+def sum_type(dtype: str) -> str:
+    """The type in which products of a type are added up."""
+    return _SUMS.get(dtype, dtype)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A factor in memory.
+
+    Attributes:
+        dtype: of its elements.
+        lanes: how many neighbours can be loaded at once: along the reduced axis of the left factor, along the columns
+            of the right one.
+        lines: how many rows (columns) can be read; int64.
+        place: from the first of the rows (columns) that are loaded at once, and how many these are, to what of its
+            address does not depend on the step, int64; computed once.
+        load: from that, the place on the reduced axis and how many columns are loaded at once, to the element, and the
+            conditions under which it exists.
+
+    TVM makes a vector access of neighbours only if it can prove that they are aligned. So a `place` counts what is
+    loaded at once, and `load` multiplies again.
+    """
+
+    dtype: str
+    lanes: int
+    lines: Expr
+    place: Callable[[Expr, int], list[Expr]]
+    load: Callable[[list[Expr], Expr, int], tuple[BufferLoad, list[Expr]]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where the result goes.
+
+    Attributes:
+        rows, columns, depth: sizes; int64.
+        indices: from a row to the indices before the last one.
+        epilogue: what becomes of an element.
+        first: what the last index is counted from.
+    """
+
+    rows: Expr
+    columns: Expr
+    depth: Expr
+    indices: Callable[[Expr], list[Expr]]
+    epilogue: Epilogue
+    first: Expr | int = 0
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order in which the blocks of a product run: groups of rows, in these all columns, in these the group's rows.
+
+    Attributes:
+        groups, columns: how many; int64.
+        size: rows of blocks in a group.
+    """
+
+    groups: Expr
+    columns: Expr
+    size: int
+
+    @classmethod
+    def of(cls, rows: Expr, columns: Expr, tile: Tile, size: int) -> Order:
+        """For a result of so many rows and columns, in groups of `size` rows of blocks."""
+        down, across = tile.rows * size, tile.columns
+        return cls(
+            simplify(tirx.floordiv(rows + (down - 1), i64(down))),
+            simplify(tirx.floordiv(columns + (across - 1), i64(across))),
+            size,
+        )
+
+    @property
+    def extents(self) -> list[Expr]:
+        """Of the coordinates of a block: its group, its column and its place in the group."""
+        return [self.groups, self.columns, i64(self.size)]
+
+    def row(self, group: Expr, own: Expr) -> Expr:
+        """Which row of blocks a block is in; behind the last one there may be some in which nothing is stored."""
+        return simplify(group * self.size + own)
+
+
+class BlockProduct:
+    """Builds what the threads of a block do."""
+
+    def __init__(self, left: Factor, right: Factor, result: Result, tile: Tile) -> None:
+        self.left, self.right, self.result, self.tile = left, right, result, tile
+        self.dtype = sum_type(str(result.epilogue.heavy.buffer.dtype))
+        self.pitch = tile.rows + PADDING
+        self.pair = tile.depth * (self.pitch + tile.columns)
+        self.group = min(4, tile.thread_rows)
+        self.width = min(4, tile.thread_columns)
+        self.memory = shared(tile.shared_elements, self.dtype, "tile")
+        self.sums = registers(tile.thread_rows * tile.thread_columns, self.dtype, "sums")
+        self.steps = simplify(tirx.floordiv(result.depth + (tile.depth - 1), i64(tile.depth)))
+
+    def build(self, block_row: Expr, block_column: Expr, thread: Expr) -> Stmt:
+        """The statement.
+
+        Args:
+            block_row: which rows of blocks; int64.
+            block_column: which columns.
+            thread: which thread; int64.
+        """
+        thread = narrow(thread)
+        row, column = simplify(block_row * self.tile.rows), simplify(block_column * self.tile.columns)
+        left = _Loader(self.left, row, self.tile.rows, self, thread, along_depth=True)
+        right = _Loader(self.right, column, self.tile.columns, self, thread, along_depth=False)
+
+        def run(places: list[Expr]) -> Stmt:
+            rest = iter(places)
+            for loader in (left, right):
+                loader.places = [[next(rest) for _ in own] for own in loader.places]
+            return self._run(row, column, thread, left, right)
+
+        flat = [value for loader in (left, right) for own in loader.places for value in own]
+        return allocate([self.memory, self.sums, left.held, right.held], named(flat, run))
+
+    def _run(self, row: Expr, column: Expr, thread: Expr, left: _Loader, right: _Loader) -> Stmt:
+        def fetch(step: Expr) -> Stmt:
+            start = simplify(wide_index(step) * self.tile.depth)
+            return sequence([left.fetch(start), right.fetch(start)])
+
+        def keep(step: Expr) -> Stmt:
+            start = tirx.bitwise_and(step, i32(1)) * self.pair
+            behind = start + self.tile.depth * self.pitch
+            return sequence([left.keep(self.memory, start, self.pitch), right.keep(self.memory, behind, 0)])
+
+        steps = narrow(self.steps)
+
+        def step(index: Expr) -> Stmt:
+            more = index + 1 < steps
+            return sequence(
+                [
+                    holds([more], fetch(index + 1)),
+                    self._multiply(tirx.bitwise_and(index, i32(1)) * self.pair, thread),
+                    holds([more], keep(index + 1)),
+                    barrier(),
+                ]
+            )
+
+        count = self.tile.thread_rows * self.tile.thread_columns
+        return sequence(
+            [
+                *(scatter(self.sums, zeros(self.dtype, self.width), i, self.width) for i in range(0, count, self.width)),
+                fetch(i32(0)),
+                keep(i32(0)),
+                barrier(),
+                repeat(steps, step, "step"),
+                self._finish(row, column, thread),
+            ]
+        )
+
+    def _thread(self, thread: Expr) -> tuple[Expr, Expr]:
+        """Row and column of a thread among those of the block."""
+        across = self.tile.columns // self.tile.thread_columns
+        return tirx.floordiv(thread, i32(across)), tirx.floormod(thread, i32(across))
+
+    def _multiply(self, start: Expr, thread: Expr) -> Stmt:
+        """One step: the products of what lies in one pair of tiles."""
+        tile, group, width = self.tile, self.group, self.width
+        y, x = self._thread(thread)
+        a, b = registers(tile.thread_rows, self.dtype, "a"), registers(tile.thread_columns, self.dtype, "b")
+        down, across = tile.rows * group // tile.thread_rows, tile.columns * width // tile.thread_columns
+
+        def at(k: Expr) -> Stmt:
+            rows = start + k * self.pitch + y * group
+            columns = start + tile.depth * self.pitch + k * tile.columns + x * width
+            reads = [
+                scatter(a, gather(self.memory, rows + g * down, group), g * group, group)
+                for g in range(tile.thread_rows // group)
+            ]
+            reads += [
+                scatter(b, gather(self.memory, columns + g * across, width), g * width, width)
+                for g in range(tile.thread_columns // width)
+            ]
+            return sequence([*reads, *outer_product(self.sums, a, b, tile.thread_rows, tile.thread_columns)])
+
+        return allocate([a, b], sequence([repeat(tile.depth, at, "k")]))
+
+    def _finish(self, row: Expr, column: Expr, thread: Expr) -> Stmt:
+        """The sums through shared memory to where they belong; a group of rows at a time."""
+        tile, group, width = self.tile, self.group, self.width
+        y, x = self._thread(thread)
+        groups = tile.thread_rows // group
+        down, across = tile.rows // groups, tile.columns * width // tile.thread_columns
+        statements: list[Stmt | None] = []
+        for g in range(groups):
+            for r in range(group):
+                for c in range(tile.thread_columns // width):
+                    own = gather(self.sums, (g * group + r) * tile.thread_columns + c * width, width)
+                    place = (y * group + r) * tile.columns + c * across + x * width
+                    statements.append(scatter(self.memory, own, place, width))
+            statements += [barrier(), self._store(simplify(row + g * down), down, column, thread)]
+            statements.append(barrier() if g + 1 < groups else None)
+        return sequence(statements)
+
+    def _store(self, row: Expr, count: int, column: Expr, thread: Expr) -> Stmt:
+        """So many rows of sums, from shared memory."""
+        tile, result = self.tile, self.result
+        lanes = stored_together(result, tile.columns)
+        across = tile.columns // lanes
+        vectors = count * across
+
+        def turn(index: Expr) -> Stmt:
+            place = index * tile.threads + thread
+            down, right = tirx.floordiv(place, i32(across)), tirx.floormod(place, i32(across)) * lanes
+            line, first = simplify(row + wide_index(down)), simplify(column + wide_index(right))
+            exists = [
+                place < vectors if vectors % tile.threads else None,
+                None if divides(tile.rows, result.rows) else line < result.rows,
+                None if divides(tile.columns, result.columns) else first < result.columns,
+            ]
+
+            def at(indices: list[Expr]) -> Stmt:
+                *lead, last = indices
+                return store(result, self.memory, down * tile.columns + right, lead, last, lanes)
+
+            return holds(exists, named([*result.indices(line), simplify(first + result.first)], at))
+
+        return sequence([repeat(-(-vectors // tile.threads), turn, "turn")])
+
+
+class _Loader:
+    """Brings a tile of one factor from memory to registers, and from there to shared memory.
+
+    Attributes:
+        places: what `Factor.place` gives for each line that the thread loads.
+        held: the registers.
+    """
+
+    def __init__(
+        self, factor: Factor, first: Expr, size: int, block: BlockProduct, thread: Expr, *, along_depth: bool
+    ) -> None:
+        self.factor, self.along_depth, self.dtype = factor, along_depth, block.dtype
+        self.depth, self.columns = block.result.depth, block.tile.columns
+        self.whole = divides(block.tile.depth, self.depth)
+        side, threads = block.tile.depth if along_depth else size, block.tile.threads
+        self.lanes = math.gcd(factor.lanes, side)
+        self.together = 1 if along_depth else self.lanes
+        across, vectors = side // self.lanes, size * block.tile.depth // self.lanes
+        self.held = registers(-(-vectors // threads) * self.lanes, factor.dtype, "left" if along_depth else "right")
+        self.places: list[list[Expr]] = []
+        self.spots: list[tuple[Expr, Expr]] = []
+        self.exists: list[list[Expr | None]] = []
+        for begin in range(0, vectors, threads):
+            place = thread + begin
+            across_, along = tirx.floordiv(place, i32(across)), tirx.floormod(place, i32(across)) * self.lanes
+            line, k = (across_, along) if along_depth else (along, across_)
+            at = simplify(first + wide_index(line))
+            self.spots.append((line, k))
+            self.places.append(factor.place(at, self.together))
+            inside = None if divides(size, factor.lines) else at < factor.lines
+            self.exists.append([place < vectors if begin + threads > vectors else None, inside])
+
+    def fetch(self, start: Expr) -> Stmt:
+        """From memory, the elements at `start` and behind; zeros where there are none."""
+        statements = []
+        for turn, (place, (_, along), exists) in enumerate(zip(self.places, self.spots, self.exists, strict=True)):
+            k = simplify(start + wide_index(along))
+            element, conditions = self.factor.load(place, k, self.together)
+            *lead, last = element.indices
+            at = turn * self.lanes
+            load = scatter(self.held, BufferLoad(element.source, [*lead, ramp(last, self.lanes)]), at, self.lanes)
+            nothing = scatter(self.held, zeros(self.factor.dtype, self.lanes), at, self.lanes)
+            statements.append(holds([*exists, None if self.whole else k < self.depth, *conditions], load, nothing))
+        return sequence(statements)
+
+    def keep(self, memory: Var, start: Expr, pitch: int) -> Stmt:
+        """From registers to shared memory; the left factor, rows of `pitch`, is transposed."""
+        statements = []
+        for turn, ((line, k), exists) in enumerate(zip(self.spots, self.exists, strict=True)):
+            at, own = turn * self.lanes, exists[:1]
+            if self.along_depth:
+                stores = [
+                    scatter(memory, cast(gather(self.held, at + lane), self.dtype), start + (k + lane) * pitch + line)
+                    for lane in range(self.lanes)
+                ]
+            else:
+                value = cast(gather(self.held, at, self.lanes), self.dtype, self.lanes)
+                stores = [scatter(memory, value, start + k * self.columns + line, self.lanes)]
+            statements.append(holds(own, sequence(stores)))
+        return sequence(statements)
+
+
+def outer_product(sums: Var, a: Var, b: Var, rows: int, columns: int) -> list[Stmt]:
+    """`sums[rows, columns] += a[rows] x b[columns]`, all in registers."""
+    width = min(4, columns)
+    dtype = str(sums.dtype)
+    statements = []
+    for r in range(rows):
+        factor = tirx.Broadcast(gather(a, r), width) if width > 1 else gather(a, r)
+        for c in range(0, columns, width):
+            place = r * columns + c
+            total = gather(sums, place, width) + factor * gather(b, c, width)
+            statements.append(scatter(sums, total, place, width))
+    assert dtype == str(a.dtype) == str(b.dtype)
+    return statements
+
+
+def stored_together(result: Result, columns: int) -> int:
+    """How many neighbours a thread stores at once."""
+    total, first = known(result.columns), known(result.first)
+    aligned = total is not None and first is not None and total % 4 == 0 and first % 4 == 0 and columns % 4 == 0
+    row = known(result.epilogue.target.shape[-1])
+    vectors = str(result.epilogue.target.dtype) in ("float32", "int32")
+    return 4 if aligned and vectors and row is not None and row % 4 == 0 else 1
+
+
+def store(result: Result, memory: Var, place: Expr, lead: list[Expr], last: Expr, lanes: int) -> Stmt:
+    """Finish neighbours that lie in shared memory, and store them."""
+    epilogue = result.epilogue
+    dtype = str(epilogue.heavy.buffer.dtype)
+
+    def value(lane: int) -> Expr:
+        return epilogue.value([*lead, simplify(last + lane)], cast(gather(memory, place + lane), dtype))
+
+    if lanes == 1:
+        return BufferStore(epilogue.target, value(0), [*lead, last])
+    done = registers(lanes, str(epilogue.target.dtype), "done")
+    values = [scatter(done, value(lane), lane) for lane in range(lanes)]
+    return allocate(
+        [done],
+        sequence([*values, BufferStore(epilogue.target, gather(done, 0, lanes), [*lead, ramp(last, lanes)])]),
+    )
+
+
+def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:
+    """A scalar or a vector in another type."""
+    wanted = dtype if lanes == 1 else f"{dtype}x{lanes}"
+    return value if str(value.expr_ty()) == wanted else tirx.Cast(wanted, value)
+
+
+def divides(size: int, total: Expr) -> bool:
+    """Whether tiles of a size cover the total exactly, as far as is known."""
+    whole = known(total)
+    return whole is not None and whole % size == 0

@@ -1,0 +1,151 @@
+"""The rule for convolutions: an implicit product of a matrix of windows and the filters.
+
+Letters as in `backends.relax.ops.conv`. A row of the left factor is an output pixel, N x OH x OW of them, and holds the
+window around it, KH x KW*C elements, which are read from the image where they lie (Chetlur et al., cuDNN, 2014): no
+such matrix is ever stored. The filters are [G, P, KH, KW*C, W], in P panels for each of G groups. The rest is a matrix
+product (`backends.gpu.block_product`), one for each group. Taps outside the image count as zeros and are not read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx import BufferLoad
+
+from backends.gpu.block_product import BlockProduct, Factor, Order, Result
+from backends.gpu.epilogue import Epilogue
+from backends.gpu.heavy import with_epilogue
+from backends.gpu.launch import Ids, Launch
+from backends.gpu.matmul import neighbours
+from backends.gpu.threads import block_places
+from backends.gpu.tile_model import Sizes, best_tile, row_group
+from backends.relax.kernel import Kernel, Stage
+from backends.relax.loops import Expr, Stmt, i64, known, product, simplify, unflatten
+from optimizer.gpus import Gpu
+
+__all__ = ["Window", "lower"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window of a convolution: size, strides, dilations, and pads at the beginning of each axis."""
+
+    kh: int
+    kw: int
+    sh: int
+    sw: int
+    dh: int
+    dw: int
+    ph: int
+    pw: int
+
+    @classmethod
+    def of(cls, stage: Stage) -> Window:
+        """From the stage's annotation."""
+        return cls(*(int(v) for v in stage.annotations["tersor.window"]))  # type: ignore[attr-defined]
+
+    def inside(self, y: Expr, x: Expr, image: tuple[Expr, Expr], out: tuple[Expr, Expr]) -> list[Expr]:
+        """The conditions under which a place lies inside the image; none along an axis on which all do.
+
+        Args:
+            y: row of the image.
+            x: column of it.
+            image: rows and columns.
+            out: rows and columns of the result.
+        """
+        conditions = []
+        axes = zip((y, x), image, out, (self.ph, self.pw), self._axes(), strict=True)
+        for at, size, results, before, (taps, stride, dilation) in axes:
+            if before:
+                conditions.append(at >= 0)
+            last = known(simplify((results - 1) * stride + (taps - 1) * dilation - before - size))
+            if last is None or last >= 0:
+                conditions.append(at < size)
+        return conditions
+
+    def _axes(self) -> list[tuple[int, int, int]]:
+        return [(self.kh, self.sh, self.dh), (self.kw, self.sw, self.dw)]
+
+
+def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
+    """See `backends.gpu.schedule.Rule`."""
+    stage = kernel.stages[0]
+    if stage.kind != "conv2d":
+        return None
+    data, weights = stage.operand(4), stage.operand(5)
+    window = Window.of(stage)
+    channels = int(stage.reduction[-1].extent) // window.kw
+    if int(weights.shape[3]) != window.kw * channels:  # panels of elements side by side are for other targets
+        return None
+    return with_epilogue(kernel, gpu, lambda epilogue: _Convolution(stage, window, data, weights).launch(epilogue, gpu))
+
+
+class _Convolution:
+    """Builds the launch of one convolution."""
+
+    def __init__(self, stage: Stage, window: Window, data: object, weights: object) -> None:
+        self.window, self.data, self.weights = window, data, weights
+        self.groups = int(stage.annotations["tersor.groups"])  # type: ignore[call-overload]
+        self.pixels = [a.extent for a in stage.spatial[:3]]
+        self.out = int(stage.spatial[3].extent) // self.groups
+        self.channels = int(stage.reduction[-1].extent) // window.kw
+        self.depth = window.kh * window.kw * self.channels
+
+    def launch(self, epilogue: Epilogue, gpu: Gpu) -> Launch:
+        """The launch."""
+        sizes = self._sizes()
+        tile = best_tile(sizes, gpu)
+        rows, columns = product(self.pixels), i64(self.out)
+        order = Order.of(rows, columns, tile, row_group(sizes, tile, gpu))
+
+        def body(block: Ids, thread: Ids) -> Stmt:
+            which, group, block_column, own = block_places(block[0], [i64(self.groups), *order.extents])
+            first = simplify(which * self.out)
+            result = Result(rows, columns, i64(self.depth), lambda row: unflatten(row, self.pixels), epilogue, first)
+            block_product = BlockProduct(self._left(rows, which), self._right(which), result, tile)
+            return block_product.build(order.row(group, own), block_column, thread[0])
+
+        grid = (product([self.groups, *order.extents]), i64(1), i64(1))
+        return Launch("conv2d", grid, (tile.threads, 1, 1), body)
+
+    def _sizes(self) -> Sizes:
+        rows, image = known(product(self.pixels)), known(product(list(self.data.shape)))
+        element = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1, "float64": 8}.get(str(self.data.dtype), 4)
+        left = None if image is None else image * element // self.groups
+        return Sizes(self.groups, rows, self.out, self.depth, element, left_bytes=left)
+
+    def _left(self, rows: Expr, group: Expr) -> Factor:
+        """The windows: for a pixel its image and the top left corner of its window, which may lie outside."""
+        window, source, dtype = self.window, self.data, str(self.data.dtype)
+        image = (source.shape[1], source.shape[2])
+
+        def place(row: Expr, _lanes: int) -> list[Expr]:
+            n, y, x = unflatten(row, self.pixels)
+            return [simplify(n), simplify(y * window.sh - window.ph), simplify(x * window.sw - window.pw)]
+
+        def load(at: list[Expr], k: Expr, _lanes: int) -> tuple[BufferLoad, list[Expr]]:
+            n, top, left = at
+            tap_row, rest = tirx.floordiv(k, i64(window.kw * self.channels)), tirx.floormod(k, i64(window.kw * self.channels))
+            tap, channel = tirx.floordiv(rest, i64(self.channels)), tirx.floormod(rest, i64(self.channels))
+            y, x = simplify(top + tap_row * window.dh), simplify(left + tap * window.dw)
+            conditions = window.inside(y, x, image, (self.pixels[1], self.pixels[2]))
+            return BufferLoad(source, [n, y, x, simplify(group * self.channels + channel)]), conditions
+
+        return Factor(dtype, neighbours(self.channels, dtype), rows, place, load)
+
+    def _right(self, group: Expr) -> Factor:
+        """The filters, all taps of a channel in one column."""
+        source, dtype = self.weights, str(self.weights.dtype)
+        width, across = int(source.shape[4]), int(source.shape[3])
+
+        def place(column: Expr, lanes: int) -> list[Expr]:
+            own = tirx.floordiv(tirx.floormod(column, i64(width)), i64(lanes))
+            return [simplify(tirx.floordiv(column, i64(width))), simplify(own)]
+
+        def load(at: list[Expr], k: Expr, lanes: int) -> tuple[BufferLoad, list[Expr]]:
+            panel, own = at
+            taps = [tirx.floordiv(k, i64(across)), tirx.floormod(k, i64(across))]
+            return BufferLoad(source, [group, panel, *taps, own * lanes]), []
+
+        return Factor(dtype, neighbours(width, dtype), i64(int(source.shape[1]) * width), place, load)

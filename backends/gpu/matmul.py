@@ -1,0 +1,158 @@
+"""The rule for matrix products: a block of threads computes a tile of one product (`backends.gpu.block_product`).
+
+Letters: R rows that share one B, N columns, K the reduced axis, P panels of W columns. B lies as [P, K, W] where it is
+a constant, else as [K, N]. All blocks lie along one axis of the grid, so that those that run at a time share what
+they read (`Order`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx import BufferLoad
+
+from backends.gpu.block_product import BlockProduct, Factor, Order, Result
+from backends.gpu.epilogue import Epilogue
+from backends.gpu.heavy import with_epilogue
+from backends.gpu.launch import Ids, Launch
+from backends.gpu.threads import block_places
+from backends.gpu.tile_model import Sizes, best_tile, row_group
+from backends.relax.kernel import Axis, Kernel, Stage
+from backends.relax.loops import Expr, Stmt, TensorLoad, Var, i64, known, product, simplify, substitute, unflatten, uses
+from optimizer.gpus import Gpu
+
+__all__ = ["Product", "lower", "sizes_of", "take_apart"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product taken apart.
+
+    Attributes:
+        batch: the axes on which B depends.
+        rows: the other ones, swept as rows of one matrix.
+        lead: both, in the order of the result.
+        column: the last spatial axis.
+        depth: the reduced axis.
+        left: the load of A, in the stage's axis variables.
+        right: the load of B.
+        width: the panel width, or `None` for a B that lies as [..., K, N].
+    """
+
+    batch: list[Axis]
+    rows: list[Axis]
+    lead: list[Axis]
+    column: Axis
+    depth: Axis
+    left: TensorLoad
+    right: TensorLoad
+    width: int | None
+
+
+def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
+    """See `backends.gpu.schedule.Rule`."""
+    parts = take_apart(kernel.stages[0])
+    if parts is None:
+        return None
+    return with_epilogue(kernel, gpu, lambda epilogue: _launch(parts, epilogue, gpu))
+
+
+def take_apart(stage: Stage) -> Product | None:
+    """The product that a stage is; `None` if it is none."""
+    if stage.kind != "matmul" or len(stage.reduction) != 1:
+        return None
+    factors = factors_of(stage)
+    if factors is None:
+        return None
+    left, right = factors
+    *lead, column = stage.spatial
+    (depth,) = stage.reduction
+    if not left.indices[-1].same_as(depth.var) or any(uses(i, depth.var) for i in left.indices[:-1]):
+        return None
+    batch = [a for a in lead if any(uses(i, a.var) for i in right.indices)]
+    width = int(stage.annotations.get("tersor.width", 0)) or None  # type: ignore[call-overload]
+    if width is None and not right.indices[-1].same_as(column.var):
+        return None
+    if not right.indices[-2].same_as(depth.var):  # panels of elements side by side are for other targets
+        return None
+    return Product(batch, [a for a in lead if a not in batch], lead, column, depth, left, right, width)
+
+
+def factors_of(stage: Stage) -> tuple[TensorLoad, TensorLoad] | None:
+    """The loads that are multiplied and added up, without the casts that widen them."""
+    if not isinstance(stage.value, tirx.Add) or not isinstance(stage.value.b, tirx.Mul):
+        return None
+    factors = [f.value if isinstance(f, tirx.Cast) else f for f in (stage.value.b.a, stage.value.b.b)]
+    if not all(isinstance(f, TensorLoad) for f in factors):
+        return None
+    return factors[0], factors[1]
+
+
+def sizes_of(parts: Product) -> Sizes:
+    """What the tile model needs to know."""
+    dtype = str(parts.left.expr_ty())
+    sizes = [known(product([a.extent for a in axes])) for axes in (parts.batch, parts.rows)]
+    element = {"float64": 8, "float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}.get(dtype, 4)
+    return Sizes(sizes[0], sizes[1], known(parts.column.extent), known(parts.depth.extent), element)
+
+
+def neighbours(size: Expr | int, dtype: str) -> int:
+    """How many elements of rows of that size can be loaded at once: 16 bytes where rows begin at multiples of them."""
+    total = known(size)
+    if total is None or dtype not in ("float32", "int32"):
+        return 1
+    return 4 if total % 4 == 0 else 2 if total % 2 == 0 else 1
+
+
+def _launch(parts: Product, epilogue: Epilogue, gpu: Gpu) -> Launch:
+    sizes = sizes_of(parts)
+    tile = best_tile(sizes, gpu)
+    extents = [a.extent for a in parts.rows]
+    rows, columns = product(extents), parts.column.extent
+    order = Order.of(rows, columns, tile, row_group(sizes, tile, gpu))
+    batches = [a.extent for a in parts.batch]
+
+    def body(block: Ids, thread: Ids) -> Stmt:
+        *which, group, block_column, own = block_places(block[0], [*batches, *order.extents])
+        point = {a.var: b for a, b in zip(parts.batch, which, strict=True)}
+
+        def at(row: Expr) -> dict[Var, Expr]:
+            return {**point, **{a.var: c for a, c in zip(parts.rows, unflatten(row, extents), strict=True)}}
+
+        result = Result(rows, columns, parts.depth.extent, lambda row: [at(row)[a.var] for a in parts.lead], epilogue)
+        block_product = BlockProduct(_left(parts, rows, at), _right(parts, point), result, tile)
+        return block_product.build(order.row(group, own), block_column, thread[0])
+
+    return Launch("matmul", (product([*batches, *order.extents]), i64(1), i64(1)), (tile.threads, 1, 1), body)
+
+
+def _left(parts: Product, rows: Expr, at: Callable[[Expr], dict[Var, Expr]]) -> Factor:
+    source, dtype = parts.left.source, str(parts.left.expr_ty())
+
+    def place(row: Expr, _lanes: int) -> list[Expr]:
+        point = at(row)
+        return [simplify(substitute(i, point)) for i in parts.left.indices[:-1]]
+
+    def load(lead: list[Expr], k: Expr, _lanes: int) -> tuple[BufferLoad, list[Expr]]:
+        return BufferLoad(source, [*lead, k]), []
+
+    return Factor(dtype, neighbours(source.shape[-1], dtype), rows, place, load)
+
+
+def _right(parts: Product, point: dict[Var, Expr]) -> Factor:
+    source, dtype, width = parts.right.source, str(parts.right.expr_ty()), parts.width
+    tail = 3 if width else 2
+    lead = [simplify(substitute(i, point)) for i in parts.right.indices[:-tail]]
+
+    def place(column: Expr, lanes: int) -> list[Expr]:
+        panel = [] if width is None else [simplify(tirx.floordiv(column, i64(width)))]
+        own = column if width is None else tirx.floormod(column, i64(width))
+        return [*panel, simplify(tirx.floordiv(own, i64(lanes)))]
+
+    def load(at: list[Expr], k: Expr, lanes: int) -> tuple[BufferLoad, list[Expr]]:
+        return BufferLoad(source, [*lead, *at[:-1], k, at[-1] * lanes]), []
+
+    lines = parts.column.extent if width is None else simplify(source.shape[-3] * width)
+    return Factor(dtype, neighbours(source.shape[-1], dtype), lines, place, load)
