@@ -41,7 +41,17 @@ from backends.gpu.threads import (
 from backends.gpu.tile_model import PADDING, Tile
 from backends.relax.loops import allocate, i64, known, sequence, simplify
 
-__all__ = ["BlockProduct", "Factor", "Order", "Result", "sum_type"]
+__all__ = [
+    "BlockProduct",
+    "Factor",
+    "Order",
+    "Result",
+    "cast",
+    "divides",
+    "neighbours",
+    "outer_product",
+    "sum_type",
+]
 
 _SUMS = {"float16": "float32", "bfloat16": "float32", "uint8": "int32", "int8": "int32"}
 
@@ -331,10 +341,17 @@ class _Loader:
         return sequence(statements)
 
 
+def neighbours(size: Expr | int, dtype: str) -> int:
+    """How many elements of rows of that size can be loaded at once: 16 bytes where rows begin at multiples of them."""
+    total = known(size)
+    if total is None or dtype not in ("float32", "int32"):
+        return 1
+    return 4 if total % 4 == 0 else 2 if total % 2 == 0 else 1
+
+
 def outer_product(sums: Var, a: Var, b: Var, rows: int, columns: int) -> list[Stmt]:
     """`sums[rows, columns] += a[rows] x b[columns]`, all in registers."""
-    width = min(4, columns)
-    dtype = str(sums.dtype)
+    width = math.gcd(4, columns)
     statements = []
     for r in range(rows):
         factor = tirx.Broadcast(gather(a, r), width) if width > 1 else gather(a, r)
@@ -342,7 +359,6 @@ def outer_product(sums: Var, a: Var, b: Var, rows: int, columns: int) -> list[St
             place = r * columns + c
             total = gather(sums, place, width) + factor * gather(b, c, width)
             statements.append(scatter(sums, total, place, width))
-    assert dtype == str(a.dtype) == str(b.dtype)
     return statements
 
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx import BufferLoad
 
-from backends.gpu.block_product import BlockProduct, Factor, Order, Result
+from backends.gpu.block_product import BlockProduct, Factor, Order, Result, neighbours
 from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
-from backends.gpu.matmul import neighbours
 from backends.gpu.threads import block_places
 from backends.gpu.tile_model import Sizes, best_tile, row_group
 from backends.relax.kernel import Kernel, Stage
@@ -100,11 +99,14 @@ class _Convolution:
         order = Order.of(rows, columns, tile, row_group(sizes, tile, gpu))
 
         def body(block: Ids, thread: Ids) -> Stmt:
-            which, group, block_column, own = block_places(block[0], [i64(self.groups), *order.extents])
+            extents = [i64(self.groups), *order.extents]
+            return block_places(block[0], extents, lambda place: one(*place, thread[0]))
+
+        def one(which: Expr, group: Expr, block_column: Expr, own: Expr, thread: Expr) -> Stmt:
             first = simplify(which * self.out)
             result = Result(rows, columns, i64(self.depth), lambda row: unflatten(row, self.pixels), epilogue, first)
             block_product = BlockProduct(self._left(rows, which), self._right(which), result, tile)
-            return block_product.build(order.row(group, own), block_column, thread[0])
+            return block_product.build(order.row(group, own), block_column, thread)
 
         grid = (product([self.groups, *order.extents]), i64(1), i64(1))
         return Launch("conv2d", grid, (tile.threads, 1, 1), body)

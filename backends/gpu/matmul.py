@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx import BufferLoad
 
-from backends.gpu.block_product import BlockProduct, Factor, Order, Result
+from backends.gpu.block_product import BlockProduct, Factor, Order, Result, neighbours
 from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
@@ -98,14 +98,6 @@ def sizes_of(parts: Product) -> Sizes:
     return Sizes(sizes[0], sizes[1], known(parts.column.extent), known(parts.depth.extent), element)
 
 
-def neighbours(size: Expr | int, dtype: str) -> int:
-    """How many elements of rows of that size can be loaded at once: 16 bytes where rows begin at multiples of them."""
-    total = known(size)
-    if total is None or dtype not in ("float32", "int32"):
-        return 1
-    return 4 if total % 4 == 0 else 2 if total % 2 == 0 else 1
-
-
 def _launch(parts: Product, epilogue: Epilogue, gpu: Gpu) -> Launch:
     sizes = sizes_of(parts)
     tile = best_tile(sizes, gpu)
@@ -115,7 +107,10 @@ def _launch(parts: Product, epilogue: Epilogue, gpu: Gpu) -> Launch:
     batches = [a.extent for a in parts.batch]
 
     def body(block: Ids, thread: Ids) -> Stmt:
-        *which, group, block_column, own = block_places(block[0], [*batches, *order.extents])
+        return block_places(block[0], [*batches, *order.extents], lambda place: one(place, thread[0]))
+
+    def one(place: list[Expr], thread: Expr) -> Stmt:
+        *which, group, block_column, own = place
         point = {a.var: b for a, b in zip(parts.batch, which, strict=True)}
 
         def at(row: Expr) -> dict[Var, Expr]:
@@ -123,7 +118,7 @@ def _launch(parts: Product, epilogue: Epilogue, gpu: Gpu) -> Launch:
 
         result = Result(rows, columns, parts.depth.extent, lambda row: [at(row)[a.var] for a in parts.lead], epilogue)
         block_product = BlockProduct(_left(parts, rows, at), _right(parts, point), result, tile)
-        return block_product.build(order.row(group, own), block_column, thread[0])
+        return block_product.build(order.row(group, own), block_column, thread)
 
     return Launch("matmul", (product([*batches, *order.extents]), i64(1), i64(1)), (tile.threads, 1, 1), body)
 

@@ -51,8 +51,12 @@ def wide_index(value: Place) -> Expr:
     return tirx.const(size, "int64") if size is not None else tirx.Cast("int64", value)
 
 
-def block_places(block: Expr, extents: Sequence[Expr]) -> list[Expr]:
-    """The coordinates (int64) of a block in a row-major order; divided as int32, which the number of blocks fits in."""
+def block_places(block: Expr, extents: Sequence[Expr], body: Callable[[list[Expr]], Stmt]) -> Stmt:
+    """The body with the coordinates (int64) of a block in a row-major order.
+
+    They are divided as int32, which the number of blocks fits in, and rounded towards zero, as none is negative: TVM
+    cannot see that, and has to think of signs otherwise.
+    """
     parts: list[Expr] = []
     rest = narrow(block)
     for position, extent in enumerate(reversed(extents)):
@@ -61,9 +65,9 @@ def block_places(block: Expr, extents: Sequence[Expr]) -> list[Expr]:
         elif known(extent) == 1:
             parts.append(wide_index(0))
         else:
-            parts.append(wide_index(tirx.floormod(rest, narrow(extent))))
-            rest = tirx.floordiv(rest, narrow(extent))
-    return parts[::-1]
+            parts.append(wide_index(tirx.truncmod(rest, narrow(extent))))
+            rest = tirx.truncdiv(rest, narrow(extent))
+    return named(parts[::-1], body)
 
 
 def shared(size: int, dtype: str, name: str) -> Var:

@@ -8,14 +8,29 @@ from functools import lru_cache
 
 from optimizer.gpus import Gpu
 
-__all__ = ["PADDING", "Estimate", "Sizes", "Tile", "best_tile", "estimate", "occupancy", "row_group"]
+__all__ = [
+    "ELEMENT_BYTES",
+    "L2_BYTES_A_CYCLE",
+    "PADDING",
+    "STATIC_BYTES",
+    "Estimate",
+    "Sizes",
+    "Tile",
+    "best_tile",
+    "estimate",
+    "fma_lanes",
+    "issue_limit",
+    "occupancy",
+    "row_group",
+    "step_seconds",
+]
 
 PADDING = 4
 """Elements behind a row of a tile, so that the threads that store a column of it meet fewer of the same bank."""
 
-_ELEMENT = 4
+ELEMENT_BYTES = 4
 """Bytes of an element in shared memory and of a sum."""
-_STATIC_BYTES = 48 << 10
+STATIC_BYTES = 48 << 10
 """Of shared memory a block can have without asking for more when it is launched."""
 _OTHER_REGISTERS = 32
 """Of a thread: addresses, counters, conditions."""
@@ -28,7 +43,7 @@ _L2_SHARE = 0.75
 """Of the second-level cache that factors keep while blocks pass by."""
 _SHARED_BYTES_A_CYCLE = 128
 """Shared memory gives a multiprocessor so many bytes a cycle (CUDA programming guide: 32 banks of 4 bytes)."""
-_L2_BYTES_A_CYCLE = 28.0
+L2_BYTES_A_CYCLE = 28.0
 """The second-level cache gives a multiprocessor so many: 60% of the peak (A100 white paper: 5,120 bytes a cycle for 108
 of them)."""
 _LATENCY_CYCLES = 500.0
@@ -103,7 +118,7 @@ class Tile:
     @property
     def shared_bytes(self) -> int:
         """Of a block."""
-        return _ELEMENT * self.shared_elements
+        return ELEMENT_BYTES * self.shared_elements
 
     @property
     def registers(self) -> int:
@@ -116,7 +131,7 @@ class Tile:
         """Whether a block can run."""
         return (
             gpu.lanes <= self.threads <= min(gpu.threads, 256)
-            and self.shared_bytes <= min(gpu.shared_bytes, _STATIC_BYTES)
+            and self.shared_bytes <= min(gpu.shared_bytes, STATIC_BYTES)
             and self.registers <= _REGISTER_SHARE * gpu.registers
             and self.registers * self.threads <= gpu.registers_each
         )
@@ -162,14 +177,10 @@ def estimate(sizes: Sizes, tile: Tile, gpu: Gpu) -> Estimate:
     steps = -(-depth // tile.depth)
     blocks = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
     resident = max(1, occupancy(gpu, tile.threads, tile.shared_bytes, tile.registers))
-    lanes = _FMA_LANES.get(gpu.name, gpu.lanes * _SCHEDULERS)
-    clock = gpu.flops["float32"] / (2 * lanes * gpu.multiprocessors)
-    whole, rest = divmod(blocks, gpu.multiprocessors * resident)
-    last = -(-rest // gpu.multiprocessors)
-    cycles = whole * _wave_cycles(tile, gpu, lanes, resident, steps) + _wave_cycles(tile, gpu, lanes, last, steps)
+    stored = tile.rows * tile.columns * ELEMENT_BYTES / L2_BYTES_A_CYCLE
     least = _least_bytes(sizes)
     moved = least + _again(sizes, tile, gpu)
-    parts = {"compute": cycles / clock, "memory": moved / gpu.memory_bytes_a_second}
+    parts = {"compute": step_seconds(gpu, blocks, resident, steps, _step_cycles(tile, gpu), stored), "memory": moved / gpu.memory_bytes_a_second}
     longest = max(parts, key=lambda name: parts[name])
     return Estimate(
         gpu.launch_seconds + parts[longest],
@@ -181,19 +192,42 @@ def estimate(sizes: Sizes, tile: Tile, gpu: Gpu) -> Estimate:
     )
 
 
-def _wave_cycles(tile: Tile, gpu: Gpu, fma_lanes: int, blocks: int, steps: int) -> float:
-    """Of so many blocks that share a multiprocessor; the first tiles come and the sums go while nothing is multiplied.
+def fma_lanes(gpu: Gpu) -> int:
+    """Sums of products that a multiprocessor starts each cycle."""
+    return _FMA_LANES.get(gpu.name, gpu.lanes * _SCHEDULERS)
 
-    While one block waits for what its next step needs, the others go on.
+
+def issue_limit(instructions: float) -> float:
+    """Cycles in which a multiprocessor starts so many instructions of each thread of a warp."""
+    return instructions / _SCHEDULERS
+
+
+def step_seconds(gpu: Gpu, blocks: int, resident: int, steps: int, busy: float, stored: float = 0.0) -> float:
+    """Of blocks that take so many steps, in waves of as many as the device holds at a time.
+
+    While one block waits for what its next step needs, the others of the multiprocessor go on. The first tiles come,
+    and the results go, while nothing is multiplied.
+
+    Args:
+        gpu: the device.
+        blocks: in all.
+        resident: of a multiprocessor.
+        steps: of a block.
+        busy: cycles of a step of a block that has a multiprocessor to itself.
+        stored: cycles in which a block's results go.
     """
-    if not blocks:
-        return 0.0
-    busy = _step_cycles(tile, gpu, fma_lanes)
-    stored = tile.rows * tile.columns * _ELEMENT * blocks / _L2_BYTES_A_CYCLE
-    return steps * max(blocks * busy, _LATENCY_CYCLES + busy) + 2 * _LATENCY_CYCLES + stored
+    clock = gpu.flops["float32"] / (2 * fma_lanes(gpu) * gpu.multiprocessors)
+    whole, rest = divmod(blocks, gpu.multiprocessors * resident)
+
+    def wave(count: int) -> float:
+        if not count:
+            return 0.0
+        return steps * max(count * busy, _LATENCY_CYCLES + busy) + 2 * _LATENCY_CYCLES + stored * count
+
+    return (whole * wave(resident) + wave(-(-rest // gpu.multiprocessors))) / clock
 
 
-def _step_cycles(tile: Tile, gpu: Gpu, fma_lanes: int) -> float:
+def _step_cycles(tile: Tile, gpu: Gpu) -> float:
     """Of a step of a block that has a multiprocessor to itself: what of it is busiest.
 
     What several threads of a warp read from one place of shared memory is read once.
@@ -204,14 +238,14 @@ def _step_cycles(tile: Tile, gpu: Gpu, fma_lanes: int) -> float:
     down = max(1, gpu.lanes // across)
     vectors = [(n / min(4, n), min(4, n), threads) for n, threads in ((tile.thread_rows, down), (tile.thread_columns, across))]
     reads = sum(count for count, _, _ in vectors)
-    moved = sum(count * max(1.0, width * _ELEMENT * threads / _SHARED_BYTES_A_CYCLE) for count, width, threads in vectors)
+    moved = sum(count * max(1.0, width * ELEMENT_BYTES * threads / _SHARED_BYTES_A_CYCLE) for count, width, threads in vectors)
     loads = tile.depth * (tile.rows + tile.columns) / 4 / tile.threads
     issued = tile.depth * (sums + reads + 1) + _STEP_INSTRUCTIONS + _LOAD_INSTRUCTIONS * loads
     return max(
-        warps * tile.depth * sums * gpu.lanes / fma_lanes,
+        warps * tile.depth * sums * gpu.lanes / fma_lanes(gpu),
         warps * (tile.depth * moved + 5 * loads),
-        warps * issued / _SCHEDULERS,
-        tile.depth * (tile.rows + tile.columns) * _ELEMENT / _L2_BYTES_A_CYCLE,
+        warps * issue_limit(issued),
+        tile.depth * (tile.rows + tile.columns) * ELEMENT_BYTES / L2_BYTES_A_CYCLE,
     )
 
 

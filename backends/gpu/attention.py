@@ -1,0 +1,124 @@
+"""The rule for attention: one pass over the keys in shared memory, with no matrix of scores.
+
+Letters: B batch, H heads, S queries, T keys, D size of a query and key, E size of a value. A block computes some
+queries of one head (`backends.gpu.attention_tile`). For each step of keys it computes the scores, their exponentials
+against the largest score so far, and the sums that these weigh the values with; what was summed before is scaled when a
+larger score turns up (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018; Dao, FlashAttention-2,
+2023). Memory traffic is linear in T: keys and values pass by once a block.
+
+    queries[D, rows]    stays in shared memory
+    keys[D, keys]       of a step, and afterwards in the same place values[keys, E]; while one is multiplied, the other
+                        is on its way from memory to registers
+    weights[keys, rows] the exponentials, from the threads that compute them to those that multiply with them
+
+A thread has some queries and, of these, some keys' scores and some elements of the results. The 16 threads that share
+queries exchange their largest scores through shared memory; sums stay apart until the end.
+
+What becomes of a score (scale, cap, masks) is whatever the emitter's expression says. A condition `key <= f(query)` or
+`key >= f(query)` in it bounds the keys that a block looks at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from backends.cpu.key_bounds import key_bounds
+from backends.gpu.attention_block import AttentionBlock
+from backends.gpu.attention_tile import AttentionSizes, AttentionTile, best_attention_tile
+from backends.gpu.launch import Ids, Launch
+from backends.gpu.threads import block_places
+from backends.relax.kernel import Kernel, Stage
+from backends.relax.loops import Expr, Stmt, TensorLoad, i64, known, product, simplify, uses
+from optimizer.gpus import Gpu
+
+__all__ = ["AttentionParts", "lower"]
+
+_KIND = "attention"
+
+
+@dataclass(frozen=True)
+class AttentionParts:
+    """An attention taken apart.
+
+    Attributes:
+        scores: [B, H, S, T], a sum over D of a product of a query's element and a key's.
+        masked: the same after scale and masks.
+        context: [B, H, S, E], a sum over T of a weight times a value's element.
+        output: what is stored: [B, S, H, E] or [B, H, S, E].
+        query, key: elements, in the axes of `scores`.
+        value: an element, in the axes of `context`.
+    """
+
+    scores: Stage
+    masked: Stage
+    context: Stage
+    output: Stage
+    query: TensorLoad
+    key: TensorLoad
+    value: TensorLoad
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> AttentionParts | None:
+        """The attention that a kernel is; `None` if it is none that the rule knows."""
+        stages = {stage.kind: stage for stage in kernel.stages if stage.kind}
+        names = [_KIND, *(f"{_KIND}.{part}" for part in ("masked", "context", "output"))]
+        if any(name not in stages for name in names):
+            return None
+        scores, masked, context, output = (stages[name] for name in names)
+        loads = [_load(e) for e in (scores.value.b.a, scores.value.b.b, context.value.b.b)]
+        depths = [scores.reduction[0].var, scores.reduction[0].var, context.spatial[3].var]
+        for load, depth in zip(loads, depths, strict=True):
+            if load is None or not load.indices[-1].same_as(depth) or any(uses(i, depth) for i in load.indices[:-1]):
+                return None
+        query, key, value = (load for load in loads if load is not None)
+        return cls(scores, masked, context, output, query, key, value)
+
+
+def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
+    """See `backends.gpu.schedule.Rule`."""
+    parts = AttentionParts.of(kernel)
+    if parts is None or not kernel.is_output(parts.output.buffer):
+        return None
+    sizes = sizes_of(parts)
+    tile = best_attention_tile(sizes, gpu) if sizes is not None else None
+    return None if tile is None else [_launch(parts, tile)]
+
+
+def sizes_of(parts: AttentionParts) -> AttentionSizes | None:
+    """What the tile model needs to know; `None` where heads have no known size."""
+    batch, head, row, column = parts.scores.spatial
+    size, value_size = known(parts.scores.reduction[0].extent), known(parts.context.spatial[3].extent)
+    if size is None or value_size is None:
+        return None
+    heads, rows, keys = known(product([batch.extent, head.extent])), known(row.extent), known(column.extent)
+    high = key_bounds(parts.masked, i64(0), i64(0), (i64(0), i64(0)))[1]
+    element = 2 if str(parts.key.source.dtype) in ("float16", "bfloat16") else 4
+    return AttentionSizes(heads, rows, keys, size, value_size, 1.0 if high is None else 0.5, element)
+
+
+def _launch(parts: AttentionParts, tile: AttentionTile) -> Launch:
+    batch, head, row, column = parts.scores.spatial
+    blocks = simplify(tirx.floordiv(row.extent + (tile.rows - 1), i64(tile.rows)))
+
+    def body(block: Ids, thread: Ids) -> Stmt:
+        extents = [batch.extent, head.extent, blocks]
+        return block_places(block[0], extents, lambda place: one(*place, thread[0]))
+
+    def one(image: Expr, own: Expr, place: Expr, thread: Expr) -> Stmt:
+        first = simplify(place * tile.rows)
+        last = tirx.Min(first + (tile.rows - 1), row.extent - 1)
+        low, high = key_bounds(parts.masked, first, last, (image, own))
+        begin: Expr = i64(0) if low is None else tirx.Max(i64(0), low)
+        end: Expr = column.extent if high is None else tirx.Max(i64(0), tirx.Min(column.extent, high))
+        return AttentionBlock(parts, tile).build(image, own, first, (begin, end), thread)
+
+    grid = (product([batch.extent, head.extent, blocks]), i64(1), i64(1))
+    return Launch(_KIND, grid, (tile.threads, 1, 1), body)
+
+
+def _load(element: Expr) -> TensorLoad | None:
+    """What is loaded, without its conversion to float32."""
+    found = element.value if isinstance(element, tirx.Cast) else element
+    return found if isinstance(found, TensorLoad) else None

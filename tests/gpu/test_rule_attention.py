@@ -1,0 +1,109 @@
+"""Attention in shared memory: every mask, static and symbolic sizes, shared heads, and no matrix of scores."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.gpu import attention
+from backends.gpu.attention import AttentionParts, sizes_of
+from backends.gpu.attention_tile import AttentionSizes, best_attention_tile, estimate_attention
+from backends.relax.kernel import decode, inline
+from optimizer.gpus import GPUS
+from tests.backends.running import parse
+from tests.gpu.rules import agrees, fused, launches
+
+
+def model(
+    heads: int, key_heads: int, size: int, mask: str = "", attributes: str = "", sizes: tuple[int, int] | None = None
+) -> onnx.ModelProto:
+    """Attention of packed heads, [B, S, H * D], for any B, S and T, or for one S and T."""
+    rows, keys = ("s", "t") if sizes is None else sizes
+    query, key = heads * size, key_heads * size
+    declared = f", {mask} m" if mask else ""
+    given_mask = ", m" if mask else ""
+    return parse(
+        f"""g (float[b,{rows},{query}] q, float[b,{keys},{key}] k, float[b,{keys},{key}] v{declared})
+        => (float[b,{rows},{query}] y) {{
+        y = Attention<q_num_heads = {heads}, kv_num_heads = {key_heads}{attributes}>(q, k, v{given_mask}) }}"""
+    )
+
+
+@pytest.mark.parametrize("sizes", [(128, 128), (64, 33), (37, 53), (5, 150), (65, 1)])
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_sizes(sizes: tuple[int, int], symbolic: bool) -> None:
+    found = model(4, 2, 24, sizes=None if symbolic else sizes)
+    agrees(found, "attention", attention.lower, {"b": 2, "s": sizes[0], "t": sizes[1]})
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(st.integers(1, 2), st.integers(1, 140), st.integers(1, 140), st.sampled_from(sorted(GPUS)))
+def test_any_size_for_any_architecture(batch: int, rows: int, keys: int, gpu: str) -> None:
+    agrees(model(2, 1, 16), "attention", attention.lower, {"b": batch, "s": rows, "t": keys}, GPUS[gpu])
+
+
+@pytest.mark.parametrize("size", [1, 8, 20, 64, 80, 128])
+def test_heads_of_any_size(size: int) -> None:
+    agrees(model(2, 2, size), "attention", attention.lower, {"b": 1, "s": 40, "t": 70})
+
+
+@pytest.mark.parametrize("sizes", [(150, 150), (70, 200), (200, 70)])
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_causal(sizes: tuple[int, int], symbolic: bool) -> None:
+    found = model(2, 2, 16, attributes=", is_causal = 1", sizes=None if symbolic else sizes)
+    agrees(found, "attention", attention.lower, {"b": 1, "s": sizes[0], "t": sizes[1]})
+
+
+@pytest.mark.parametrize("mask", ["float[b,1,s,t]", "bool[s,t]", "float[1,1,1,t]"])
+def test_masks(mask: str) -> None:
+    agrees(model(2, 1, 16, mask), "attention", attention.lower, {"b": 2, "s": 70, "t": 90})
+
+
+def test_heads_that_lie_apart() -> None:
+    text = """g (float[2,4,s,16] q, float[2,2,t,16] k, float[2,2,t,24] v) => (float[2,4,s,24] y) {
+        y = Attention(q, k, v) }"""
+    agrees(parse(text), "attention", attention.lower, {"s": 33, "t": 47})
+
+
+def test_heads_too_large_for_shared_memory_are_left_to_others() -> None:
+    kernel = decode(fused(model(1, 1, 1024)).one("attention"))
+    assert kernel is not None and attention.lower(inline(kernel), GPUS["opencl"]) is None
+
+
+def test_what_is_no_attention_is_left_to_others() -> None:
+    found = fused(parse("g (float[2,4,5] x) => (float[2,4,5] y) { y = Softmax(x) }"))
+    kernel = decode(next(iter(found.functions.values())))
+    assert kernel is not None and attention.lower(inline(kernel), GPUS["opencl"]) is None
+
+
+@pytest.mark.parametrize("gpu", sorted(GPUS))
+@pytest.mark.parametrize("size", [32, 64, 80, 128])
+@pytest.mark.parametrize("rows", [1, 128, 2048, None])
+def test_tiles_fit_the_architecture(gpu: str, size: int, rows: int | None) -> None:
+    tile = best_attention_tile(AttentionSizes(12, rows, rows, size, size), GPUS[gpu])
+    assert tile is not None and tile.fits(GPUS[gpu]) and tile.threads % GPUS[gpu].lanes == 0
+
+
+def test_traffic_is_linear_in_length() -> None:
+    gpu = GPUS["sm_80"]
+
+    def traffic(length: int) -> float:
+        sizes = AttentionSizes(12, length, length, 64, 64)
+        tile = best_attention_tile(sizes, gpu)
+        assert tile is not None
+        return estimate_attention(sizes, tile, gpu).traffic_bytes
+
+    assert traffic(8192) == 4 * traffic(2048)
+    function = fused(model(8, 8, 32)).one("attention")
+    assert all(not launch.scratch for launch in launches(function, attention.lower, gpu))
+
+
+def test_later_keys_that_are_masked_count_as_half() -> None:
+    kernel = decode(fused(model(2, 2, 16, attributes=", is_causal = 1")).one("attention"))
+    assert kernel is not None
+    parts = AttentionParts.of(inline(kernel))
+    assert parts is not None
+    sizes = sizes_of(parts)
+    assert sizes is not None and sizes.share == 0.5
