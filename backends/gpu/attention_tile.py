@@ -8,6 +8,7 @@ from backends.gpu.tile_model import (
     ELEMENT_BYTES,
     L2_BYTES_A_CYCLE,
     PADDING,
+    REGISTER_SHARE,
     STATIC_BYTES,
     Estimate,
     fma_lanes,
@@ -127,7 +128,7 @@ class AttentionTile:
             self.threads >= gpu.lanes
             and self.threads <= gpu.threads
             and self.shared_bytes <= min(gpu.shared_bytes, STATIC_BYTES)
-            and self.registers <= 0.9 * gpu.registers
+            and self.registers <= REGISTER_SHARE * gpu.registers
             and self.registers * self.threads <= gpu.registers_each
         )
 

@@ -12,6 +12,7 @@ __all__ = [
     "ELEMENT_BYTES",
     "L2_BYTES_A_CYCLE",
     "PADDING",
+    "REGISTER_SHARE",
     "STATIC_BYTES",
     "Estimate",
     "Sizes",
@@ -34,7 +35,7 @@ STATIC_BYTES = 48 << 10
 """Of shared memory a block can have without asking for more when it is launched."""
 _OTHER_REGISTERS = 32
 """Of a thread: addresses, counters, conditions."""
-_REGISTER_SHARE = 0.9
+REGISTER_SHARE = 0.65
 """Of a thread's registers that tiles may take: the compiler needs some to move things around."""
 _UNKNOWN_ROWS = 512
 _UNKNOWN_COLUMNS = 512
@@ -132,7 +133,7 @@ class Tile:
         return (
             gpu.lanes <= self.threads <= min(gpu.threads, 256)
             and self.shared_bytes <= min(gpu.shared_bytes, STATIC_BYTES)
-            and self.registers <= _REGISTER_SHARE * gpu.registers
+            and self.registers <= REGISTER_SHARE * gpu.registers
             and self.registers * self.threads <= gpu.registers_each
         )
 

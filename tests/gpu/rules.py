@@ -89,9 +89,9 @@ def fused(model: onnx.ModelProto, tiles: PlainTiles | None = None) -> Fused:
     for value in graph.graph.initializers.values():
         value.type = value.type or ir.TensorType(value.const_value.dtype)  # type: ignore[union-attr]
     small = {name: array for name, array in constants.items() if array.nbytes <= 1 << 16}
-    builder = Builder(graph, small, weights, tvm.transform.Sequential([]), "", tiles or PlainTiles())
+    builder = Builder(graph, small, weights, tvm.transform.Sequential([]), tiles or PlainTiles())
     nodes = list(graph.graph)
-    builder._probe(nodes)
+    builder._probe(nodes, {})
     assert not builder.reasons, builder.reasons
     module = relax.BlockBuilder()
     builder._emit(module, segments(nodes, set()))
