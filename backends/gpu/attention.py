@@ -104,9 +104,10 @@ def _launch(parts: AttentionParts, tile: AttentionTile) -> Launch:
 
     def body(block: Ids, thread: Ids) -> Stmt:
         extents = [batch.extent, head.extent, blocks]
-        return block_places(block[0], extents, lambda place: one(*place, thread[0]))
+        return block_places(block[0], extents, lambda place: one(place, thread[0]))
 
-    def one(image: Expr, own: Expr, place: Expr, thread: Expr) -> Stmt:
+    def one(coordinates: list[Expr], thread: Expr) -> Stmt:
+        image, own, place = coordinates
         first = simplify(place * tile.rows)
         last = tirx.Min(first + (tile.rows - 1), row.extent - 1)
         low, high = key_bounds(parts.masked, first, last, (image, own))

@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tvm import tirx
-from tvm.tirx import BufferLoad, BufferStore, Expr, Stmt, Var
+from tvm.tirx import BufferStore, Expr, Stmt, Var
 
+from backends.gpu.attention_rows import Rows
 from backends.gpu.attention_tile import AttentionTile
-from backends.gpu.block_product import cast, divides, neighbours, outer_product
+from backends.gpu.block_product import outer_product
 from backends.gpu.launch import barrier
+from backends.gpu.operands import divides
 from backends.gpu.threads import (
+    cast,
     gather,
     holds,
     i32,
@@ -71,9 +74,9 @@ class AttentionBlock:
         value = (parts.value, parts.context.reduction[0].var)
         context = dict(zip((a.var for a in parts.context.spatial[:2]), (batch, head), strict=True))
         loaders = [
-            _Rows(*query, self.point, tile.rows, tile.size, tile.threads, thread),
-            _Rows(*key, self.point, tile.keys, tile.size, tile.threads, thread),
-            _Rows(*value, context, tile.keys, tile.values, tile.threads, thread, end=tile.value_size),
+            Rows(*query, self.point, tile.rows, tile.size, tile.threads, thread),
+            Rows(*key, self.point, tile.keys, tile.size, tile.threads, thread),
+            Rows(*value, context, tile.keys, tile.values, tile.threads, thread, end=tile.value_size),
         ]
         begin = simplify(tirx.floordiv(keys[0], i64(tile.keys)))
         end = simplify(tirx.floordiv(keys[1] + (tile.keys - 1), i64(tile.keys)))
@@ -85,7 +88,7 @@ class AttentionBlock:
         own = [self.scores, self.sums, self.largest, self.total, self.scale, *(loader.held for loader in loaders)]
         return allocate([*memory, *own], named([first, begin, end], run))
 
-    def _run(self, loaders: Sequence[_Rows], first: Expr, begin: Expr, end: Expr) -> Stmt:
+    def _run(self, loaders: Sequence[Rows], first: Expr, begin: Expr, end: Expr) -> Stmt:
         tile = self.tile
         queries, keys, values = loaders
         self.first = first
@@ -198,7 +201,9 @@ class AttentionBlock:
     def _weigh(self) -> Stmt:
         """The exponentials against the largest score so far; what was summed up before is scaled to it."""
         tile = self.tile
-        statements: list[Stmt | None] = [scatter(self.scale, gather(self.largest, r), r) for r in range(tile.thread_rows)]
+        statements: list[Stmt | None] = [
+            scatter(self.scale, gather(self.largest, r), r) for r in range(tile.thread_rows)
+        ]
         statements.append(self._together(tirx.Max, self.largest))
         for r in range(tile.thread_rows):
             largest = gather(self.largest, r)
@@ -269,79 +274,6 @@ class AttentionBlock:
                 exists = None if tile.values == tile.value_size else element < tile.value_size
                 statements.append(holds([exists], store))
         return holds([None if divides(tile.rows, self.row.extent) else query < self.row.extent], sequence(statements))
-
-
-class _Rows:
-    """Brings rows of a tensor from memory to registers, and from there to shared memory.
-
-    Attributes:
-        held: the registers.
-    """
-
-    def __init__(
-        self,
-        load: TensorLoad,
-        line: Var,
-        point: dict[Var, Expr],
-        rows: int,
-        size: int,
-        threads: int,
-        thread: Expr,
-        end: int | None = None,
-    ) -> None:
-        """`line` is the axis that counts the rows; of the `size` elements of a row, `end` exist."""
-        self.load, self.line, self.point = load, line, point
-        self.end = size if end is None else end
-        dtype = str(load.source.dtype)
-        self.lanes = math.gcd(neighbours(self.end, dtype), size)
-        across = size // self.lanes
-        vectors = rows * across
-        self.held = registers(-(-vectors // threads) * self.lanes, dtype, "held")
-        self.padded = self.end < size
-        self.spots: list[tuple[Expr, Expr, Expr | None]] = []
-        for begin in range(0, vectors, threads):
-            place = thread + begin
-            row, element = tirx.floordiv(place, i32(across)), tirx.floormod(place, i32(across)) * self.lanes
-            self.spots.append((row, element, place < vectors if begin + threads > vectors else None))
-
-    def fetch(self, start: Expr, total: Expr) -> Stmt:
-        """From memory, the rows from `start` on; zeros where there are none."""
-        statements = []
-        for turn, (row, element, exists) in enumerate(self.spots):
-            at, line = turn * self.lanes, simplify(start + wide_index(row))
-            lead = [substitute(i, {**self.point, self.line: line}) for i in self.load.indices[:-1]]
-            value = BufferLoad(self.load.source, [*lead, ramp(wide_index(element), self.lanes)])
-            nothing = scatter(self.held, zeros(str(self.held.dtype), self.lanes), at, self.lanes)
-            conditions = [exists, line < total, element < self.end if self.padded else None]
-            statements.append(holds(conditions, scatter(self.held, value, at, self.lanes), nothing))
-        return sequence(statements)
-
-    def keep_transposed(self, memory: Var, pitch: int) -> Stmt:
-        """To shared memory, element by element: [elements, pitch]."""
-        return self._kept(
-            lambda at, row, element: sequence(
-                [
-                    scatter(memory, cast(gather(self.held, at + lane), _SUM), (element + lane) * pitch + row)
-                    for lane in range(self.lanes)
-                ]
-            )
-        )
-
-    def keep(self, memory: Var, pitch: int) -> Stmt:
-        """To shared memory, row by row: [rows, pitch]."""
-        return self._kept(
-            lambda at, row, element: scatter(
-                memory, cast(gather(self.held, at, self.lanes), _SUM, self.lanes), row * pitch + element, self.lanes
-            )
-        )
-
-    def _kept(self, store: Callable[[int, Expr, Expr], Stmt]) -> Stmt:
-        return sequence(
-            [
-                holds([exists], store(turn * self.lanes, row, element))
-                for turn, (row, element, exists) in enumerate(self.spots)
-            ]
-        )
 
 
 def _cleared(buffer: Var, size: int) -> list[Stmt]:

@@ -16,15 +16,15 @@ tail is generated once for each group of rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from tvm import tirx
-from tvm.tirx import BufferLoad, BufferStore, Expr, Stmt, Var
+from tvm.tirx import BufferStore, Expr, Stmt, Var
 
-from backends.gpu.epilogue import Epilogue
 from backends.gpu.launch import barrier
+from backends.gpu.loader import Loader
+from backends.gpu.operands import Factor, Result, divides, sum_type
 from backends.gpu.threads import (
+    cast,
     gather,
     holds,
     i32,
@@ -41,101 +41,7 @@ from backends.gpu.threads import (
 from backends.gpu.tile_model import PADDING, Tile
 from backends.relax.loops import allocate, i64, known, sequence, simplify
 
-__all__ = [
-    "BlockProduct",
-    "Factor",
-    "Order",
-    "Result",
-    "cast",
-    "divides",
-    "neighbours",
-    "outer_product",
-    "sum_type",
-]
-
-_SUMS = {"float16": "float32", "bfloat16": "float32", "uint8": "int32", "int8": "int32"}
-
-
-def sum_type(dtype: str) -> str:
-    """The type in which products of a type are added up."""
-    return _SUMS.get(dtype, dtype)
-
-
-@dataclass(frozen=True)
-class Factor:
-    """A factor in memory.
-
-    Attributes:
-        dtype: of its elements.
-        lanes: how many neighbours can be loaded at once: along the reduced axis of the left factor, along the columns
-            of the right one.
-        lines: how many rows (columns) can be read; int64.
-        place: from the first of the rows (columns) that are loaded at once, and how many these are, to what of its
-            address does not depend on the step, int64; computed once.
-        load: from that, the place on the reduced axis and how many columns are loaded at once, to the element, and the
-            conditions under which it exists.
-
-    TVM makes a vector access of neighbours only if it can prove that they are aligned. So a `place` counts what is
-    loaded at once, and `load` multiplies again.
-    """
-
-    dtype: str
-    lanes: int
-    lines: Expr
-    place: Callable[[Expr, int], list[Expr]]
-    load: Callable[[list[Expr], Expr, int], tuple[BufferLoad, list[Expr]]]
-
-
-@dataclass(frozen=True)
-class Result:
-    """Where the result goes.
-
-    Attributes:
-        rows, columns, depth: sizes; int64.
-        indices: from a row to the indices before the last one.
-        epilogue: what becomes of an element.
-        first: what the last index is counted from.
-    """
-
-    rows: Expr
-    columns: Expr
-    depth: Expr
-    indices: Callable[[Expr], list[Expr]]
-    epilogue: Epilogue
-    first: Expr | int = 0
-
-
-@dataclass(frozen=True)
-class Order:
-    """The order in which the blocks of a product run: groups of rows, in these all columns, in these the group's rows.
-
-    Attributes:
-        groups, columns: how many; int64.
-        size: rows of blocks in a group.
-    """
-
-    groups: Expr
-    columns: Expr
-    size: int
-
-    @classmethod
-    def of(cls, rows: Expr, columns: Expr, tile: Tile, size: int) -> Order:
-        """For a result of so many rows and columns, in groups of `size` rows of blocks."""
-        down, across = tile.rows * size, tile.columns
-        return cls(
-            simplify(tirx.floordiv(rows + (down - 1), i64(down))),
-            simplify(tirx.floordiv(columns + (across - 1), i64(across))),
-            size,
-        )
-
-    @property
-    def extents(self) -> list[Expr]:
-        """Of the coordinates of a block: its group, its column and its place in the group."""
-        return [self.groups, self.columns, i64(self.size)]
-
-    def row(self, group: Expr, own: Expr) -> Expr:
-        """Which row of blocks a block is in; behind the last one there may be some in which nothing is stored."""
-        return simplify(group * self.size + own)
+__all__ = ["BlockProduct", "outer_product"]
 
 
 class BlockProduct:
@@ -162,8 +68,8 @@ class BlockProduct:
         """
         thread = narrow(thread)
         row, column = simplify(block_row * self.tile.rows), simplify(block_column * self.tile.columns)
-        left = _Loader(self.left, row, self.tile.rows, self, thread, along_depth=True)
-        right = _Loader(self.right, column, self.tile.columns, self, thread, along_depth=False)
+        left = Loader(self.left, row, self.tile.rows, self, thread, along_depth=True)
+        right = Loader(self.right, column, self.tile.columns, self, thread, along_depth=False)
 
         def run(places: list[Expr]) -> Stmt:
             rest = iter(places)
@@ -174,7 +80,7 @@ class BlockProduct:
         flat = [value for loader in (left, right) for own in loader.places for value in own]
         return allocate([self.memory, self.sums, left.held, right.held], named(flat, run))
 
-    def _run(self, row: Expr, column: Expr, thread: Expr, left: _Loader, right: _Loader) -> Stmt:
+    def _run(self, row: Expr, column: Expr, thread: Expr, left: Loader, right: Loader) -> Stmt:
         def fetch(step: Expr) -> Stmt:
             start = simplify(wide_index(step) * self.tile.depth)
             return sequence([left.fetch(start), right.fetch(start)])
@@ -200,7 +106,10 @@ class BlockProduct:
         count = self.tile.thread_rows * self.tile.thread_columns
         return sequence(
             [
-                *(scatter(self.sums, zeros(self.dtype, self.width), i, self.width) for i in range(0, count, self.width)),
+                *(
+                    scatter(self.sums, zeros(self.dtype, self.width), i, self.width)
+                    for i in range(0, count, self.width)
+                ),
                 fetch(i32(0)),
                 keep(i32(0)),
                 barrier(),
@@ -279,76 +188,6 @@ class BlockProduct:
         return sequence([repeat(-(-vectors // tile.threads), turn, "turn")])
 
 
-class _Loader:
-    """Brings a tile of one factor from memory to registers, and from there to shared memory.
-
-    Attributes:
-        places: what `Factor.place` gives for each line that the thread loads.
-        held: the registers.
-    """
-
-    def __init__(
-        self, factor: Factor, first: Expr, size: int, block: BlockProduct, thread: Expr, *, along_depth: bool
-    ) -> None:
-        self.factor, self.along_depth, self.dtype = factor, along_depth, block.dtype
-        self.depth, self.columns = block.result.depth, block.tile.columns
-        self.whole = divides(block.tile.depth, self.depth)
-        side, threads = block.tile.depth if along_depth else size, block.tile.threads
-        self.lanes = math.gcd(factor.lanes, side)
-        self.together = 1 if along_depth else self.lanes
-        across, vectors = side // self.lanes, size * block.tile.depth // self.lanes
-        self.held = registers(-(-vectors // threads) * self.lanes, factor.dtype, "left" if along_depth else "right")
-        self.places: list[list[Expr]] = []
-        self.spots: list[tuple[Expr, Expr]] = []
-        self.exists: list[list[Expr | None]] = []
-        for begin in range(0, vectors, threads):
-            place = thread + begin
-            across_, along = tirx.floordiv(place, i32(across)), tirx.floormod(place, i32(across)) * self.lanes
-            line, k = (across_, along) if along_depth else (along, across_)
-            at = simplify(first + wide_index(line))
-            self.spots.append((line, k))
-            self.places.append(factor.place(at, self.together))
-            inside = None if divides(size, factor.lines) else at < factor.lines
-            self.exists.append([place < vectors if begin + threads > vectors else None, inside])
-
-    def fetch(self, start: Expr) -> Stmt:
-        """From memory, the elements at `start` and behind; zeros where there are none."""
-        statements = []
-        for turn, (place, (_, along), exists) in enumerate(zip(self.places, self.spots, self.exists, strict=True)):
-            k = simplify(start + wide_index(along))
-            element, conditions = self.factor.load(place, k, self.together)
-            *lead, last = element.indices
-            at = turn * self.lanes
-            load = scatter(self.held, BufferLoad(element.source, [*lead, ramp(last, self.lanes)]), at, self.lanes)
-            nothing = scatter(self.held, zeros(self.factor.dtype, self.lanes), at, self.lanes)
-            statements.append(holds([*exists, None if self.whole else k < self.depth, *conditions], load, nothing))
-        return sequence(statements)
-
-    def keep(self, memory: Var, start: Expr, pitch: int) -> Stmt:
-        """From registers to shared memory; the left factor, rows of `pitch`, is transposed."""
-        statements = []
-        for turn, ((line, k), exists) in enumerate(zip(self.spots, self.exists, strict=True)):
-            at, own = turn * self.lanes, exists[:1]
-            if self.along_depth:
-                stores = [
-                    scatter(memory, cast(gather(self.held, at + lane), self.dtype), start + (k + lane) * pitch + line)
-                    for lane in range(self.lanes)
-                ]
-            else:
-                value = cast(gather(self.held, at, self.lanes), self.dtype, self.lanes)
-                stores = [scatter(memory, value, start + k * self.columns + line, self.lanes)]
-            statements.append(holds(own, sequence(stores)))
-        return sequence(statements)
-
-
-def neighbours(size: Expr | int, dtype: str) -> int:
-    """How many elements of rows of that size can be loaded at once: 16 bytes where rows begin at multiples of them."""
-    total = known(size)
-    if total is None or dtype not in ("float32", "int32"):
-        return 1
-    return 4 if total % 4 == 0 else 2 if total % 2 == 0 else 1
-
-
 def outer_product(sums: Var, a: Var, b: Var, rows: int, columns: int) -> list[Stmt]:
     """`sums[rows, columns] += a[rows] x b[columns]`, all in registers."""
     width = math.gcd(4, columns)
@@ -387,15 +226,3 @@ def store(result: Result, memory: Var, place: Expr, lead: list[Expr], last: Expr
         [done],
         sequence([*values, BufferStore(epilogue.target, gather(done, 0, lanes), [*lead, ramp(last, lanes)])]),
     )
-
-
-def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:
-    """A scalar or a vector in another type."""
-    wanted = dtype if lanes == 1 else f"{dtype}x{lanes}"
-    return value if str(value.expr_ty()) == wanted else tirx.Cast(wanted, value)
-
-
-def divides(size: int, total: Expr) -> bool:
-    """Whether tiles of a size cover the total exactly, as far as is known."""
-    whole = known(total)
-    return whole is not None and whole % size == 0

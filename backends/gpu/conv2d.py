@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx import BufferLoad
 
-from backends.gpu.block_product import BlockProduct, Factor, Order, Result, neighbours
+from backends.gpu.block_product import BlockProduct
 from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
+from backends.gpu.operands import Factor, Order, Result, neighbours
 from backends.gpu.threads import block_places
 from backends.gpu.tile_model import Sizes, best_tile, row_group
 from backends.relax.kernel import Kernel, Stage
-from backends.relax.loops import Expr, Stmt, i64, known, product, simplify, unflatten
+from backends.relax.loops import Expr, Stmt, Var, i64, known, product, simplify, unflatten
 from optimizer.gpus import Gpu
 
 __all__ = ["Window", "lower"]
@@ -83,7 +84,7 @@ def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
 class _Convolution:
     """Builds the launch of one convolution."""
 
-    def __init__(self, stage: Stage, window: Window, data: object, weights: object) -> None:
+    def __init__(self, stage: Stage, window: Window, data: Var, weights: Var) -> None:
         self.window, self.data, self.weights = window, data, weights
         self.groups = int(stage.annotations["tersor.groups"])  # type: ignore[call-overload]
         self.pixels = [a.extent for a in stage.spatial[:3]]
@@ -100,9 +101,10 @@ class _Convolution:
 
         def body(block: Ids, thread: Ids) -> Stmt:
             extents = [i64(self.groups), *order.extents]
-            return block_places(block[0], extents, lambda place: one(*place, thread[0]))
+            return block_places(block[0], extents, lambda place: one(place, thread[0]))
 
-        def one(which: Expr, group: Expr, block_column: Expr, own: Expr, thread: Expr) -> Stmt:
+        def one(place: list[Expr], thread: Expr) -> Stmt:
+            which, group, block_column, own = place
             first = simplify(which * self.out)
             result = Result(rows, columns, i64(self.depth), lambda row: unflatten(row, self.pixels), epilogue, first)
             block_product = BlockProduct(self._left(rows, which), self._right(which), result, tile)
@@ -128,7 +130,10 @@ class _Convolution:
 
         def load(at: list[Expr], k: Expr, _lanes: int) -> tuple[BufferLoad, list[Expr]]:
             n, top, left = at
-            tap_row, rest = tirx.floordiv(k, i64(window.kw * self.channels)), tirx.floormod(k, i64(window.kw * self.channels))
+            tap_row, rest = (
+                tirx.floordiv(k, i64(window.kw * self.channels)),
+                tirx.floormod(k, i64(window.kw * self.channels)),
+            )
             tap, channel = tirx.floordiv(rest, i64(self.channels)), tirx.floormod(rest, i64(self.channels))
             y, x = simplify(top + tap_row * window.dh), simplify(left + tap * window.dw)
             conditions = window.inside(y, x, image, (self.pixels[1], self.pixels[2]))

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx import BufferLoad
 
-from backends.gpu.block_product import BlockProduct, Factor, Order, Result, neighbours
+from backends.gpu.block_product import BlockProduct
 from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
+from backends.gpu.operands import Factor, Order, Result, neighbours
 from backends.gpu.threads import block_places
 from backends.gpu.tile_model import Sizes, best_tile, row_group
 from backends.relax.kernel import Axis, Kernel, Stage

@@ -1,6 +1,7 @@
 """Small helpers to write down what the threads of a block do, beside those of `backends.relax.loops`.
 
-Places in shared memory and in registers are int32: they fit, and 64-bit arithmetic takes a GPU two instructions or more.
+Places in shared memory and in registers are int32: they fit, and 64-bit arithmetic takes a GPU two instructions or
+more.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from backends.relax.loops import known, sequence
 __all__ = [
     "Place",
     "block_places",
+    "cast",
     "gather",
     "holds",
     "i32",
@@ -108,6 +110,12 @@ def gather(buffer: Var, start: Place, lanes: int = 1) -> Expr:
 def scatter(buffer: Var, value: Expr, start: Place, lanes: int = 1) -> Stmt:
     """Store neighbours to a flat buffer."""
     return BufferStore(buffer, value, [ramp(start, lanes)])
+
+
+def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:
+    """A scalar or a vector in another type."""
+    wanted = dtype if lanes == 1 else f"{dtype}x{lanes}"
+    return value if str(value.expr_ty()) == wanted else tirx.Cast(wanted, value)
 
 
 def zeros(dtype: str, lanes: int = 1, value: float = 0) -> Expr:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -168,7 +167,13 @@ def occupancy(gpu: Gpu, threads: int, shared_bytes: int, registers: int) -> int:
     a_warp = -(-registers * gpu.lanes // 256) * 256
     each = -(-(shared_bytes + 1024) // 128) * 128
     return max(
-        0, min(gpu.threads_each // threads, gpu.blocks_each, gpu.registers_each // (a_warp * warps), gpu.shared_bytes_each // each)
+        0,
+        min(
+            gpu.threads_each // threads,
+            gpu.blocks_each,
+            gpu.registers_each // (a_warp * warps),
+            gpu.shared_bytes_each // each,
+        ),
     )
 
 
@@ -181,7 +186,10 @@ def estimate(sizes: Sizes, tile: Tile, gpu: Gpu) -> Estimate:
     stored = tile.rows * tile.columns * ELEMENT_BYTES / L2_BYTES_A_CYCLE
     least = _least_bytes(sizes)
     moved = least + _again(sizes, tile, gpu)
-    parts = {"compute": step_seconds(gpu, blocks, resident, steps, _step_cycles(tile, gpu), stored), "memory": moved / gpu.memory_bytes_a_second}
+    parts = {
+        "compute": step_seconds(gpu, blocks, resident, steps, _step_cycles(tile, gpu), stored),
+        "memory": moved / gpu.memory_bytes_a_second,
+    }
     longest = max(parts, key=lambda name: parts[name])
     return Estimate(
         gpu.launch_seconds + parts[longest],
@@ -237,9 +245,13 @@ def _step_cycles(tile: Tile, gpu: Gpu) -> float:
     sums = tile.thread_rows * tile.thread_columns
     across = min(gpu.lanes, tile.columns // tile.thread_columns)
     down = max(1, gpu.lanes // across)
-    vectors = [(n / min(4, n), min(4, n), threads) for n, threads in ((tile.thread_rows, down), (tile.thread_columns, across))]
+    vectors = [
+        (n / min(4, n), min(4, n), threads) for n, threads in ((tile.thread_rows, down), (tile.thread_columns, across))
+    ]
     reads = sum(count for count, _, _ in vectors)
-    moved = sum(count * max(1.0, width * ELEMENT_BYTES * threads / _SHARED_BYTES_A_CYCLE) for count, width, threads in vectors)
+    moved = sum(
+        count * max(1.0, width * ELEMENT_BYTES * threads / _SHARED_BYTES_A_CYCLE) for count, width, threads in vectors
+    )
     loads = tile.depth * (tile.rows + tile.columns) / 4 / tile.threads
     issued = tile.depth * (sums + reads + 1) + _STEP_INSTRUCTIONS + _LOAD_INSTRUCTIONS * loads
     return max(

@@ -1,4 +1,4 @@
-"""Convolutions as implicit products: windows, strides, dilations, groups, edges, odd channel numbers, symbolic sizes."""
+"""Convolutions as implicit products: windows, strides, dilations, groups, edges, odd channels, symbolic sizes."""
 
 from __future__ import annotations
 

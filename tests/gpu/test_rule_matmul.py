@@ -1,4 +1,4 @@
-"""Matrix products in shared memory: every remainder, batches, symbolic sizes, tails, and tiles of every architecture."""
+"""Matrix products in shared memory: every remainder, batches, symbolic sizes, tails, tiles of all architectures."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""CUDA: the source text of kernels, and NVIDIA's compilers."""

@@ -1,0 +1,113 @@
+"""What a blocked product is made of: its factors, its result, and the order of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx import BufferLoad, Expr
+
+from backends.gpu.epilogue import Epilogue
+from backends.gpu.tile_model import Tile
+from backends.relax.loops import i64, known, simplify
+
+__all__ = ["Factor", "Order", "Result", "divides", "neighbours", "sum_type"]
+
+_SUMS = {"float16": "float32", "bfloat16": "float32", "uint8": "int32", "int8": "int32"}
+
+
+def sum_type(dtype: str) -> str:
+    """The type in which products of a type are added up."""
+    return _SUMS.get(dtype, dtype)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A factor in memory.
+
+    Attributes:
+        dtype: of its elements.
+        lanes: how many neighbours can be loaded at once: along the reduced axis of the left factor, along the columns
+            of the right one.
+        lines: how many rows (columns) can be read; int64.
+        place: from the first of the rows (columns) that are loaded at once, and how many these are, to what of its
+            address does not depend on the step, int64; computed once.
+        load: from that, the place on the reduced axis and how many columns are loaded at once, to the element, and the
+            conditions under which it exists.
+
+    TVM makes a vector access of neighbours only if it can prove that they are aligned. So a `place` counts what is
+    loaded at once, and `load` multiplies again.
+    """
+
+    dtype: str
+    lanes: int
+    lines: Expr
+    place: Callable[[Expr, int], list[Expr]]
+    load: Callable[[list[Expr], Expr, int], tuple[BufferLoad, list[Expr]]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where the result goes.
+
+    Attributes:
+        rows, columns, depth: sizes; int64.
+        indices: from a row to the indices before the last one.
+        epilogue: what becomes of an element.
+        first: what the last index is counted from.
+    """
+
+    rows: Expr
+    columns: Expr
+    depth: Expr
+    indices: Callable[[Expr], list[Expr]]
+    epilogue: Epilogue
+    first: Expr | int = 0
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order in which the blocks of a product run: groups of rows, in these all columns, in these the group's rows.
+
+    Attributes:
+        groups, columns: how many; int64.
+        size: rows of blocks in a group.
+    """
+
+    groups: Expr
+    columns: Expr
+    size: int
+
+    @classmethod
+    def of(cls, rows: Expr, columns: Expr, tile: Tile, size: int) -> Order:
+        """For a result of so many rows and columns, in groups of `size` rows of blocks."""
+        down, across = tile.rows * size, tile.columns
+        return cls(
+            simplify(tirx.floordiv(rows + (down - 1), i64(down))),
+            simplify(tirx.floordiv(columns + (across - 1), i64(across))),
+            size,
+        )
+
+    @property
+    def extents(self) -> list[Expr]:
+        """Of the coordinates of a block: its group, its column and its place in the group."""
+        return [self.groups, self.columns, i64(self.size)]
+
+    def row(self, group: Expr, own: Expr) -> Expr:
+        """Which row of blocks a block is in; behind the last one there may be some in which nothing is stored."""
+        return simplify(group * self.size + own)
+
+
+def neighbours(size: Expr | int, dtype: str) -> int:
+    """How many elements of rows of that size can be loaded at once: 16 bytes where rows begin at multiples of them."""
+    total = known(size)
+    if total is None or dtype not in ("float32", "int32"):
+        return 1
+    return 4 if total % 4 == 0 else 2 if total % 2 == 0 else 1
+
+
+def divides(size: int, total: Expr) -> bool:
+    """Whether tiles of a size cover the total exactly, as far as is known."""
+    whole = known(total)
+    return whole is not None and whole % size == 0
