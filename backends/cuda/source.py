@@ -10,6 +10,7 @@ import tvm
 from tvm import tirx
 
 from backends.gpu.device import DeviceCode, device_code
+from backends.gpu.tensor_instructions import with_instructions
 from optimizer.gpus import Gpu
 
 __all__ = ["cuda_code", "cuda_target"]
@@ -29,4 +30,4 @@ def cuda_code(kernels: Mapping[str, tirx.PrimFunc], gpu: Gpu) -> DeviceCode:
     guesses a number, and spills registers to reach it.
     """
     code = device_code(kernels, cuda_target(gpu))
-    return dataclasses.replace(code, source=_BOUNDS.sub(r"__launch_bounds__(\1, 1)", code.source))
+    return dataclasses.replace(code, source=with_instructions(_BOUNDS.sub(r"__launch_bounds__(\1, 1)", code.source)))

@@ -18,19 +18,18 @@ from __future__ import annotations
 import math
 
 from tvm import tirx
-from tvm.tirx import BufferStore, Expr, Stmt, Var
+from tvm.tirx import Expr, Stmt, Var
 
 from backends.gpu.launch import barrier
 from backends.gpu.loader import Loader
 from backends.gpu.operands import Factor, Result, divides, sum_type
+from backends.gpu.storing import Rows, store_rows
 from backends.gpu.threads import (
-    cast,
     gather,
     holds,
     i32,
     named,
     narrow,
-    ramp,
     registers,
     repeat,
     scatter,
@@ -39,7 +38,7 @@ from backends.gpu.threads import (
     zeros,
 )
 from backends.gpu.tile_model import PADDING, Tile
-from backends.relax.loops import allocate, i64, known, sequence, simplify
+from backends.relax.loops import allocate, i64, sequence, simplify
 
 __all__ = ["BlockProduct", "outer_product"]
 
@@ -152,40 +151,24 @@ class BlockProduct:
         groups = tile.thread_rows // group
         down, across = tile.rows // groups, tile.columns * width // tile.thread_columns
         statements: list[Stmt | None] = []
+
+        def rows(g: int) -> Rows:
+            return Rows(
+                simplify(row + g * down), down, tile.columns, tile.threads, divides(tile.rows, self.result.rows)
+            )
+
+        def read(place: Expr) -> Expr:
+            return gather(self.memory, place)
+
         for g in range(groups):
             for r in range(group):
                 for c in range(tile.thread_columns // width):
                     own = gather(self.sums, (g * group + r) * tile.thread_columns + c * width, width)
                     place = (y * group + r) * tile.columns + c * across + x * width
                     statements.append(scatter(self.memory, own, place, width))
-            statements += [barrier(), self._store(simplify(row + g * down), down, column, thread)]
+            statements += [barrier(), store_rows(self.result, rows(g), column, thread, read)]
             statements.append(barrier() if g + 1 < groups else None)
         return sequence(statements)
-
-    def _store(self, row: Expr, count: int, column: Expr, thread: Expr) -> Stmt:
-        """So many rows of sums, from shared memory."""
-        tile, result = self.tile, self.result
-        lanes = stored_together(result, tile.columns)
-        across = tile.columns // lanes
-        vectors = count * across
-
-        def turn(index: Expr) -> Stmt:
-            place = index * tile.threads + thread
-            down, right = tirx.floordiv(place, i32(across)), tirx.floormod(place, i32(across)) * lanes
-            line, first = simplify(row + wide_index(down)), simplify(column + wide_index(right))
-            exists = [
-                place < vectors if vectors % tile.threads else None,
-                None if divides(tile.rows, result.rows) else line < result.rows,
-                None if divides(tile.columns, result.columns) else first < result.columns,
-            ]
-
-            def at(indices: list[Expr]) -> Stmt:
-                *lead, last = indices
-                return store(result, self.memory, down * tile.columns + right, lead, last, lanes)
-
-            return holds(exists, named([*result.indices(line), simplify(first + result.first)], at))
-
-        return sequence([repeat(-(-vectors // tile.threads), turn, "turn")])
 
 
 def outer_product(sums: Var, a: Var, b: Var, rows: int, columns: int) -> list[Stmt]:
@@ -199,30 +182,3 @@ def outer_product(sums: Var, a: Var, b: Var, rows: int, columns: int) -> list[St
             total = gather(sums, place, width) + factor * gather(b, c, width)
             statements.append(scatter(sums, total, place, width))
     return statements
-
-
-def stored_together(result: Result, columns: int) -> int:
-    """How many neighbours a thread stores at once."""
-    total, first = known(result.columns), known(result.first)
-    aligned = total is not None and first is not None and total % 4 == 0 and first % 4 == 0 and columns % 4 == 0
-    row = known(result.epilogue.target.shape[-1])
-    vectors = str(result.epilogue.target.dtype) in ("float32", "int32")
-    return 4 if aligned and vectors and row is not None and row % 4 == 0 else 1
-
-
-def store(result: Result, memory: Var, place: Expr, lead: list[Expr], last: Expr, lanes: int) -> Stmt:
-    """Finish neighbours that lie in shared memory, and store them."""
-    epilogue = result.epilogue
-    dtype = str(epilogue.heavy.buffer.dtype)
-
-    def value(lane: int) -> Expr:
-        return epilogue.value([*lead, simplify(last + lane)], cast(gather(memory, place + lane), dtype))
-
-    if lanes == 1:
-        return BufferStore(epilogue.target, value(0), [*lead, last])
-    done = registers(lanes, str(epilogue.target.dtype), "done")
-    values = [scatter(done, value(lane), lane) for lane in range(lanes)]
-    return allocate(
-        [done],
-        sequence([*values, BufferStore(epilogue.target, gather(done, 0, lanes), [*lead, ramp(last, lanes)])]),
-    )

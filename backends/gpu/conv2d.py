@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx import BufferLoad
 
-from backends.gpu.block_product import BlockProduct
+from backends.gpu.blocked import best_of, blocked
 from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
-from backends.gpu.operands import Factor, Order, Result, neighbours
+from backends.gpu.operands import Factor, Order, Result, element_bytes
 from backends.gpu.threads import block_places
-from backends.gpu.tile_model import Sizes, best_tile, row_group
+from backends.gpu.tile_model import Sizes, row_group
 from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import Expr, Stmt, Var, i64, known, product, simplify, unflatten
 from optimizer.gpus import Gpu
@@ -95,9 +95,9 @@ class _Convolution:
     def launch(self, epilogue: Epilogue, gpu: Gpu) -> Launch:
         """The launch."""
         sizes = self._sizes()
-        tile = best_tile(sizes, gpu)
+        tile = best_of(sizes, (self.channels, self.weights.shape[4]), gpu)
         rows, columns = product(self.pixels), i64(self.out)
-        order = Order.of(rows, columns, tile, row_group(sizes, tile, gpu))
+        order = Order.of(rows, columns, tile, row_group(sizes, tile.rows, gpu))
 
         def body(block: Ids, thread: Ids) -> Stmt:
             extents = [i64(self.groups), *order.extents]
@@ -107,7 +107,7 @@ class _Convolution:
             which, group, block_column, own = place
             first = simplify(which * self.out)
             result = Result(rows, columns, i64(self.depth), lambda row: unflatten(row, self.pixels), epilogue, first)
-            block_product = BlockProduct(self._left(rows, which), self._right(which), result, tile)
+            block_product = blocked(self._left(rows, which), self._right(which), result, tile)
             return block_product.build(order.row(group, own), block_column, thread)
 
         grid = (product([self.groups, *order.extents]), i64(1), i64(1))
@@ -115,9 +115,10 @@ class _Convolution:
 
     def _sizes(self) -> Sizes:
         rows, image = known(product(self.pixels)), known(product(list(self.data.shape)))
-        element = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1, "float64": 8}.get(str(self.data.dtype), 4)
+        dtype = str(self.data.dtype)
+        element = element_bytes(dtype)
         left = None if image is None else image * element // self.groups
-        return Sizes(self.groups, rows, self.out, self.depth, element, left_bytes=left)
+        return Sizes(self.groups, rows, self.out, self.depth, element, dtype, left)
 
     def _left(self, rows: Expr, group: Expr) -> Factor:
         """The windows: for a pixel its image and the top left corner of its window, which may lie outside."""
@@ -139,7 +140,7 @@ class _Convolution:
             conditions = window.inside(y, x, image, (self.pixels[1], self.pixels[2]))
             return BufferLoad(source, [n, y, x, simplify(group * self.channels + channel)]), conditions
 
-        return Factor(dtype, neighbours(self.channels, dtype), rows, place, load)
+        return Factor(dtype, self.channels, rows, place, load)
 
     def _right(self, group: Expr) -> Factor:
         """The filters, all taps of a channel in one column."""
@@ -155,4 +156,4 @@ class _Convolution:
             taps = [tirx.floordiv(k, i64(across)), tirx.floormod(k, i64(across))]
             return BufferLoad(source, [group, panel, *taps, own * lanes]), []
 
-        return Factor(dtype, neighbours(width, dtype), i64(int(source.shape[1]) * width), place, load)
+        return Factor(dtype, width, i64(int(source.shape[1]) * width), place, load)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.tirx import BufferLoad, Expr, Stmt, Var
 
-from backends.gpu.operands import Factor, divides
+from backends.gpu.operands import Factor, divides, neighbours
 from backends.gpu.threads import cast, gather, holds, i32, ramp, registers, scatter, wide_index, zeros
 from backends.relax.loops import sequence, simplify
 
@@ -33,7 +33,7 @@ class Loader:
         self.depth, self.columns = block.result.depth, block.tile.columns
         self.whole = divides(block.tile.depth, self.depth)
         side, threads = block.tile.depth if along_depth else size, block.tile.threads
-        self.lanes = math.gcd(factor.lanes, side)
+        self.lanes = math.gcd(neighbours(factor.run, factor.dtype), side)
         self.together = 1 if along_depth else self.lanes
         across, vectors = side // self.lanes, size * block.tile.depth // self.lanes
         self.held = registers(-(-vectors // threads) * self.lanes, factor.dtype, "left" if along_depth else "right")

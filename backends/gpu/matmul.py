@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx import BufferLoad
 
-from backends.gpu.block_product import BlockProduct
+from backends.gpu.blocked import best_of, blocked
 from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
-from backends.gpu.operands import Factor, Order, Result, neighbours
+from backends.gpu.operands import Factor, Order, Result, element_bytes
 from backends.gpu.threads import block_places
-from backends.gpu.tile_model import Sizes, best_tile, row_group
+from backends.gpu.tile_model import Sizes, row_group
 from backends.relax.kernel import Axis, Kernel, Stage
 from backends.relax.loops import Expr, Stmt, TensorLoad, Var, i64, known, product, simplify, substitute, unflatten, uses
 from optimizer.gpus import Gpu
@@ -95,16 +95,16 @@ def sizes_of(parts: Product) -> Sizes:
     """What the tile model needs to know."""
     dtype = str(parts.left.expr_ty())
     sizes = [known(product([a.extent for a in axes])) for axes in (parts.batch, parts.rows)]
-    element = {"float64": 8, "float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}.get(dtype, 4)
-    return Sizes(sizes[0], sizes[1], known(parts.column.extent), known(parts.depth.extent), element)
+    columns, depth = known(parts.column.extent), known(parts.depth.extent)
+    return Sizes(sizes[0], sizes[1], columns, depth, element_bytes(dtype), dtype)
 
 
 def _launch(parts: Product, epilogue: Epilogue, gpu: Gpu) -> Launch:
     sizes = sizes_of(parts)
-    tile = best_tile(sizes, gpu)
+    tile = best_of(sizes, (parts.left.source.shape[-1], parts.right.source.shape[-1]), gpu)
     extents = [a.extent for a in parts.rows]
     rows, columns = product(extents), parts.column.extent
-    order = Order.of(rows, columns, tile, row_group(sizes, tile, gpu))
+    order = Order.of(rows, columns, tile, row_group(sizes, tile.rows, gpu))
     batches = [a.extent for a in parts.batch]
 
     def body(block: Ids, thread: Ids) -> Stmt:
@@ -118,7 +118,7 @@ def _launch(parts: Product, epilogue: Epilogue, gpu: Gpu) -> Launch:
             return {**point, **{a.var: c for a, c in zip(parts.rows, unflatten(row, extents), strict=True)}}
 
         result = Result(rows, columns, parts.depth.extent, lambda row: [at(row)[a.var] for a in parts.lead], epilogue)
-        block_product = BlockProduct(_left(parts, rows, at), _right(parts, point), result, tile)
+        block_product = blocked(_left(parts, rows, at), _right(parts, point), result, tile)
         return block_product.build(order.row(group, own), block_column, thread)
 
     return Launch("matmul", (product([*batches, *order.extents]), i64(1), i64(1)), (tile.threads, 1, 1), body)
@@ -134,7 +134,7 @@ def _left(parts: Product, rows: Expr, at: Callable[[Expr], dict[Var, Expr]]) -> 
     def load(lead: list[Expr], k: Expr, _lanes: int) -> tuple[BufferLoad, list[Expr]]:
         return BufferLoad(source, [*lead, k]), []
 
-    return Factor(dtype, neighbours(source.shape[-1], dtype), rows, place, load)
+    return Factor(dtype, source.shape[-1], rows, place, load)
 
 
 def _right(parts: Product, point: dict[Var, Expr]) -> Factor:
@@ -151,4 +151,4 @@ def _right(parts: Product, point: dict[Var, Expr]) -> Factor:
         return BufferLoad(source, [*lead, *at[:-1], k, at[-1] * lanes]), []
 
     lines = parts.column.extent if width is None else simplify(source.shape[-3] * width)
-    return Factor(dtype, neighbours(source.shape[-1], dtype), lines, place, load)
+    return Factor(dtype, source.shape[-1], lines, place, load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,10 +10,11 @@ from tvm import tirx
 from tvm.tirx import BufferLoad, Expr
 
 from backends.gpu.epilogue import Epilogue
+from backends.gpu.tensor_tile import TensorTile
 from backends.gpu.tile_model import Tile
 from backends.relax.loops import i64, known, simplify
 
-__all__ = ["Factor", "Order", "Result", "divides", "neighbours", "sum_type"]
+__all__ = ["Factor", "Order", "Result", "copied", "divides", "element_bytes", "neighbours", "sum_type"]
 
 _SUMS = {"float16": "float32", "bfloat16": "float32", "uint8": "int32", "int8": "int32"}
 
@@ -28,8 +30,8 @@ class Factor:
 
     Attributes:
         dtype: of its elements.
-        lanes: how many neighbours can be loaded at once: along the reduced axis of the left factor, along the columns
-            of the right one.
+        run: elements that lie side by side, and at multiples of which rows begin: along the reduced axis of the left
+            factor, along the columns of the right one.
         lines: how many rows (columns) can be read; int64.
         place: from the first of the rows (columns) that are loaded at once, and how many these are, to what of its
             address does not depend on the step, int64; computed once.
@@ -41,7 +43,7 @@ class Factor:
     """
 
     dtype: str
-    lanes: int
+    run: Expr | int
     lines: Expr
     place: Callable[[Expr, int], list[Expr]]
     load: Callable[[list[Expr], Expr, int], tuple[BufferLoad, list[Expr]]]
@@ -80,7 +82,7 @@ class Order:
     size: int
 
     @classmethod
-    def of(cls, rows: Expr, columns: Expr, tile: Tile, size: int) -> Order:
+    def of(cls, rows: Expr, columns: Expr, tile: Tile | TensorTile, size: int) -> Order:
         """For a result of so many rows and columns, in groups of `size` rows of blocks."""
         down, across = tile.rows * size, tile.columns
         return cls(
@@ -99,12 +101,20 @@ class Order:
         return simplify(group * self.size + own)
 
 
-def neighbours(size: Expr | int, dtype: str) -> int:
-    """How many elements of rows of that size can be loaded at once: 16 bytes where rows begin at multiples of them."""
-    total = known(size)
-    if total is None or dtype not in ("float32", "int32"):
-        return 1
-    return 4 if total % 4 == 0 else 2 if total % 2 == 0 else 1
+def neighbours(run: Expr | int, dtype: str) -> int:
+    """How many elements of runs of that size are loaded at once through registers: 16 bytes where they are aligned."""
+    return copied(run, dtype) if dtype in ("float32", "int32") else 1
+
+
+def copied(run: Expr | int, dtype: str) -> int:
+    """How many elements of runs of that size an asynchronous copy can take: up to 16 bytes that are aligned."""
+    total, size = known(run), element_bytes(dtype)
+    return 1 if total is None else math.gcd(total, max(1, 16 // size))
+
+
+def element_bytes(dtype: str) -> int:
+    """Bytes of an element."""
+    return {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}.get(dtype, 4)
 
 
 def divides(size: int, total: Expr) -> bool:

@@ -20,6 +20,7 @@ __all__ = [
     "estimate",
     "fma_lanes",
     "issue_limit",
+    "memory_bytes",
     "occupancy",
     "row_group",
     "step_seconds",
@@ -184,8 +185,7 @@ def estimate(sizes: Sizes, tile: Tile, gpu: Gpu) -> Estimate:
     blocks = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
     resident = max(1, occupancy(gpu, tile.threads, tile.shared_bytes, tile.registers))
     stored = tile.rows * tile.columns * ELEMENT_BYTES / L2_BYTES_A_CYCLE
-    least = _least_bytes(sizes)
-    moved = least + _again(sizes, tile, gpu)
+    least, moved = memory_bytes(sizes, tile.rows, gpu)
     parts = {
         "compute": step_seconds(gpu, blocks, resident, steps, _step_cycles(tile, gpu), stored),
         "memory": moved / gpu.memory_bytes_a_second,
@@ -211,7 +211,9 @@ def issue_limit(instructions: float) -> float:
     return instructions / _SCHEDULERS
 
 
-def step_seconds(gpu: Gpu, blocks: int, resident: int, steps: int, busy: float, stored: float = 0.0) -> float:
+def step_seconds(
+    gpu: Gpu, blocks: int, resident: int, steps: int, busy: float, stored: float = 0.0, ahead: int = 1
+) -> float:
     """Of blocks that take so many steps, in waves of as many as the device holds at a time.
 
     While one block waits for what its next step needs, the others of the multiprocessor go on. The first tiles come,
@@ -224,6 +226,7 @@ def step_seconds(gpu: Gpu, blocks: int, resident: int, steps: int, busy: float, 
         steps: of a block.
         busy: cycles of a step of a block that has a multiprocessor to itself.
         stored: cycles in which a block's results go.
+        ahead: steps for which a tile is asked for before it is needed.
     """
     clock = gpu.flops["float32"] / (2 * fma_lanes(gpu) * gpu.multiprocessors)
     whole, rest = divmod(blocks, gpu.multiprocessors * resident)
@@ -231,7 +234,7 @@ def step_seconds(gpu: Gpu, blocks: int, resident: int, steps: int, busy: float, 
     def wave(count: int) -> float:
         if not count:
             return 0.0
-        return steps * max(count * busy, _LATENCY_CYCLES + busy) + 2 * _LATENCY_CYCLES + stored * count
+        return steps * max(count * busy, _LATENCY_CYCLES / ahead + busy) + 2 * _LATENCY_CYCLES + stored * count
 
     return (whole * wave(resident) + wave(-(-rest // gpu.multiprocessors))) / clock
 
@@ -268,7 +271,7 @@ def _least_bytes(sizes: Sizes) -> float:
     return float(batches * (left + (depth * columns + rows * columns) * sizes.element))
 
 
-def row_group(sizes: Sizes, tile: Tile, gpu: Gpu) -> int:
+def row_group(sizes: Sizes, tile_rows: int, gpu: Gpu) -> int:
     """How many rows of blocks run before the next column of blocks: as many as the second-level cache keeps.
 
     A block's rows then come from memory once, and the right factor once for each such group; one row of blocks a group
@@ -278,19 +281,20 @@ def row_group(sizes: Sizes, tile: Tile, gpu: Gpu) -> int:
     kept = _L2_SHARE * gpu.l2_bytes
     if depth * columns * sizes.element <= kept:
         return 1
-    down = -(-rows // tile.rows)
-    most = max(1, int(kept / 2) // (tile.rows * depth * sizes.element))
+    down = -(-rows // tile_rows)
+    most = max(1, int(kept / 2) // (tile_rows * depth * sizes.element))
     groups = -(-down // most)
     return -(-down // groups)
 
 
-def _again(sizes: Sizes, tile: Tile, gpu: Gpu) -> float:
-    """Bytes of the right factor that come from memory more than once; see `row_group`."""
+def memory_bytes(sizes: Sizes, tile_rows: int, gpu: Gpu) -> tuple[float, float]:
+    """What has to pass between the device's memory and its second-level cache, and what does; see `row_group`."""
     batches, rows, columns, depth = sizes.guessed()
-    right = depth * columns * sizes.element
+    least, right = _least_bytes(sizes), depth * columns * sizes.element
     if right <= _L2_SHARE * gpu.l2_bytes:
-        return 0.0
-    return float(batches * (-(-rows // (tile.rows * row_group(sizes, tile, gpu))) - 1) * right)
+        return least, least
+    passes = -(-rows // (tile_rows * row_group(sizes, tile_rows, gpu)))
+    return least, least + batches * (passes - 1) * right
 
 
 _SHAPES = tuple(

@@ -16,6 +16,7 @@ import tvm
 from onnx_ir.passes.common import ShapeInferencePass
 from tvm import relax, tirx
 
+from backends.cpu.half import computed_in_float32
 from backends.cuda.compiler import Compiler, compiler
 from backends.cuda.source import cuda_code
 from backends.gpu.device import DeviceCode, Parameter, device_code, opencl_target
@@ -29,6 +30,7 @@ from backends.relax.size_value import Formula, evaluate
 from backends.relax.values import ConvShape
 from optimizer.errors import TargetError
 from optimizer.gpus import GPUS, Gpu
+from tests.gpu.emulation import emulated
 
 Array = npt.NDArray[Any]
 Rule = Callable[[Kernel, Gpu], list[Launch] | None]
@@ -173,8 +175,8 @@ def computed(
     import pyopencl as cl
 
     context, commands = queue()
-    code = device_code({"kernel": scheduled(function, made)}, opencl_target(256, 32 << 10))
-    program = cl.Program(context, code.source).build()
+    code = device_code({"kernel": _without_halves(scheduled(function, made))}, opencl_target(256, 48 << 10))
+    program = cl.Program(context, emulated(code.source)).build()
     flags = cl.mem_flags
     held = [
         None if isinstance(g, int) else cl.Buffer(context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=g)
@@ -200,6 +202,14 @@ def computed(
             results.append(result)
     commands.finish()
     return results
+
+
+def _without_halves(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function with arithmetic in float32 in place of float16, which not every device has."""
+    done = tirx.PrimFunc(function.params, computed_in_float32(function.body), function.ret_type)
+    for key, value in (function.attrs or {}).items():
+        done = done.with_attr(key, value)
+    return done
 
 
 def distance(ours: Array, theirs: Array) -> float:

@@ -77,7 +77,7 @@ def test_groups_of_rows_where_the_cache_is_small() -> None:
     small = dataclasses.replace(OPENCL, l2_bytes=1 << 18)
     sizes = Sizes(1, 300, 400, 130)
     tile = best_tile(sizes, small)
-    assert (row_group(sizes, tile, small), -(-300 // tile.rows)) == (2, 5)  # the last group has a row too many
+    assert (row_group(sizes, tile.rows, small), -(-300 // tile.rows)) == (2, 5)  # the last group has a row too many
     model = parse("g (float[300,130] a) => (float[300,400] y) { y = MatMul(a, b) }", {"b": normal(130, 400)})
     agrees(model, "matmul", matmul.lower, gpu=small)
 

@@ -1,0 +1,199 @@
+"""A product of two matrices of 16-bit elements on tensor cores, added up in float32.
+
+Letters: a block computes BM rows x BN columns, a warp of it WM x WN, in steps of BK. Asynchronous copies (`cp.async`)
+bring the factors of the next steps to shared memory past the registers, while tensor cores multiply (`mma.sync`) what
+`ldmatrix` has read from there: a ring of stages, of which one is multiplied and the others are on their way.
+
+    left[BM, BK + 8]    right[BK, BN + 8]     of each stage; the eight elements keep the rows of a matrix in other banks
+
+A product of 16 x 16 by 16 x 8 gives thread t of a warp the sums of the rows t / 4 and t / 4 + 8, in the columns
+2 * (t % 4) and the next (PTX ISA, matrix fragments for mma.m16n8k16). They go through shared memory to the result, as
+in `backends.gpu.block_product`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tvm import tirx
+from tvm.tirx import BufferLoad, Expr, Stmt
+
+from backends.gpu.launch import barrier
+from backends.gpu.operands import Factor, Result, copied, divides
+from backends.gpu.storing import Rows, store_rows
+from backends.gpu.tensor_instructions import commit, copy, matrices, multiply, wait
+from backends.gpu.tensor_tile import TensorTile
+from backends.gpu.threads import (
+    gather,
+    holds,
+    i32,
+    named,
+    narrow,
+    registers,
+    repeat,
+    scatter,
+    shared,
+    wide_index,
+    zeros,
+)
+from backends.relax.loops import allocate, i64, sequence, simplify
+
+__all__ = ["TensorProduct"]
+
+_ROWS, _COLUMNS, _DEPTH = 16, 8, 16
+"""Of one instruction."""
+
+
+class TensorProduct:
+    """Builds what the threads of a block do."""
+
+    def __init__(self, left: Factor, right: Factor, result: Result, tile: TensorTile) -> None:
+        self.left, self.right, self.result, self.tile = left, right, result, tile
+        self.down, self.across = tile.warp_rows // _ROWS, tile.warp_columns // _COLUMNS
+        self.memory = shared(tile.shared_words, "uint32", "tile")
+        self.sums = registers(self.down * self.across * 4, "float32", "sums")
+        self.steps = simplify(tirx.floordiv(result.depth + (tile.depth - 1), i64(tile.depth)))
+
+    def build(self, block_row: Expr, block_column: Expr, thread: Expr) -> Stmt:
+        """See `backends.gpu.block_product.BlockProduct.build`."""
+        thread, tile = narrow(thread), self.tile
+        row, column = simplify(block_row * tile.rows), simplify(block_column * tile.columns)
+        left = _Copier(self.left, row, tile.rows, self, thread, along_depth=True)
+        right = _Copier(self.right, column, tile.columns, self, thread, along_depth=False)
+
+        def run(places: list[Expr]) -> Stmt:
+            rest = iter(places)
+            for copier in (left, right):
+                copier.places = [[next(rest) for _ in own] for own in copier.places]
+            return self._run(row, column, thread, left, right)
+
+        flat = [value for copier in (left, right) for own in copier.places for value in own]
+        return allocate([self.memory, self.sums], named(flat, run))
+
+    def _run(self, row: Expr, column: Expr, thread: Expr, left: _Copier, right: _Copier) -> Stmt:
+        tile, steps = self.tile, narrow(self.steps)
+        ahead = tile.stages - 1
+
+        def fetch(step: Expr) -> Stmt:
+            start = simplify(wide_index(step) * tile.depth)
+            stage = tirx.truncmod(step, i32(tile.stages)) * tile.stage_words
+            copies = [left.copy(start, stage), right.copy(start, stage + tile.rows * tile.left_pitch)]
+            return sequence([holds([step < steps], sequence(copies)), commit()])
+
+        def step(index: Expr) -> Stmt:
+            stage = tirx.truncmod(index, i32(tile.stages)) * tile.stage_words
+            return sequence([wait(ahead - 1), barrier(), fetch(index + ahead), self._multiply(stage, thread)])
+
+        count = self.down * self.across * 4
+        return sequence(
+            [
+                *(scatter(self.sums, zeros("float32"), i) for i in range(count)),
+                *(fetch(i32(s)) for s in range(ahead)),
+                repeat(steps, step, "step"),
+                barrier(),
+                self._finish(row, column, thread),
+            ]
+        )
+
+    def _warp(self, thread: Expr) -> tuple[Expr, Expr, Expr]:
+        """The first row and column of a thread's warp, and its place in the warp."""
+        tile = self.tile
+        warp, lane = tirx.floordiv(thread, i32(32)), tirx.floormod(thread, i32(32))
+        warps = tile.columns // tile.warp_columns
+        return (
+            tirx.floordiv(warp, i32(warps)) * tile.warp_rows,
+            tirx.floormod(warp, i32(warps)) * tile.warp_columns,
+            lane,
+        )
+
+    def _multiply(self, stage: Expr, thread: Expr) -> Stmt:
+        """One step: the products of what lies in a stage."""
+        tile, dtype = self.tile, self.left.dtype
+        row, column, lane = self._warp(thread)
+        a, b = registers(self.down * 4, "uint32", "a"), registers(self.across * 2, "uint32", "b")
+        own, half = tirx.floormod(lane, i32(16)), tirx.floordiv(lane, i32(16))
+        statements = []
+        for k in range(0, tile.depth, _DEPTH):
+            for m in range(self.down):
+                word = stage + (row + m * _ROWS + own) * tile.left_pitch + (k // 2 + half * 4)
+                statements.append(matrices(a, m * 4, self.memory, word))
+            for n in range(0, self.across, 2):
+                line = stage + tile.rows * tile.left_pitch + (k + own) * tile.right_pitch
+                word = line + tirx.floordiv(column, i32(2)) + (n * _COLUMNS // 2 + half * 4)
+                statements.append(matrices(b, n * 2, self.memory, word, turned=True))
+            statements += [
+                multiply(dtype, self.sums, (m * self.across + n) * 4, a, m * 4, b, n * 2)
+                for m in range(self.down)
+                for n in range(self.across)
+            ]
+        return allocate([a, b], sequence(statements))
+
+    def _finish(self, row: Expr, column: Expr, thread: Expr) -> Stmt:
+        """The sums through shared memory to where they belong."""
+        tile = self.tile
+        first, right, lane = self._warp(thread)
+        down, across = tirx.floordiv(lane, i32(4)), tirx.floormod(lane, i32(4)) * 2
+        statements = []
+        for m in range(self.down):
+            for n in range(self.across):
+                for i in range(4):
+                    line = first + (m * _ROWS + i // 2 * 8) + down
+                    value = gather(self.sums, (m * self.across + n) * 4 + i)
+                    place = line * tile.columns + right + across + (n * _COLUMNS + i % 2)
+                    statements.append(scatter(self.memory, tirx.reinterpret("uint32", value), place))
+        rows = Rows(row, tile.rows, tile.columns, tile.threads, divides(tile.rows, self.result.rows))
+        stored = store_rows(
+            self.result, rows, column, thread, lambda place: tirx.reinterpret("float32", gather(self.memory, place))
+        )
+        return sequence([*statements, barrier(), stored])
+
+
+class _Copier:
+    """Asks for the tiles of one factor to come to shared memory.
+
+    Attributes:
+        places: what `Factor.place` gives for each line that the thread copies.
+    """
+
+    def __init__(
+        self, factor: Factor, first: Expr, size: int, block: TensorProduct, thread: Expr, *, along_depth: bool
+    ) -> None:
+        tile = block.tile
+        self.factor, self.memory, self.depth = factor, block.memory, block.result.depth
+        side = tile.depth if along_depth else size
+        self.lanes = math.gcd(copied(factor.run, factor.dtype), side)
+        self.together = 1 if along_depth else self.lanes
+        across, vectors = side // self.lanes, size * tile.depth // self.lanes
+        pitch = tile.left_pitch if along_depth else tile.right_pitch
+        self.places: list[list[Expr]] = []
+        self.spots: list[tuple[Expr, Expr]] = []
+        self.exists: list[tuple[Expr | None, Expr | None]] = []
+        for begin in range(0, vectors, tile.threads):
+            place = thread + begin
+            down, along = tirx.floordiv(place, i32(across)), tirx.floormod(place, i32(across)) * self.lanes
+            line, k = (down, along) if along_depth else (along, down)
+            at = simplify(first + wide_index(line))
+            self.spots.append((k, down * pitch + tirx.floordiv(along, i32(2))))
+            self.places.append(factor.place(at, self.together))
+            own = place < vectors if begin + tile.threads > vectors else None
+            self.exists.append((own, None if divides(size, factor.lines) else at < factor.lines))
+
+    def copy(self, start: Expr, stage: Expr) -> Stmt:
+        """Ask for the elements at `start` and behind; zeros come where there are none."""
+        statements = []
+        for place, (along, word), (own, inside) in zip(self.places, self.spots, self.exists, strict=True):
+            k = simplify(start + wide_index(along))
+            element, conditions = self.factor.load(place, k, self.together)
+            found = [c for c in (inside, k < self.depth, *conditions) if c is not None]
+            index, size = _flat(element), 2 * self.lanes
+            ask = copy(self.memory, stage + word, element.source, index, size, tirx.all(*found))
+            statements.append(holds([own], ask))
+        return sequence(statements)
+
+
+def _flat(element: BufferLoad) -> Expr:
+    """The place of an element in its buffer."""
+    index: Expr = i64(0)
+    for at, size in zip(element.indices, element.source.shape, strict=True):
+        index = index * size + at
+    return simplify(index)

@@ -1,0 +1,71 @@
+"""The instructions of `backends.gpu.tensor_instructions` in plain OpenCL, as the PTX ISA says what each thread gets.
+
+Threads of a warp exchange their registers through local memory. So a kernel that was written for tensor cores runs on
+any device, and its layouts of fragments are proved without an NVIDIA GPU.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["emulated"]
+
+_KERNEL = re.compile(r"^(__kernel void \w+\(.*\) \{)$", re.MULTILINE)
+
+_FUNCTIONS = """
+#define tersor_copy(to, from, index, bytes, exists) \\
+  tersor_copy_bytes((__local uint*)(to), (__global const ushort*)(from) + ((exists) ? (index) : 0), bytes, exists)
+#define tersor_commit()
+#define tersor_wait(n)
+#define tersor_matrices(a, from) tersor_matrices_(a, from, tersor_scratch, 0)
+#define tersor_matrices_turned(a, from) tersor_matrices_(a, from, tersor_scratch, 1)
+#define tersor_product_f16(d, a, b) tersor_product_(d, a, b, (__local uint*)tersor_scratch, 0)
+#define tersor_product_bf16(d, a, b) tersor_product_(d, a, b, (__local uint*)tersor_scratch, 1)
+
+void tersor_copy_bytes(__local uint* to, __global const ushort* from, int bytes, int exists) {
+  for (int i = 0; i < bytes / 4; ++i) to[i] = exists ? (uint)from[2 * i] | ((uint)from[2 * i + 1] << 16) : 0u;
+}
+
+void tersor_matrices_(uint* a, __local const uint* from, __local ulong* scratch, int turned) {
+  int thread = get_local_id(0), warp = thread / 32 * 32, lane = thread % 32;
+  scratch[thread] = (ulong)from;
+  barrier(CLK_LOCAL_MEM_FENCE);
+  for (int j = 0; j < 4; ++j) {
+    int first = warp + 8 * j, column = 2 * (lane % 4);
+    __local const ushort* row = (__local const ushort*)scratch[first + lane / 4];
+    __local const ushort* even = (__local const ushort*)scratch[first + column];
+    __local const ushort* odd = (__local const ushort*)scratch[first + column + 1];
+    uint low = turned ? even[lane / 4] : row[column], high = turned ? odd[lane / 4] : row[column + 1];
+    a[j] = low | (high << 16);
+  }
+  barrier(CLK_LOCAL_MEM_FENCE);
+}
+
+float tersor_element(uint word, int high, int brain) {
+  ushort bits = high ? word >> 16 : word & 0xffff;
+  return brain ? as_float((uint)bits << 16) : vload_half(0, (const half*)&bits);
+}
+
+void tersor_product_(float* d, const uint* a, const uint* b, __local uint* scratch, int brain) {
+  int thread = get_local_id(0), warp = thread / 32 * 32, lane = thread % 32;
+  for (int i = 0; i < 4; ++i) scratch[thread * 6 + i] = a[i];
+  for (int i = 0; i < 2; ++i) scratch[thread * 6 + 4 + i] = b[i];
+  barrier(CLK_LOCAL_MEM_FENCE);
+  for (int i = 0; i < 4; ++i) {
+    int row = lane / 4 + i / 2 * 8, column = 2 * (lane % 4) + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      uint left = scratch[(warp + row % 8 * 4 + k % 8 / 2) * 6 + row / 8 + k / 8 * 2];
+      uint right = scratch[(warp + column * 4 + k % 8 / 2) * 6 + 4 + k / 8];
+      d[i] += tersor_element(left, k % 2, brain) * tersor_element(right, k % 2, brain);
+    }
+  }
+  barrier(CLK_LOCAL_MEM_FENCE);
+}
+"""
+
+
+def emulated(source: str) -> str:
+    """The OpenCL program with the functions that its kernels call, if they call any."""
+    if "tersor_copy(" not in source:
+        return source
+    return _FUNCTIONS + _KERNEL.sub(r"\1\n  __local ulong tersor_scratch[256 * 3];", source)
