@@ -56,9 +56,11 @@ class Loader:
         for turn, (place, (_, along), exists) in enumerate(zip(self.places, self.spots, self.exists, strict=True)):
             k = simplify(start + wide_index(along))
             element, conditions = self.factor.load(place, k, self.together)
-            *lead, last = element.indices
             at = turn * self.lanes
-            load = scatter(self.held, BufferLoad(element.source, [*lead, ramp(last, self.lanes)]), at, self.lanes)
+            if self.lanes > 1:
+                *lead, last = element.indices
+                element = BufferLoad(element.source, [*lead, ramp(last, self.lanes)])
+            load = scatter(self.held, element, at, self.lanes)
             nothing = scatter(self.held, zeros(self.factor.dtype, self.lanes), at, self.lanes)
             statements.append(holds([*exists, None if self.whole else k < self.depth, *conditions], load, nothing))
         return sequence(statements)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
-from tvm.tirx import BufferLoad, Expr
+from tvm.tirx import Expr
 
 from backends.gpu.epilogue import Epilogue
 from backends.gpu.tensor_tile import TensorTile
@@ -36,7 +36,7 @@ class Factor:
         place: from the first of the rows (columns) that are loaded at once, and how many these are, to what of its
             address does not depend on the step, int64; computed once.
         load: from that, the place on the reduced axis and how many columns are loaded at once, to the element, and the
-            conditions under which it exists.
+            conditions under which it exists. The element is a load, unless `run` is 1.
 
     TVM makes a vector access of neighbours only if it can prove that they are aligned. So a `place` counts what is
     loaded at once, and `load` multiplies again.
@@ -46,7 +46,7 @@ class Factor:
     run: Expr | int
     lines: Expr
     place: Callable[[Expr, int], list[Expr]]
-    load: Callable[[list[Expr], Expr, int], tuple[BufferLoad, list[Expr]]]
+    load: Callable[[list[Expr], Expr, int], tuple[Expr, list[Expr]]]
 
 
 @dataclass(frozen=True)

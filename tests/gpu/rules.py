@@ -142,8 +142,8 @@ def _argument(parameter: tirx.Var, sizes: Mapping[str, int], *, written: bool) -
     if dtype.kind == "b":
         return RNG.random(shape) < 0.7
     if dtype.kind in "iu":
-        low = 0 if dtype.kind == "u" else -100
-        return RNG.integers(low, 100, shape).astype(dtype)
+        limits = np.iinfo(dtype)
+        return RNG.integers(limits.min, limits.max, shape, dtype, endpoint=True)
     return RNG.standard_normal(shape).astype(dtype)
 
 

@@ -17,6 +17,7 @@ from tests.backends.running import conv_relu, parse
 from tests.gpu.rules import Rule, cuda_source, fused, nvidia
 from tests.gpu.test_rule_attention import model as attend
 
+pytestmark = pytest.mark.without_device
 RNG = np.random.default_rng(5)
 ARCHITECTURES = [name for name in GPUS if name.startswith("sm_")]
 

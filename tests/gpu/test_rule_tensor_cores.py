@@ -69,6 +69,7 @@ def test_products_agree_with_emulated_instructions(
     assert distance(wide(found), wanted) <= (2e-3 if dtype == "float16" else 1e-2)  # the result is rounded once
 
 
+@pytest.mark.without_device
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("rows", ["s", "128", "37"])
@@ -102,6 +103,7 @@ def test_convolutions_agree_with_emulated_instructions(group: int) -> None:
         assert distance(wide(ours), wide(theirs)) <= 1e-3
 
 
+@pytest.mark.without_device
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_convolutions_compile_to_tensor_core_instructions(architecture: str) -> None:
     function = fused(convolution("float16", "1,64,56,56", (64, 64, 3, 3))).one("conv2d")
@@ -111,6 +113,7 @@ def test_convolutions_compile_to_tensor_core_instructions(architecture: str) -> 
     assert "mma.sync.aligned.m16n8k16" in compiled.ptx
 
 
+@pytest.mark.without_device
 @pytest.mark.parametrize("case", ["odd depth", "float32", "no tensor cores"])
 def test_plain_cores_where_tensor_cores_cannot_be_used(case: str) -> None:
     dtype, depth = ("float32", 64) if case == "float32" else ("float16", 63 if case == "odd depth" else 64)
@@ -120,6 +123,7 @@ def test_plain_cores_where_tensor_cores_cannot_be_used(case: str) -> None:
     assert isinstance(best_of(Sizes(1, 64, 64, 64, 2, "float16"), (64, 64), GPU), TensorTile)
 
 
+@pytest.mark.without_device
 @pytest.mark.parametrize("gpu", ["sm_80", "sm_86", "sm_89", "sm_90"])
 @pytest.mark.parametrize("rows", [1, 128, 4096, None])
 def test_tiles_fit_the_architecture(gpu: str, rows: int | None) -> None:

@@ -1,0 +1,83 @@
+"""The rule for products with weights of 4 bits: the blocked product, whose right factor is decoded on its way.
+
+Letters as in `backends.gpu.block_product`. A thread loads the word of a code, its scale and its zero point (or its
+entry of the codebook), computes the weight as the emitter's expression says, and puts it in shared memory. Threads that
+are neighbours have neighbouring columns, whose words and scales lie side by side; the eight codes of a word are
+read by the threads of eight steps along the reduced axis, from the first-level cache. So weights come from memory once,
+as 4 bits.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.tirx import Expr, Stmt, Var
+
+from backends.gpu.block_product import BlockProduct
+from backends.gpu.epilogue import Epilogue
+from backends.gpu.heavy import with_epilogue
+from backends.gpu.launch import Ids, Launch
+from backends.gpu.operands import Factor, Order, Result
+from backends.gpu.threads import block_places
+from backends.gpu.tile_model import Sizes, best_tile, row_group
+from backends.relax.kernel import Kernel, Stage
+from backends.relax.loops import TensorLoad, i64, known, product, simplify, substitute, unflatten
+from optimizer.gpus import Gpu
+
+__all__ = ["lower"]
+
+
+def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
+    """See `backends.gpu.schedule.Rule`."""
+    stage = kernel.stages[0]
+    if stage.kind != "four_bits" or len(stage.reduction) != 1:
+        return None
+    if not isinstance(stage.value, tirx.Add) or not isinstance(stage.value.b, tirx.Mul):
+        return None
+    return with_epilogue(kernel, gpu, lambda epilogue: _launch(stage, epilogue, gpu))
+
+
+def _launch(stage: Stage, epilogue: Epilogue, gpu: Gpu) -> Launch:
+    *lead, column = stage.spatial
+    (depth,) = stage.reduction
+    extents = [a.extent for a in lead]
+    rows = product(extents)
+    sizes = Sizes(1, known(rows), known(column.extent), known(depth.extent))
+    tile = best_tile(sizes, gpu)
+    order = Order.of(rows, column.extent, tile, row_group(sizes, tile.rows, gpu))
+
+    def body(block: Ids, thread: Ids) -> Stmt:
+        return block_places(block[0], order.extents, lambda place: one(place, thread[0]))
+
+    def one(place: list[Expr], thread: Expr) -> Stmt:
+        group, block_column, own = place
+        result = Result(rows, column.extent, depth.extent, lambda row: unflatten(row, extents), epilogue)
+        left = _left(stage.value.b.a, [a.var for a in lead], extents, depth.var, rows)
+        right = _right(stage.value.b.b, column.var, depth.var, column.extent)
+        return BlockProduct(left, right, result, tile).build(order.row(group, own), block_column, thread)
+
+    return Launch("four_bits", (product(order.extents), i64(1), i64(1)), (tile.threads, 1, 1), body)
+
+
+def _left(value: Expr, lead: list[Var], extents: list[Expr], depth: Var, rows: Expr) -> Factor:
+    """The activations: elements that lie side by side, or an expression of quantized ones."""
+    plain = isinstance(value, TensorLoad) and value.indices[-1].same_as(depth)
+
+    def place(row: Expr, _lanes: int) -> list[Expr]:
+        return [simplify(i) for i in unflatten(row, extents)]
+
+    def load(at: list[Expr], k: Expr, _lanes: int) -> tuple[Expr, list[Expr]]:
+        return substitute(value, {**dict(zip(lead, at, strict=True)), depth: k}), []
+
+    return Factor(str(value.expr_ty()), value.source.shape[-1] if plain else 1, rows, place, load)
+
+
+def _right(value: Expr, column: Var, depth: Var, columns: Expr) -> Factor:
+    """The weights, computed one by one."""
+
+    def place(at: Expr, _lanes: int) -> list[Expr]:
+        return [at]
+
+    def load(at: list[Expr], k: Expr, _lanes: int) -> tuple[Expr, list[Expr]]:
+        return substitute(value, {column: at[0], depth: k}), []
+
+    return Factor(str(value.expr_ty()), 1, columns, place, load)

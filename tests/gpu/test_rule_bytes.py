@@ -1,0 +1,53 @@
+"""Products and convolutions of bytes by the blocked product: sums are exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from backends.gpu import conv2d, matmul
+from optimizer.gpus import GPUS
+from tests.backends.running import parse
+from tests.gpu.rules import agrees, cuda_source, fused, nvidia
+
+RNG = np.random.default_rng(2)
+SCALES = {"one": np.array(0.5, np.float32), "zero": np.array(0, np.uint8), "other": np.array(0.25, np.float32)}
+
+
+def product(rows: str, depth: int, columns: int) -> onnx.ModelProto:
+    weights = {"w": RNG.integers(-128, 128, (depth, columns)).astype(np.int8), **SCALES}
+    text = f"""g (uint8[{rows},{depth}] x) => (float[{rows},{columns}] y) {{
+        a = DequantizeLinear(x, one, zero) b = DequantizeLinear(w, other) y = MatMul(a, b) }}"""
+    return parse(text, weights)
+
+
+def convolution() -> onnx.ModelProto:
+    weights = {"w": RNG.integers(-128, 128, (20, 8, 3, 3)).astype(np.int8), **SCALES}
+    text = """g (uint8[1,8,9,9] x) => (float[1,20,9,9] y) {
+        a = DequantizeLinear(x, one, zero) b = DequantizeLinear(w, other) y = Conv<pads=[1,1,1,1]>(a, b) }"""
+    return parse(text, weights)
+
+
+@pytest.mark.parametrize("gpu", sorted(GPUS))
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 16, 8), (37, 50, 70), (64, 64, 64)])
+def test_products(rows: int, depth: int, columns: int, gpu: str) -> None:
+    agrees(product("s", depth, columns), "matmul", matmul.lower, {"s": rows}, GPUS[gpu])
+
+
+@pytest.mark.parametrize("gpu", sorted(GPUS))
+def test_convolutions(gpu: str) -> None:
+    agrees(convolution(), "conv2d", conv2d.lower, gpu=GPUS[gpu])
+
+
+@pytest.mark.without_device
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_no_spills(architecture: str) -> None:
+    nvidia()
+    for function, rule in (
+        (fused(product("s", 768, 768)).one("matmul"), matmul.lower),
+        (fused(convolution()).one("conv2d"), conv2d.lower),
+    ):
+        code = cuda_source(function, rule, GPUS[architecture])
+        (resources,) = nvidia().compile(code.source, architecture).kernels.values()
+        assert resources.spilled_bytes == 0
