@@ -14,20 +14,22 @@ from optimizer.gpus import Gpu
 
 __all__ = ["best_of", "blocked"]
 
-_PAIR = 2
-"""Elements of 16 bits that an asynchronous copy takes at least: four bytes."""
+_WORD = 4
+"""Bytes that an asynchronous copy takes at least."""
 
 
-def best_of(sizes: Sizes, runs: tuple[Expr | int, Expr | int], gpu: Gpu) -> Tile | TensorTile:
+def best_of(sizes: Sizes, runs: tuple[Expr | int, Expr | int], gpu: Gpu, rows_together: int = 1) -> Tile | TensorTile:
     """The tile of a product, of the kind that its type and its layout allow.
 
     Args:
         sizes: of the product.
         runs: of both factors; see `Factor`.
         gpu: the architecture.
+        rows_together: how many rows of the right factor lie side by side; four of bytes for tensor cores.
     """
-    pairs = all(copied(run, sizes.dtype) >= _PAIR for run in runs)
-    if gpu.tensor_cores and gpu.async_copies and sizes.dtype in PRODUCTS and pairs:
+    words = all(copied(run, sizes.dtype) * sizes.element >= _WORD for run in runs)
+    fitting = rows_together == (4 if sizes.element == 1 else 1)
+    if gpu.tensor_cores and gpu.async_copies and sizes.dtype in PRODUCTS and words and fitting:
         return best_tensor_tile(sizes, gpu)
     return best_tile(sizes, gpu)
 

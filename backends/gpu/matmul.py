@@ -18,6 +18,7 @@ from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
 from backends.gpu.operands import Factor, Order, Result, element_bytes
+from backends.gpu.tensor_tile import TensorTile
 from backends.gpu.threads import block_places
 from backends.gpu.tile_model import Sizes, row_group
 from backends.relax.kernel import Axis, Kernel, Stage
@@ -40,6 +41,7 @@ class Product:
         left: the load of A, in the stage's axis variables.
         right: the load of B.
         width: the panel width, or `None` for a B that lies as [..., K, N].
+        rows_together: how many rows of a panel lie side by side: [P, K / T, W * T].
     """
 
     batch: list[Axis]
@@ -50,6 +52,7 @@ class Product:
     left: TensorLoad
     right: TensorLoad
     width: int | None
+    rows_together: int
 
 
 def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
@@ -76,9 +79,11 @@ def take_apart(stage: Stage) -> Product | None:
     width = int(stage.annotations.get("tersor.width", 0)) or None  # type: ignore[call-overload]
     if width is None and not right.indices[-1].same_as(column.var):
         return None
-    if not right.indices[-2].same_as(depth.var):  # panels of elements side by side are for other targets
+    rows_together = 1 if width is None else int(right.source.shape[-1]) // width
+    if rows_together == 1 and not right.indices[-2].same_as(depth.var):
         return None
-    return Product(batch, [a for a in lead if a not in batch], lead, column, depth, left, right, width)
+    rows = [a for a in lead if a not in batch]
+    return Product(batch, rows, lead, column, depth, left, right, width, rows_together)
 
 
 def factors_of(stage: Stage) -> tuple[TensorLoad, TensorLoad] | None:
@@ -101,7 +106,9 @@ def sizes_of(parts: Product) -> Sizes:
 
 def _launch(parts: Product, epilogue: Epilogue, gpu: Gpu) -> Launch:
     sizes = sizes_of(parts)
-    tile = best_of(sizes, (parts.left.source.shape[-1], parts.right.source.shape[-1]), gpu)
+    runs = parts.left.source.shape[-1], parts.right.source.shape[-1]
+    tile = best_of(sizes, runs, gpu, parts.rows_together)
+    words = isinstance(tile, TensorTile)
     extents = [a.extent for a in parts.rows]
     rows, columns = product(extents), parts.column.extent
     order = Order.of(rows, columns, tile, row_group(sizes, tile.rows, gpu))
@@ -118,7 +125,7 @@ def _launch(parts: Product, epilogue: Epilogue, gpu: Gpu) -> Launch:
             return {**point, **{a.var: c for a, c in zip(parts.rows, unflatten(row, extents), strict=True)}}
 
         result = Result(rows, columns, parts.depth.extent, lambda row: [at(row)[a.var] for a in parts.lead], epilogue)
-        block_product = blocked(_left(parts, rows, at), _right(parts, point), result, tile)
+        block_product = blocked(_left(parts, rows, at), _right(parts, point, words=words), result, tile)
         return block_product.build(order.row(group, own), block_column, thread)
 
     return Launch("matmul", (product([*batches, *order.extents]), i64(1), i64(1)), (tile.threads, 1, 1), body)
@@ -131,14 +138,15 @@ def _left(parts: Product, rows: Expr, at: Callable[[Expr], dict[Var, Expr]]) -> 
         point = at(row)
         return [simplify(substitute(i, point)) for i in parts.left.indices[:-1]]
 
-    def load(lead: list[Expr], k: Expr, _lanes: int) -> tuple[BufferLoad, list[Expr]]:
+    def load(lead: list[Expr], k: Expr, _lanes: int) -> tuple[Expr, list[Expr]]:
         return BufferLoad(source, [*lead, k]), []
 
     return Factor(dtype, source.shape[-1], rows, place, load)
 
 
-def _right(parts: Product, point: dict[Var, Expr]) -> Factor:
-    source, dtype, width = parts.right.source, str(parts.right.expr_ty()), parts.width
+def _right(parts: Product, point: dict[Var, Expr], *, words: bool) -> Factor:
+    """B; of rows that lie side by side, `words` of all of them or single elements."""
+    source, dtype, width, rows = parts.right.source, str(parts.right.expr_ty()), parts.width, parts.rows_together
     tail = 3 if width else 2
     lead = [simplify(substitute(i, point)) for i in parts.right.indices[:-tail]]
 
@@ -147,8 +155,12 @@ def _right(parts: Product, point: dict[Var, Expr]) -> Factor:
         own = column if width is None else tirx.floormod(column, i64(width))
         return [*panel, simplify(tirx.floordiv(own, i64(lanes)))]
 
-    def load(at: list[Expr], k: Expr, lanes: int) -> tuple[BufferLoad, list[Expr]]:
-        return BufferLoad(source, [*lead, *at[:-1], k, at[-1] * lanes]), []
+    def load(at: list[Expr], k: Expr, lanes: int) -> tuple[Expr, list[Expr]]:
+        *panel, own = at
+        if rows == 1 or words:
+            return BufferLoad(source, [*lead, *panel, k, own * (lanes * rows)]), []
+        down, beside = tirx.floordiv(k, i64(rows)), tirx.floormod(k, i64(rows))
+        return BufferLoad(source, [*lead, *panel, down, own * rows + beside]), []
 
     lines = parts.column.extent if width is None else simplify(source.shape[-3] * width)
-    return Factor(dtype, source.shape[-1], lines, place, load)
+    return Factor(dtype, source.shape[-1] if rows == 1 or words else 1, lines, place, load)

@@ -9,6 +9,7 @@ memory is counted in words of 32 bits.
     tersor_matrices(a, from)                      four 8 x 8 matrices of 16-bit elements; a thread gives a row's address
     tersor_matrices_turned(b, from)               the same, each transposed
     tersor_product_f16, _bf16(sums, a, b)         16 x 8 sums of float32 += a (16 x 16) x b (16 x 8)
+    tersor_product_u8(sums, a, b)                 16 x 8 sums of int32 += a (16 x 32 of uint8) x b (32 x 8 of int8)
 """
 
 from __future__ import annotations
@@ -22,13 +23,20 @@ from backends.gpu.threads import Place, i32
 
 __all__ = ["PRODUCTS", "commit", "copy", "matrices", "multiply", "wait", "with_instructions"]
 
-PRODUCTS = {"float16": "tersor_product_f16", "bfloat16": "tersor_product_bf16"}
+PRODUCTS = {"float16": "tersor_product_f16", "bfloat16": "tersor_product_bf16", "uint8": "tersor_product_u8"}
 """The product of each type that tensor cores multiply."""
 
 _PRODUCT = """__device__ __forceinline__ void tersor_product_NAME(float* d, const unsigned* a, const unsigned* b) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.NAME.NAME.f32 "
     "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+"""
+_BYTES = """__device__ __forceinline__ void tersor_product_u8(int* d, const unsigned* a, const unsigned* b) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+    "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 """
@@ -43,6 +51,7 @@ _CUDA = (
     + _MATRICES.replace("NAME", "_turned").replace("TURN", ".trans")
     + _PRODUCT.replace("NAME", "f16")
     + _PRODUCT.replace("NAME", "bf16")
+    + _BYTES
     + """template <int bytes>
 __device__ __forceinline__ void tersor_copy_bytes(unsigned* to, const void* from, bool exists) {
   unsigned place = (unsigned)__cvta_generic_to_shared(to);

@@ -1,4 +1,4 @@
-"""A product of two matrices of 16-bit elements on tensor cores, added up in float32.
+"""A product of two matrices on tensor cores: of 16-bit elements, added up in float32, or of bytes, in int32.
 
 Letters: a block computes BM rows x BN columns, a warp of it WM x WN, in steps of BK. Asynchronous copies (`cp.async`)
 bring the factors of the next steps to shared memory past the registers, while tensor cores multiply (`mma.sync`) what
@@ -9,6 +9,9 @@ bring the factors of the next steps to shared memory past the registers, while t
 A product of 16 x 16 by 16 x 8 gives thread t of a warp the sums of the rows t / 4 and t / 4 + 8, in the columns
 2 * (t % 4) and the next (PTX ISA, matrix fragments for mma.m16n8k16). They go through shared memory to the result, as
 in `backends.gpu.block_product`.
+
+Of bytes, a word of the right factor holds four neighbours along the reduced axis, as its panels are packed, so that a
+thread's part of a fragment is a word of shared memory: right[BK / 4, BN + 8].
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from __future__ import annotations
 import math
 
 from tvm import tirx
-from tvm.tirx import BufferLoad, Expr, Stmt
+from tvm.tirx import BufferLoad, Expr, Stmt, Var
 
 from backends.gpu.launch import barrier
-from backends.gpu.operands import Factor, Result, copied, divides
+from backends.gpu.operands import Factor, Result, copied, divides, element_bytes, sum_type
 from backends.gpu.storing import Rows, store_rows
 from backends.gpu.tensor_instructions import commit, copy, matrices, multiply, wait
 from backends.gpu.tensor_tile import TensorTile
@@ -40,8 +43,9 @@ from backends.relax.loops import allocate, i64, sequence, simplify
 
 __all__ = ["TensorProduct"]
 
-_ROWS, _COLUMNS, _DEPTH = 16, 8, 16
-"""Of one instruction."""
+_ROWS, _COLUMNS = 16, 8
+"""Of one instruction, which takes 32 bytes along the reduced axis."""
+_DEPTH_BYTES = 32
 
 
 class TensorProduct:
@@ -51,7 +55,8 @@ class TensorProduct:
         self.left, self.right, self.result, self.tile = left, right, result, tile
         self.down, self.across = tile.warp_rows // _ROWS, tile.warp_columns // _COLUMNS
         self.memory = shared(tile.shared_words, "uint32", "tile")
-        self.sums = registers(self.down * self.across * 4, "float32", "sums")
+        self.dtype = sum_type(left.dtype)
+        self.sums = registers(self.down * self.across * 4, self.dtype, "sums")
         self.steps = simplify(tirx.floordiv(result.depth + (tile.depth - 1), i64(tile.depth)))
 
     def build(self, block_row: Expr, block_column: Expr, thread: Expr) -> Stmt:
@@ -87,7 +92,7 @@ class TensorProduct:
         count = self.down * self.across * 4
         return sequence(
             [
-                *(scatter(self.sums, zeros("float32"), i) for i in range(count)),
+                *(scatter(self.sums, zeros(self.dtype), i) for i in range(count)),
                 *(fetch(i32(s)) for s in range(ahead)),
                 repeat(steps, step, "step"),
                 barrier(),
@@ -112,21 +117,38 @@ class TensorProduct:
         row, column, lane = self._warp(thread)
         a, b = registers(self.down * 4, "uint32", "a"), registers(self.across * 2, "uint32", "b")
         own, half = tirx.floormod(lane, i32(16)), tirx.floordiv(lane, i32(16))
-        statements = []
-        for k in range(0, tile.depth, _DEPTH):
+        statements: list[Stmt] = []
+        for step in range(tile.depth * tile.element // _DEPTH_BYTES):
             for m in range(self.down):
-                word = stage + (row + m * _ROWS + own) * tile.left_pitch + (k // 2 + half * 4)
+                word = stage + (row + m * _ROWS + own) * tile.left_pitch + (step * _DEPTH_BYTES // 4 + half * 4)
                 statements.append(matrices(a, m * 4, self.memory, word))
-            for n in range(0, self.across, 2):
-                line = stage + tile.rows * tile.left_pitch + (k + own) * tile.right_pitch
-                word = line + tirx.floordiv(column, i32(2)) + (n * _COLUMNS // 2 + half * 4)
-                statements.append(matrices(b, n * 2, self.memory, word, turned=True))
+            right = stage + tile.rows * tile.left_pitch
+            statements += self._halves(b, right, step, column, lane) if tile.element == 2 else []
+            statements += self._bytes(b, right, step, column, lane) if tile.element == 1 else []
             statements += [
                 multiply(dtype, self.sums, (m * self.across + n) * 4, a, m * 4, b, n * 2)
                 for m in range(self.down)
                 for n in range(self.across)
             ]
         return allocate([a, b], sequence(statements))
+
+    def _halves(self, b: Var, right: Expr, step: int, column: Expr, lane: Expr) -> list[Stmt]:
+        """Fragments of the right factor, two at a time, transposed as they are read."""
+        own, half = tirx.floormod(lane, i32(16)), tirx.floordiv(lane, i32(16))
+        line = right + (step * 16 + own) * self.tile.right_pitch + tirx.floordiv(column, i32(2)) + half * 4
+        return [
+            matrices(b, n * 2, self.memory, line + n * _COLUMNS // 2, turned=True) for n in range(0, self.across, 2)
+        ]
+
+    def _bytes(self, b: Var, right: Expr, step: int, column: Expr, lane: Expr) -> list[Stmt]:
+        """Fragments of the right factor: words of rows lane % 4 and four further, of column lane / 4."""
+        line = right + (step * 8 + tirx.floormod(lane, i32(4))) * self.tile.right_pitch
+        word = line + column + tirx.floordiv(lane, i32(4))
+        return [
+            scatter(b, gather(self.memory, word + i * 4 * self.tile.right_pitch + n * _COLUMNS), n * 2 + i)
+            for n in range(self.across)
+            for i in range(2)
+        ]
 
     def _finish(self, row: Expr, column: Expr, thread: Expr) -> Stmt:
         """The sums through shared memory to where they belong."""
@@ -143,7 +165,7 @@ class TensorProduct:
                     statements.append(scatter(self.memory, tirx.reinterpret("uint32", value), place))
         rows = Rows(row, tile.rows, tile.columns, tile.threads, divides(tile.rows, self.result.rows))
         stored = store_rows(
-            self.result, rows, column, thread, lambda place: tirx.reinterpret("float32", gather(self.memory, place))
+            self.result, rows, column, thread, lambda place: tirx.reinterpret(self.dtype, gather(self.memory, place))
         )
         return sequence([*statements, barrier(), stored])
 
@@ -159,11 +181,16 @@ class _Copier:
         self, factor: Factor, first: Expr, size: int, block: TensorProduct, thread: Expr, *, along_depth: bool
     ) -> None:
         tile = block.tile
-        self.factor, self.memory, self.depth = factor, block.memory, block.result.depth
+        self.factor, self.memory = factor, block.memory
+        # Elements that are copied: of the left factor, those of its type; of the right one, 16 bits or words of bytes.
+        self.rows_together = 4 if tile.element == 1 and not along_depth else 1
+        self.bytes = element_bytes(factor.dtype) * self.rows_together
+        self.depth = simplify(tirx.floordiv(block.result.depth + (self.rows_together - 1), i64(self.rows_together)))
         side = tile.depth if along_depth else size
-        self.lanes = math.gcd(copied(factor.run, factor.dtype), side)
+        self.lanes = math.gcd(16 // self.bytes, copied(factor.run, factor.dtype) if self.rows_together == 1 else size)
+        self.lanes = math.gcd(self.lanes, side)
         self.together = 1 if along_depth else self.lanes
-        across, vectors = side // self.lanes, size * tile.depth // self.lanes
+        across, vectors = side // self.lanes, (size if along_depth else tile.right_rows) * side // self.lanes
         pitch = tile.left_pitch if along_depth else tile.right_pitch
         self.places: list[list[Expr]] = []
         self.spots: list[tuple[Expr, Expr]] = []
@@ -173,20 +200,21 @@ class _Copier:
             down, along = tirx.floordiv(place, i32(across)), tirx.floormod(place, i32(across)) * self.lanes
             line, k = (down, along) if along_depth else (along, down)
             at = simplify(first + wide_index(line))
-            self.spots.append((k, down * pitch + tirx.floordiv(along, i32(2))))
+            self.spots.append((k, down * pitch + tirx.floordiv(along * self.bytes, i32(4))))
             self.places.append(factor.place(at, self.together))
             own = place < vectors if begin + tile.threads > vectors else None
             self.exists.append((own, None if divides(size, factor.lines) else at < factor.lines))
 
-    def copy(self, start: Expr, stage: Expr) -> Stmt:
-        """Ask for the elements at `start` and behind; zeros come where there are none."""
+    def copy(self, step: Expr, stage: Expr) -> Stmt:
+        """Ask for the elements of a step to come; zeros come where there are none."""
         statements = []
         for place, (along, word), (own, inside) in zip(self.places, self.spots, self.exists, strict=True):
-            k = simplify(start + wide_index(along))
+            k = simplify(tirx.floordiv(step, i64(self.rows_together)) + wide_index(along))
             element, conditions = self.factor.load(place, k, self.together)
             found = [c for c in (inside, k < self.depth, *conditions) if c is not None]
-            index, size = _flat(element), 2 * self.lanes
-            ask = copy(self.memory, stage + word, element.source, index, size, tirx.all(*found))
+            ask = copy(
+                self.memory, stage + word, element.source, _flat(element), self.bytes * self.lanes, tirx.all(*found)
+            )
             statements.append(holds([own], ask))
         return sequence(statements)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from backends.gpu.tile_model import (
@@ -21,9 +21,12 @@ from optimizer.gpus import Gpu
 
 __all__ = ["TensorTile", "best_tensor_tile", "estimate_tensor"]
 
-_ELEMENT = 2
-_PADDING = 8
-"""Elements behind a row of a tile: the eight rows of a matrix then lie in different banks."""
+_PADDING_BYTES = 16
+"""Behind a row of a tile: the eight rows of a matrix then lie in different banks."""
+_PADDING_WORDS = 8
+"""Behind a row of words of bytes: the four rows that a warp reads then lie in different banks."""
+_RESULT = 2
+"""Bytes of an element of the result, at least."""
 _OTHER_REGISTERS = 48
 _ALIKE = 1.05
 
@@ -37,6 +40,7 @@ class TensorTile:
         depth: of a step.
         warp_rows, warp_columns: of a warp.
         stages: steps whose factors are in shared memory or on their way to it.
+        element: bytes of an element of the factors, 2 or 1.
     """
 
     rows: int
@@ -45,6 +49,7 @@ class TensorTile:
     warp_rows: int
     warp_columns: int
     stages: int
+    element: int = 2
 
     @property
     def threads(self) -> int:
@@ -54,17 +59,22 @@ class TensorTile:
     @property
     def left_pitch(self) -> int:
         """Words from a row of the left factor's tile to the next."""
-        return (self.depth + _PADDING) * _ELEMENT // 4
+        return (self.depth * self.element + _PADDING_BYTES) // 4
+
+    @property
+    def right_rows(self) -> int:
+        """Of the right factor's tile; four rows of bytes lie side by side in words."""
+        return self.depth if self.element == 2 else self.depth // 4
 
     @property
     def right_pitch(self) -> int:
         """Words from a row of the right factor's tile to the next."""
-        return (self.columns + _PADDING) * _ELEMENT // 4
+        return (self.columns * 2 + _PADDING_BYTES) // 4 if self.element == 2 else self.columns + _PADDING_WORDS
 
     @property
     def stage_words(self) -> int:
         """Of both tiles of a stage."""
-        return self.rows * self.left_pitch + self.depth * self.right_pitch
+        return self.rows * self.left_pitch + self.right_rows * self.right_pitch
 
     @property
     def shared_words(self) -> int:
@@ -97,7 +107,7 @@ def estimate_tensor(sizes: Sizes, tile: TensorTile, gpu: Gpu) -> Estimate:
     batches, rows, columns, depth = sizes.guessed()
     blocks = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
     resident = max(1, occupancy(gpu, tile.threads, tile.shared_bytes, tile.registers))
-    stored = tile.rows * tile.columns * _ELEMENT / L2_BYTES_A_CYCLE
+    stored = tile.rows * tile.columns * _RESULT / L2_BYTES_A_CYCLE
     # The loads of a step have the steps of all stages but one to come.
     busy = _step_cycles(sizes, tile, gpu)
     compute = step_seconds(gpu, blocks, resident, -(-depth // tile.depth), busy, stored, ahead=tile.stages - 1)
@@ -118,16 +128,17 @@ def estimate_tensor(sizes: Sizes, tile: TensorTile, gpu: Gpu) -> Estimate:
 def _step_cycles(sizes: Sizes, tile: TensorTile, gpu: Gpu) -> float:
     """Of a step of a block that has a multiprocessor to itself: what of it is busiest."""
     clock = gpu.flops["float32"] / (2 * fma_lanes(gpu) * gpu.multiprocessors)
-    rate = gpu.flops[sizes.dtype] / (gpu.multiprocessors * clock)
+    rate = gpu.flops["int8" if tile.element == 1 else sizes.dtype] / (gpu.multiprocessors * clock)
     warps = tile.threads / gpu.lanes
-    matrices = tile.depth // 16 * (tile.warp_rows // 16 + tile.warp_columns // 16)
-    products = tile.depth // 16 * (tile.warp_rows // 16) * (tile.warp_columns // 8)
-    copies = tile.depth * (tile.rows + tile.columns) / 8 / tile.threads
+    deep = tile.depth * tile.element // 32
+    matrices = deep * (tile.warp_rows // 16 + tile.warp_columns // 16)
+    products = deep * (tile.warp_rows // 16) * (tile.warp_columns // 8)
+    copies = tile.depth * tile.element * (tile.rows + tile.columns) / 16 / tile.threads
     return max(
         2.0 * tile.rows * tile.columns * tile.depth / rate,
         warps * matrices * 4.0,  # 512 bytes each, 128 a cycle
         warps * issue_limit(products + 2 * matrices + 10 * copies + 24),
-        tile.depth * (tile.rows + tile.columns) * _ELEMENT / L2_BYTES_A_CYCLE,
+        tile.depth * (tile.rows + tile.columns) * tile.element / L2_BYTES_A_CYCLE,
     )
 
 
@@ -147,7 +158,8 @@ _SHAPES = tuple(
 @lru_cache(maxsize=4096)
 def best_tensor_tile(sizes: Sizes, gpu: Gpu) -> TensorTile:
     """The tile with the least estimated time; of tiles that take about as long, the largest."""
-    fitting = [t for t in _SHAPES if t.fits(gpu)]
+    shapes = [replace(t, element=sizes.element, depth=t.depth * 2 // sizes.element) for t in _SHAPES]
+    fitting = [t for t in shapes if t.fits(gpu)]
     seconds = {t: estimate_tensor(sizes, t, gpu).seconds for t in fitting}
     least = min(seconds.values())
     alike = [t for t in fitting if seconds[t] <= _ALIKE * least]

@@ -14,16 +14,17 @@ _KERNEL = re.compile(r"^(__kernel void \w+\(.*\) \{)$", re.MULTILINE)
 
 _FUNCTIONS = """
 #define tersor_copy(to, from, index, bytes, exists) \\
-  tersor_copy_bytes((__local uint*)(to), (__global const ushort*)(from) + ((exists) ? (index) : 0), bytes, exists)
+  tersor_copy_bytes((__local uint*)(to), (__global const uchar*)((from) + ((exists) ? (index) : 0)), bytes, exists)
 #define tersor_commit()
 #define tersor_wait(n)
 #define tersor_matrices(a, from) tersor_matrices_(a, from, tersor_scratch, 0)
 #define tersor_matrices_turned(a, from) tersor_matrices_(a, from, tersor_scratch, 1)
 #define tersor_product_f16(d, a, b) tersor_product_(d, a, b, (__local uint*)tersor_scratch, 0)
+#define tersor_product_u8(d, a, b) tersor_product_u8_(d, a, b, (__local uint*)tersor_scratch)
 #define tersor_product_bf16(d, a, b) tersor_product_(d, a, b, (__local uint*)tersor_scratch, 1)
 
-void tersor_copy_bytes(__local uint* to, __global const ushort* from, int bytes, int exists) {
-  for (int i = 0; i < bytes / 4; ++i) to[i] = exists ? (uint)from[2 * i] | ((uint)from[2 * i + 1] << 16) : 0u;
+void tersor_copy_bytes(__local uint* to, __global const uchar* from, int bytes, int exists) {
+  for (int i = 0; i < bytes / 4; ++i) to[i] = exists ? as_uint(vload4(i, from)) : 0u;
 }
 
 void tersor_matrices_(uint* a, __local const uint* from, __local ulong* scratch, int turned) {
@@ -57,6 +58,22 @@ void tersor_product_(float* d, const uint* a, const uint* b, __local uint* scrat
       uint left = scratch[(warp + row % 8 * 4 + k % 8 / 2) * 6 + row / 8 + k / 8 * 2];
       uint right = scratch[(warp + column * 4 + k % 8 / 2) * 6 + 4 + k / 8];
       d[i] += tersor_element(left, k % 2, brain) * tersor_element(right, k % 2, brain);
+    }
+  }
+  barrier(CLK_LOCAL_MEM_FENCE);
+}
+
+void tersor_product_u8_(int* d, const uint* a, const uint* b, __local uint* scratch) {
+  int thread = get_local_id(0), warp = thread / 32 * 32, lane = thread % 32;
+  for (int i = 0; i < 4; ++i) scratch[thread * 6 + i] = a[i];
+  for (int i = 0; i < 2; ++i) scratch[thread * 6 + 4 + i] = b[i];
+  barrier(CLK_LOCAL_MEM_FENCE);
+  for (int i = 0; i < 4; ++i) {
+    int row = lane / 4 + i / 2 * 8, column = 2 * (lane % 4) + i % 2;
+    for (int k = 0; k < 32; ++k) {
+      uint left = scratch[(warp + row % 8 * 4 + k % 16 / 4) * 6 + row / 8 + k / 16 * 2];
+      uint right = scratch[(warp + column * 4 + k % 16 / 4) * 6 + 4 + k / 16];
+      d[i] += (int)(uchar)(left >> (k % 4 * 8)) * (int)(char)(right >> (k % 4 * 8));
     }
   }
   barrier(CLK_LOCAL_MEM_FENCE);

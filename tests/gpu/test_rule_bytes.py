@@ -9,7 +9,7 @@ import pytest
 from backends.gpu import conv2d, matmul
 from optimizer.gpus import GPUS
 from tests.backends.running import parse
-from tests.gpu.rules import agrees, cuda_source, fused, nvidia
+from tests.gpu.rules import PlainTiles, agrees, cuda_source, fused, nvidia
 
 RNG = np.random.default_rng(2)
 SCALES = {"one": np.array(0.5, np.float32), "zero": np.array(0, np.uint8), "other": np.array(0.25, np.float32)}
@@ -38,6 +38,31 @@ def test_products(rows: int, depth: int, columns: int, gpu: str) -> None:
 @pytest.mark.parametrize("gpu", sorted(GPUS))
 def test_convolutions(gpu: str) -> None:
     agrees(convolution(), "conv2d", conv2d.lower, gpu=GPUS[gpu])
+
+
+class Words(PlainTiles):
+    """Four bytes of a column side by side, as tensor cores want them."""
+
+    def together(self, dtype: str) -> int:
+        return 4 if dtype in ("uint8", "int8") else 1
+
+
+@pytest.mark.parametrize("gpu", ["opencl", "sm_80"])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 16, 8), (37, 52, 70), (150, 100, 130), (64, 50, 64)])
+def test_products_of_words(rows: int, depth: int, columns: int, gpu: str) -> None:
+    """By emulated tensor cores where there are some and the depth is a multiple of four."""
+    agrees(product("s", depth, columns), "matmul", matmul.lower, {"s": rows}, GPUS[gpu], Words())
+
+
+@pytest.mark.without_device
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("rows", ["s", "128"])
+def test_products_of_words_compile_to_tensor_core_instructions(rows: str, architecture: str) -> None:
+    function = fused(product(rows, 768, 768), Words()).one("matmul")
+    compiled = nvidia().compile(cuda_source(function, matmul.lower, GPUS[architecture]).source, architecture)
+    (resources,) = compiled.kernels.values()
+    assert resources.spilled_bytes == 0
+    assert "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32" in compiled.ptx
 
 
 @pytest.mark.without_device
