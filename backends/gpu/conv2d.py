@@ -18,10 +18,11 @@ from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
 from backends.gpu.operands import Factor, Order, Result, element_bytes
+from backends.gpu.tensor_tile import TensorTile
 from backends.gpu.threads import block_places
 from backends.gpu.tile_model import Sizes, row_group
 from backends.relax.kernel import Kernel, Stage
-from backends.relax.loops import Expr, Stmt, Var, i64, known, product, simplify, unflatten
+from backends.relax.loops import Expr, Stmt, Var, i64, known, loads_of, product, simplify, substitute, unflatten
 from optimizer.gpus import Gpu
 
 __all__ = ["Window", "lower"]
@@ -75,9 +76,6 @@ def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
         return None
     data, weights = stage.operand(4), stage.operand(5)
     window = Window.of(stage)
-    channels = int(stage.reduction[-1].extent) // window.kw
-    if int(weights.shape[3]) != window.kw * channels:  # panels of elements side by side are for other targets
-        return None
     return with_epilogue(kernel, gpu, lambda epilogue: _Convolution(stage, window, data, weights).launch(epilogue, gpu))
 
 
@@ -91,11 +89,14 @@ class _Convolution:
         self.out = int(stage.spatial[3].extent) // self.groups
         self.channels = int(stage.reduction[-1].extent) // window.kw
         self.depth = window.kh * window.kw * self.channels
+        self.rows_together = _rows_together(stage, weights)
+        self.words = False
 
     def launch(self, epilogue: Epilogue, gpu: Gpu) -> Launch:
         """The launch."""
         sizes = self._sizes()
-        tile = best_of(sizes, (self.channels, self.weights.shape[4]), gpu)
+        tile = best_of(sizes, (self.channels, self.weights.shape[4]), gpu, self.rows_together)
+        self.words = isinstance(tile, TensorTile)
         rows, columns = product(self.pixels), i64(self.out)
         order = Order.of(rows, columns, tile, row_group(sizes, tile.rows, gpu))
 
@@ -129,7 +130,7 @@ class _Convolution:
             n, y, x = unflatten(row, self.pixels)
             return [simplify(n), simplify(y * window.sh - window.ph), simplify(x * window.sw - window.pw)]
 
-        def load(at: list[Expr], k: Expr, _lanes: int) -> tuple[BufferLoad, list[Expr]]:
+        def load(at: list[Expr], k: Expr, _lanes: int) -> tuple[Expr, list[Expr]]:
             n, top, left = at
             tap_row, rest = (
                 tirx.floordiv(k, i64(window.kw * self.channels)),
@@ -143,17 +144,32 @@ class _Convolution:
         return Factor(dtype, self.channels, rows, place, load)
 
     def _right(self, group: Expr) -> Factor:
-        """The filters, all taps of a channel in one column."""
-        source, dtype = self.weights, str(self.weights.dtype)
-        width, across = int(source.shape[4]), int(source.shape[3])
+        """The filters, all taps of a channel in one column; channels that lie side by side as words or one by one."""
+        source, dtype, rows = self.weights, str(self.weights.dtype), self.rows_together
+        width, across = int(source.shape[4]) // rows, int(source.shape[3])
+        together = rows == 1 or self.words
 
         def place(column: Expr, lanes: int) -> list[Expr]:
             own = tirx.floordiv(tirx.floormod(column, i64(width)), i64(lanes))
             return [simplify(tirx.floordiv(column, i64(width))), simplify(own)]
 
-        def load(at: list[Expr], k: Expr, lanes: int) -> tuple[BufferLoad, list[Expr]]:
+        def load(at: list[Expr], k: Expr, lanes: int) -> tuple[Expr, list[Expr]]:
             panel, own = at
-            taps = [tirx.floordiv(k, i64(across)), tirx.floormod(k, i64(across))]
-            return BufferLoad(source, [group, panel, *taps, own * lanes]), []
+            if together:
+                taps = [tirx.floordiv(k, i64(across)), tirx.floormod(k, i64(across))]
+                return BufferLoad(source, [group, panel, *taps, own * (lanes * rows)]), []
+            tap, channel = tirx.floordiv(k, i64(self.channels)), tirx.floormod(k, i64(self.channels))
+            row, column = tirx.floordiv(tap, i64(self.window.kw)), tirx.floormod(tap, i64(self.window.kw))
+            down = column * (across // self.window.kw) + tirx.floordiv(channel, i64(rows))
+            return BufferLoad(source, [group, panel, row, down, own * rows + tirx.floormod(channel, i64(rows))]), []
 
-        return Factor(dtype, width, i64(int(source.shape[1]) * width), place, load)
+        return Factor(dtype, width * rows if together else 1, i64(int(source.shape[1]) * width), place, load)
+
+
+def _rows_together(stage: Stage, weights: Var) -> int:
+    """How many channels of the filters lie side by side: as far apart as two neighbouring columns are."""
+    (load,) = (ld for ld in loads_of(stage.value) if ld.source.same_as(weights))
+    origin = {axis.var: i64(0) for axis in stage.axes}
+    next_column = {**origin, stage.spatial[3].var: i64(1)}
+    first, second = (known(simplify(substitute(load.indices[-1], at))) for at in (origin, next_column))
+    return max(1, (second or 0) - (first or 0))

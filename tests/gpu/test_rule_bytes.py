@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 
@@ -12,7 +15,11 @@ from tests.backends.running import parse
 from tests.gpu.rules import PlainTiles, agrees, cuda_source, fused, nvidia
 
 RNG = np.random.default_rng(2)
-SCALES = {"one": np.array(0.5, np.float32), "zero": np.array(0, np.uint8), "other": np.array(0.25, np.float32)}
+SCALES: dict[str, npt.NDArray[Any]] = {
+    "one": np.array(0.5, np.float32),
+    "zero": np.array(0, np.uint8),
+    "other": np.array(0.25, np.float32),
+}
 
 
 def product(rows: str, depth: int, columns: int) -> onnx.ModelProto:
@@ -22,11 +29,12 @@ def product(rows: str, depth: int, columns: int) -> onnx.ModelProto:
     return parse(text, weights)
 
 
-def convolution() -> onnx.ModelProto:
-    weights = {"w": RNG.integers(-128, 128, (20, 8, 3, 3)).astype(np.int8), **SCALES}
-    text = """g (uint8[1,8,9,9] x) => (float[1,20,9,9] y) {
-        a = DequantizeLinear(x, one, zero) b = DequantizeLinear(w, other) y = Conv<pads=[1,1,1,1]>(a, b) }"""
-    return parse(text, weights)
+def convolution(channels: int = 8, out: int = 20, group: int = 1) -> onnx.ModelProto:
+    filters = RNG.integers(-128, 128, (out, channels // group, 3, 3)).astype(np.int8)
+    text = f"""g (uint8[1,{channels},9,9] x) => (float[1,{out},9,9] y) {{
+        a = DequantizeLinear(x, one, zero) b = DequantizeLinear(w, other)
+        y = Conv<pads=[1,1,1,1], group={group}>(a, b) }}"""
+    return parse(text, {"w": filters, **SCALES})
 
 
 @pytest.mark.parametrize("gpu", sorted(GPUS))
@@ -52,6 +60,23 @@ class Words(PlainTiles):
 def test_products_of_words(rows: int, depth: int, columns: int, gpu: str) -> None:
     """By emulated tensor cores where there are some and the depth is a multiple of four."""
     agrees(product("s", depth, columns), "matmul", matmul.lower, {"s": rows}, GPUS[gpu], Words())
+
+
+@pytest.mark.parametrize("gpu", ["opencl", "sm_80"])
+@pytest.mark.parametrize("channels", [(8, 20, 1), (6, 20, 1), (8, 16, 2), (12, 12, 4)])
+def test_convolutions_of_words(channels: tuple[int, int, int], gpu: str) -> None:
+    """Channels are rounded up to four where there is one group; three channels of a group are left to plain cores."""
+    agrees(convolution(*channels), "conv2d", conv2d.lower, gpu=GPUS[gpu], tiles=Words())
+
+
+@pytest.mark.without_device
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_convolutions_of_words_compile_to_tensor_core_instructions(architecture: str) -> None:
+    function = fused(convolution(64, 64, 1), Words()).one("conv2d")
+    compiled = nvidia().compile(cuda_source(function, conv2d.lower, GPUS[architecture]).source, architecture)
+    (resources,) = compiled.kernels.values()
+    assert resources.spilled_bytes == 0
+    assert "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32" in compiled.ptx
 
 
 @pytest.mark.without_device

@@ -94,14 +94,13 @@ def test_what_is_no_product_is_left_to_others() -> None:
     assert kernel is not None and matmul.lower(inline(kernel), OPENCL) is None
 
 
-def test_panels_of_pairs_are_left_to_others() -> None:
+def test_panels_of_rows_side_by_side() -> None:
     class Pairs(PlainTiles):
         def together(self, dtype: str) -> int:
             return 2
 
     model = parse("g (float[9,12] a) => (float[9,70] y) { y = MatMul(a, b) }", {"b": normal(12, 70)})
-    kernel = decode(fused(model, Pairs()).one("matmul"))
-    assert kernel is not None and matmul.lower(inline(kernel), OPENCL) is None
+    agrees(model, "matmul", matmul.lower, tiles=Pairs())
 
 
 @pytest.mark.parametrize("gpu", sorted(GPUS))
