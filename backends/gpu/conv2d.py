@@ -20,12 +20,12 @@ from backends.gpu.launch import Ids, Launch
 from backends.gpu.operands import Factor, Order, Result, element_bytes
 from backends.gpu.tensor_tile import TensorTile
 from backends.gpu.threads import block_places
-from backends.gpu.tile_model import Sizes, row_group
+from backends.gpu.tile_model import Sizes, Tile, row_group
 from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import Expr, Stmt, Var, i64, known, loads_of, product, simplify, substitute, unflatten
 from optimizer.gpus import Gpu
 
-__all__ = ["Window", "lower"]
+__all__ = ["Convolution", "Window", "lower"]
 
 
 @dataclass(frozen=True)
@@ -74,28 +74,26 @@ def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
     stage = kernel.stages[0]
     if stage.kind != "conv2d":
         return None
-    data, weights = stage.operand(4), stage.operand(5)
-    window = Window.of(stage)
-    return with_epilogue(kernel, gpu, lambda epilogue: _Convolution(stage, window, data, weights).launch(epilogue, gpu))
+    return with_epilogue(kernel, gpu, lambda epilogue: Convolution(stage).launch(epilogue, gpu))
 
 
-class _Convolution:
+class Convolution:
     """Builds the launch of one convolution."""
 
-    def __init__(self, stage: Stage, window: Window, data: Var, weights: Var) -> None:
-        self.window, self.data, self.weights = window, data, weights
+    def __init__(self, stage: Stage) -> None:
+        self.window = window = Window.of(stage)
+        self.data, self.weights = stage.operand(4), stage.operand(5)
         self.groups = int(stage.annotations["tersor.groups"])  # type: ignore[call-overload]
         self.pixels = [a.extent for a in stage.spatial[:3]]
         self.out = int(stage.spatial[3].extent) // self.groups
         self.channels = int(stage.reduction[-1].extent) // window.kw
         self.depth = window.kh * window.kw * self.channels
-        self.rows_together = _rows_together(stage, weights)
+        self.rows_together = _rows_together(stage, self.weights)
         self.words = False
 
     def launch(self, epilogue: Epilogue, gpu: Gpu) -> Launch:
         """The launch."""
-        sizes = self._sizes()
-        tile = best_of(sizes, (self.channels, self.weights.shape[4]), gpu, self.rows_together)
+        sizes, tile = self.sizes(), self.tile(gpu)
         self.words = isinstance(tile, TensorTile)
         rows, columns = product(self.pixels), i64(self.out)
         order = Order.of(rows, columns, tile, row_group(sizes, tile.rows, gpu))
@@ -114,7 +112,12 @@ class _Convolution:
         grid = (product([self.groups, *order.extents]), i64(1), i64(1))
         return Launch("conv2d", grid, (tile.threads, 1, 1), body)
 
-    def _sizes(self) -> Sizes:
+    def tile(self, gpu: Gpu) -> Tile | TensorTile:
+        """The tile of the product."""
+        return best_of(self.sizes(), (self.channels, self.weights.shape[4]), gpu, self.rows_together)
+
+    def sizes(self) -> Sizes:
+        """What the tile model needs to know."""
         rows, image = known(product(self.pixels)), known(product(list(self.data.shape)))
         dtype = str(self.data.dtype)
         element = element_bytes(dtype)

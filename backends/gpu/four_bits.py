@@ -23,17 +23,26 @@ from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import TensorLoad, i64, known, product, simplify, substitute, unflatten
 from optimizer.gpus import Gpu
 
-__all__ = ["lower"]
+__all__ = ["KIND", "lower", "sizes_of"]
+
+KIND = "four_bits"
 
 
 def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
     """See `backends.gpu.schedule.Rule`."""
     stage = kernel.stages[0]
-    if stage.kind != "four_bits" or len(stage.reduction) != 1:
+    if stage.kind != KIND or len(stage.reduction) != 1:
         return None
     if not isinstance(stage.value, tirx.Add) or not isinstance(stage.value.b, tirx.Mul):
         return None
     return with_epilogue(kernel, gpu, lambda epilogue: _launch(stage, epilogue, gpu))
+
+
+def sizes_of(stage: Stage) -> Sizes:
+    """What the tile model needs to know."""
+    *lead, column = stage.spatial
+    rows = known(product([a.extent for a in lead]))
+    return Sizes(1, rows, known(column.extent), known(stage.reduction[0].extent))
 
 
 def _launch(stage: Stage, epilogue: Epilogue, gpu: Gpu) -> Launch:
@@ -41,7 +50,7 @@ def _launch(stage: Stage, epilogue: Epilogue, gpu: Gpu) -> Launch:
     (depth,) = stage.reduction
     extents = [a.extent for a in lead]
     rows = product(extents)
-    sizes = Sizes(1, known(rows), known(column.extent), known(depth.extent))
+    sizes = sizes_of(stage)
     tile = best_tile(sizes, gpu)
     order = Order.of(rows, column.extent, tile, row_group(sizes, tile.rows, gpu))
 
@@ -55,7 +64,7 @@ def _launch(stage: Stage, epilogue: Epilogue, gpu: Gpu) -> Launch:
         right = _right(stage.value.b.b, column.var, depth.var, column.extent)
         return BlockProduct(left, right, result, tile).build(order.row(group, own), block_column, thread)
 
-    return Launch("four_bits", (product(order.extents), i64(1), i64(1)), (tile.threads, 1, 1), body)
+    return Launch(KIND, (product(order.extents), i64(1), i64(1)), (tile.threads, 1, 1), body)
 
 
 def _left(value: Expr, lead: list[Var], extents: list[Expr], depth: Var, rows: Expr) -> Factor:
