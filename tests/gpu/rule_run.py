@@ -1,0 +1,48 @@
+"""`python -m tests.gpu.rule_run NAME`: one kernel by a rule, on whatever OpenCL platform the environment names."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from backends.gpu import attention, four_bits, matmul
+from optimizer.gpus import GPUS
+from tests.backends.running import parse
+from tests.gpu.rules import agrees
+
+
+def attend() -> None:
+    """Causal attention of 37 queries and 53 keys."""
+    text = """g (float[1,s,32] q, float[1,t,16] k, float[1,t,16] v) => (float[1,s,32] y) {
+        y = Attention<q_num_heads = 2, kv_num_heads = 1, is_causal = 1>(q, k, v) }"""
+    agrees(parse(text), "attention", attention.lower, {"s": 37, "t": 53})
+
+
+def decode_weights() -> None:
+    """Weights of 4 bits."""
+    from tests.backends.four_bits import quantized
+
+    weight = quantized(50, 37, 16, zero=True)
+    text = f"g (float[s,50] x) => (float[s,37] y) {{ {weight.node} y = MatMul(x, d) }}"
+    agrees(parse(text, weight.initializers), "four_bits", four_bits.lower, {"s": 9})
+
+
+def on_tensor_cores() -> None:
+    """Bytes by emulated tensor cores, with a ring of stages."""
+    from tests.gpu.test_rule_bytes import Words, product
+
+    agrees(product("s", 84, 37), "matmul", matmul.lower, {"s": 21}, GPUS["sm_80"], Words())
+
+
+def plain() -> None:
+    """A product whose rows and columns fill no tile."""
+    weight = np.ones((19, 71), np.float32)
+    text = "g (float[s,19] x) => (float[s,71] y) { y = MatMul(x, w) }"
+    agrees(parse(text, {"w": weight}), "matmul", matmul.lower, {"s": 67}, GPUS["sm_80"])
+
+
+CASES = {"attention": attend, "four bits": decode_weights, "tensor cores": on_tensor_cores, "product": plain}
+
+if __name__ == "__main__":
+    CASES[sys.argv[1]]()
