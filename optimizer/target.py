@@ -42,9 +42,9 @@ class Target:
 
     kind: str
     cpu: Cpu | None = None
+    choices: Choices = ()
     onnx: OnnxLimits = field(default_factory=OnnxLimits)
     detail: str = ""
-    choices: Choices = ()
     gpu: Gpu | None = None
 
     @classmethod

@@ -204,7 +204,7 @@ class _Loaded:
             demand(check, sizes)
         known = {**sizes, **{name: evaluate(f, sizes) for name, f in self.plan.derived.items()}}
         memory, routine = step.memory, self.program.routines[step.entry]
-        placement = memory.placement(memory.room(known))
+        placement = memory.placement(memory.room(memory.lengths(known)))
         self.device.queue.finish()
         self.device.timed.finish()
         if self.arena.reserve(placement.bytes):
