@@ -12,6 +12,8 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx.compilation_pipeline import finalize_device_passes, finalize_host_passes, register_tir_pipeline
 
+from backends.relax.blocks import block_passes
+
 NAME = "tersor-cpu"
 
 _INDEX_BITS = 32
@@ -24,7 +26,7 @@ def lowering() -> str:
 
 
 def _lower() -> tvm.transform.Pass:
-    blocks, nests = tvm.transform.Sequential(_of_blocks()), tvm.transform.Sequential(_of_nests())
+    blocks, nests = tvm.transform.Sequential(block_passes()), tvm.transform.Sequential(_of_nests())
 
     @tvm.transform.module_pass(opt_level=0, name="LowerForCpu")  # type: ignore[untyped-decorator]
     def lower(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
@@ -42,21 +44,6 @@ def _has_blocks(function: tirx.PrimFunc) -> bool:
     found: list[s_tir.SBlockRealize] = []
     tvm_ffi.structural_walk(function.body, (s_tir.SBlockRealize, found.append))
     return bool(found)
-
-
-def _of_blocks() -> list[tvm.transform.Pass]:
-    """For kernels with control flow of their own, which no rule has written anew."""
-    t = s_tir.transform
-    return [
-        t.CanonicalizeLoop(),
-        t.LowerInitBlock(),
-        t.PlanAndUpdateBufferAllocationLocation(),
-        t.ConvertBlocksToOpaque(),
-        t.CompactBufferAllocation(),
-        t.LowerMatchBuffer(),
-        t.StmtSimplify(),
-        t.LowerOpaqueBlock(),
-    ]
 
 
 def _of_nests() -> list[tvm.transform.Pass]:

@@ -16,6 +16,7 @@ from backends.cpu.linker import TRIPLES
 from backends.cpu.prediction import predict
 from backends.cpu.probe import probe
 from backends.relax.aliases import COPIES
+from backends.relax.blocks import outer_parallel
 from backends.relax.kernel import Kernel, decode, inline
 from backends.relax.loops import Stmt
 from backends.relax.plan import PROBE, Work
@@ -102,11 +103,4 @@ def _outer_parallel(function: tirx.PrimFunc) -> tirx.PrimFunc:
         return function
     if function.body.block.name_hint != "root":  # one procedure, which says itself what runs in parallel
         return _finished(function, function)
-    schedule = s_tir.Schedule(function)
-    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
-        loops = schedule.get_loops(block)
-        kinds = [int(v.iter_type) for v in schedule.get(block).iter_vars]
-        spatial = [lp for lp, kind in zip(loops, kinds, strict=False) if kind == 0]
-        if spatial and len(loops) == len(kinds):
-            schedule.parallel(spatial[0])
-    return _finished(schedule.mod["main"], function)
+    return _finished(outer_parallel(function), function)

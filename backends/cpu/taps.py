@@ -13,8 +13,8 @@ from typing import Protocol, TypeAlias
 
 from tvm import tirx
 
-from backends.relax.kernel import Stage
 from backends.relax.loops import Expr, Stmt, i64, known, simplify
+from backends.relax.stage_window import StageWindow
 
 
 class Reach(enum.Enum):
@@ -37,23 +37,8 @@ class TileAt(Protocol):
 
 
 @dataclass(frozen=True)
-class Taps:
-    """The window of a convolution: size, strides, dilations, pads before each axis, and the pad behind a row."""
-
-    kh: int
-    kw: int
-    sh: int
-    sw: int
-    dh: int
-    dw: int
-    ph: int
-    pw: int
-    behind: int
-
-    @classmethod
-    def of(cls, stage: Stage) -> Taps:
-        """From the stage's annotation."""
-        return cls(*(int(v) for v in stage.annotations["tersor.window"]))  # type: ignore[attr-defined]
+class Taps(StageWindow):
+    """The window of a convolution, and which of its taps lie inside the image."""
 
     def row_range(self, y: Expr, height: Expr, out_height: Expr) -> tuple[Expr, Expr]:
         """First tap and number of taps along KH that lie inside the image, for output row `y`."""

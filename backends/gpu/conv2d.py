@@ -23,28 +23,15 @@ from backends.gpu.threads import block_places
 from backends.gpu.tile_model import Sizes, Tile, row_group
 from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import Expr, Stmt, Var, i64, known, loads_of, product, simplify, substitute, unflatten
+from backends.relax.stage_window import StageWindow
 from optimizer.gpus import Gpu
 
 __all__ = ["Convolution", "Window", "lower"]
 
 
 @dataclass(frozen=True)
-class Window:
-    """The window of a convolution: size, strides, dilations, and pads at the beginning of each axis."""
-
-    kh: int
-    kw: int
-    sh: int
-    sw: int
-    dh: int
-    dw: int
-    ph: int
-    pw: int
-
-    @classmethod
-    def of(cls, stage: Stage) -> Window:
-        """From the stage's annotation."""
-        return cls(*(int(v) for v in stage.annotations["tersor.window"]))  # type: ignore[attr-defined]
+class Window(StageWindow):
+    """The window of a convolution, and when its taps lie inside the image."""
 
     def inside(self, y: Expr, x: Expr, image: tuple[Expr, Expr], out: tuple[Expr, Expr]) -> list[Expr]:
         """The conditions under which a place lies inside the image; none along an axis on which all do.

@@ -19,6 +19,7 @@ from tvm.ir import TensorLoad
 from backends.gpu.device import FAULTS
 from backends.gpu.launch import Ids, Launch, scheduled
 from backends.gpu.points import element_bytes
+from backends.relax.blocks import block_passes, outer_parallel
 from backends.relax.loops import (
     BufferLoad,
     BufferStore,
@@ -144,25 +145,6 @@ def _with_faults(stmt: Stmt, faults: Var, demands: list[str]) -> Stmt:
 def _without_blocks(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function as plain loops; the independent outer loop of each block may run in parallel."""
     if isinstance(function.body, s_tir.SBlockRealize) and function.body.block.name_hint == "root":
-        schedule = s_tir.Schedule(function)
-        for block in schedule.get_child_blocks(schedule.get_sblock("root")):
-            loops = schedule.get_loops(block)
-            kinds = [int(v.iter_type) for v in schedule.get(block).iter_vars]
-            spatial = [lp for lp, kind in zip(loops, kinds, strict=False) if kind == 0]
-            if spatial and len(loops) == len(kinds):
-                schedule.parallel(spatial[0])
-        function = schedule.mod["main"]
-    t = s_tir.transform
-    lowered = tvm.transform.Sequential(
-        [
-            t.CanonicalizeLoop(),
-            t.LowerInitBlock(),
-            t.PlanAndUpdateBufferAllocationLocation(),
-            t.ConvertBlocksToOpaque(),
-            t.CompactBufferAllocation(),
-            t.LowerMatchBuffer(),
-            t.StmtSimplify(),
-            t.LowerOpaqueBlock(),
-        ]
-    )(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
-    return lowered["main"]
+        function = outer_parallel(function)
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    return tvm.transform.Sequential(block_passes())(module)["main"]
