@@ -13,7 +13,7 @@ from tvm.ir import Call
 
 from backends.cpu.bfloat16 import add_products, is_pair_product, rounded
 from backends.cpu.operations import operation
-from backends.relax.loops import BufferLoad, BufferStore, Expr, Stmt, TensorLoad, Var
+from backends.relax.loops import BufferLoad, BufferStore, Expr, Stmt, TensorLoad, Var, substitute
 
 _WIDE = "float32"
 _BFLOAT = "bfloat16"
@@ -114,7 +114,9 @@ class _Widening:
             branches = (self._promoted(branch) for branch in (value.true_value, value.false_value))
             return tirx.Select(value.condition, *branches)
         if isinstance(value, tirx.Let):
-            return tirx.Let(value.var, value.value, self._promoted(value.body))
+            return self._promoted_let(value)
+        if isinstance(value, tirx.Shuffle):
+            return tirx.Shuffle([self._promoted(vector) for vector in value.vectors], list(value.indices))
         if isinstance(value, tirx.Broadcast):
             return tirx.Broadcast(self._promoted(value.value), value.lanes)
         if isinstance(value, tirx.FloatImm):
@@ -129,6 +131,15 @@ class _Widening:
         if _element(value) == _BFLOAT and (isinstance(value, TensorLoad) or _is_call(value, "reinterpret")):
             return _widened(value)
         return _as(value, _WIDE)
+
+    def _promoted_let(self, value: tirx.Let) -> Expr:
+        """A name for a number of half precision becomes one for the float32 that it would be rounded from."""
+        if _element(value.value) not in _HALF:
+            return tirx.Let(value.var, value.value, self._promoted(value.body))
+        named = self._promoted(value.value)
+        wide = Var(value.var.name, named.expr_ty())
+        body = substitute(value.body, {value.var: unrounded(wide, _element(value.value))})
+        return tirx.Let(wide, named, self._promoted(body))
 
     def _rounded(self, value: Expr, dtype: str) -> Expr:
         if dtype != _BFLOAT:
