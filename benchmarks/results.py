@@ -76,5 +76,13 @@ def console() -> Console:
 
 
 def versions(*distributions: str) -> str:
-    """The installed versions, for the heading."""
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in distributions)
+    """The versions of what is installed, for the heading."""
+    found = {name: _version(name) for name in distributions}
+    return ", ".join(f"{name} {version}" if version else f"{name} (not installed)" for name, version in found.items())
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -52,13 +52,16 @@ def inline_call(editor: Editor, call: ir.Node, function: ir.Function) -> list[ir
 
 def _rename(editor: Editor, call: ir.Node, nodes: list[ir.Node]) -> None:
     for node in nodes:
-        # ONNX Runtime wants different names; the bodies of ONNX's own functions have none.
+        # ONNX Runtime wants different names, and the same body may be called several times.
         own = node.name or (node.outputs[0].name if node.outputs else "")
-        node.name = f"{call.name}/{own}" if call.name and own else call.name or own
+        if call.name:
+            node.name = f"{call.name}/{own}" if own else call.name
         inherit(node, [call])
         for output in node.outputs:
             if output.name:
                 output.name = editor.fresh_name(output.name)
+        if not call.name and node.name and node.outputs:
+            node.name = node.outputs[0].name
         for subgraph in subgraphs(node):
             _rename_graph(editor, subgraph)
 

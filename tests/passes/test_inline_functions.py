@@ -131,3 +131,14 @@ def test_nodes_know_the_call_that_they_come_from() -> None:
 @given(models())
 def test_property(model: ir.Model) -> None:
     check_pass(InlineFunctions(), model)
+
+
+def test_nodes_of_a_body_that_is_called_twice_have_names_of_their_own() -> None:
+    model = read("""g (float[2] x) => (float[2] y) { a = local.f(x) y = local.f(a) }
+        <domain: "local", opset_import: ["" : 23]> f (x) => (y) { e = Exp(x) y = Neg(e) }""")
+    for node in next(iter(model.functions.values())):
+        node.name = node.outputs[0].name
+    check_pass(InlineFunctions(), model)
+    InlineFunctions()(model)
+    names = [node.name for node in model.graph]
+    assert len(set(names)) == len(names) == 4
