@@ -13,6 +13,7 @@ __all__ = ["BACKENDS", "Backend", "BackendInfo", "backend_kinds", "get_backend"]
 
 BACKENDS = {
     "cpu": ("backends.cpu.backend", "CpuBackend"),
+    "cuda": ("backends.cuda.backend", "CudaBackend"),
     "onnx": ("backends.ort", "OrtBackend"),
     "opencl": ("backends.opencl.backend", "OpenClBackend"),
 }

@@ -63,11 +63,12 @@ def optimize(
         target: Where it will run: `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"onnx"` (the optimized graph in ONNX
             Runtime), `"onnx:17"` (of no newer operators than those of opset 17), `"onnx:17+ai.onnx"` (of no others than
             the standard ones), `"onnx:17+com.microsoft"` (ONNX Runtime's own ones, too), `"opencl"` (the first GPU;
-            `"opencl:1"` names another device), or a `Target`.
+            `"opencl:1"` names another device), `"cuda"` (the first GPU; `"cuda:sm_90"` names an architecture), or a
+            `Target`.
         example_inputs: What the model is called with: a tensor or array, a tuple of positional arguments, or a dict by
             name. A module needs it to be exported; for others it says which sizes to verify with.
         dynamic_shapes: For a module: which dimensions stay dynamic, as in `torch.export.export`.
-        precision: `"float32"`, or for the CPU `"bfloat16"`: products, convolutions and what lies between them are
+        precision: `"float32"`, or on CPU, CUDA `"bfloat16"`: products, convolutions and what lies between them are
             computed in that; inputs and outputs stay float32, as does what would lose too much. `"int8"`: products and
             convolutions of rounded numbers; `"int4"`: weights alone; the report says what that loses. A
             `PrecisionPolicy` chooses among these for each layer by itself, under a budget.

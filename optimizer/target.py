@@ -13,13 +13,17 @@ from pathlib import Path
 from optimizer.cpus import CPUS, Cpu
 from optimizer.errors import TargetError
 from optimizer.gpus import GPUS, Gpu
+from optimizer.nvidia import detect_gpu
 from optimizer.onnx_limits import OnnxLimits
 from optimizer.plugins import plugin_kinds
 
 __all__ = ["CPUS", "OWN_KINDS", "Choices", "Cpu", "OnnxLimits", "Target"]
 
-OWN_KINDS = ("cpu", "onnx", "opencl")
+OWN_KINDS = ("cpu", "cuda", "onnx", "opencl")
 """The kinds of targets that this package has itself; others are of `optimizer.plugins`."""
+
+_DEFAULT_GPU = "sm_80"
+"""The architecture of `"cuda"` where there is no GPU: code for it runs on the others, translated or as it is."""
 
 Choices = tuple[tuple[str, int], ...]
 """Pairs of what is decided and the value; see `optimizer.tuning`."""
@@ -30,13 +34,14 @@ class Target:
     """A place to run.
 
     Attributes:
-        kind: "cpu" or "opencl" (compiled through TVM), "onnx" (the optimized graph alone, run by ONNX Runtime), or that
-            of a backend in another package.
+        kind: "cpu", "cuda" or "opencl" (compiled through TVM), "onnx" (the optimized graph alone, run by ONNX Runtime),
+            or that of a backend in another package.
         cpu: the processor, for kind "cpu".
-        gpu: the architecture that code is made for, for kind "opencl".
+        gpu: the architecture that code is made for, for kinds "cuda" and "opencl".
         onnx: what the graph may be made of, for kind "onnx".
         detail: what stands behind the colon. For kind "opencl" which device runs it, by number or name: "" for the
-            first GPU, or else the first device. A target of another package says what it means.
+            first GPU, or else the first device; for kind "cuda" the architecture. A target of another package
+            says what it means.
         choices: what was measured to be better there than what the tile model would choose; see `optimizer.tuning`.
     """
 
@@ -49,7 +54,9 @@ class Target:
 
     @classmethod
     def parse(cls, text: str | Target) -> Target:
-        """Read a target such as `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"onnx:17"`, `"opencl"` or `"opencl:1"`.
+        """Read a target such as `"cpu"` (this machine), `"cpu:x86-64-v3"`, `"cuda:sm_90"`, `"onnx:17"` or `"opencl:1"`.
+
+        `"cuda"` is the architecture of the first GPU, or `sm_80` where there is none.
 
         Raises:
             TargetError: the kind or the processor is unknown.
@@ -71,6 +78,9 @@ class Target:
             return cls("onnx", onnx=OnnxLimits.parse(detail, text))
         if kind == "opencl":
             return cls("opencl", detail=detail, gpu=GPUS["opencl"])
+        if kind == "cuda":
+            gpu = _architecture(detail, text)
+            return cls("cuda", detail=gpu.name, gpu=gpu)
         if detail in ("", "native"):
             return cls("cpu", detect_cpu())
         if detail not in CPUS:
@@ -85,6 +95,18 @@ class Target:
         if self.kind == "onnx":
             return f"onnx{self.onnx}"
         return self.kind if self.cpu is None or self.cpu.name == "native" else f"{self.kind}:{self.cpu.name}"
+
+
+def _architecture(name: str, text: str) -> Gpu:
+    """Of that name; of the GPU at hand, or `_DEFAULT_GPU`, for the empty string."""
+    if not name:
+        return detect_gpu() or GPUS[_DEFAULT_GPU]
+    known = sorted(each for each, gpu in GPUS.items() if gpu.kind == "cuda")
+    if name not in known:
+        raise TargetError(
+            f"unknown architecture in target {text!r}{_nearest(name, known)}; available: {', '.join(known)}"
+        )
+    return GPUS[name]
 
 
 def detect_cpu() -> Cpu:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
 import tvm
+from tvm import tirx
 
-from backends.gpu.device import opencl_target
+from backends.cuda.source import cuda_code
+from backends.gpu.device import DeviceCode, device_code, opencl_target
 from backends.gpu.instructions import program_of
 from backends.gpu.program import Program
 from backends.gpu.schedule import scheduler
@@ -32,7 +35,6 @@ class GpuCode:
         self._refused: dict[str, str] = {}
         # Operators are written down as for a processor: TVM's own for GPUs bind threads, which is the rules' part here.
         self.target = tvm.target.Target("llvm")
-        self._device = opencl_target(self._gpu.threads, self._gpu.shared_bytes)
         self.program: tuple[Program, str] | None = None
 
     def builder(self, model: ir.Model) -> Builder:
@@ -45,8 +47,13 @@ class GpuCode:
         """Generate the program; kernels of a device take nothing for themselves."""
         if self._refused:
             raise BeyondTarget(dict(self._refused))
-        self.program = program_of(module, self._device)
+        self.program = program_of(module, self._generate)
         return {}
+
+    def _generate(self, kernels: Mapping[str, tirx.PrimFunc]) -> DeviceCode:
+        if self._gpu.kind == "cuda":
+            return cuda_code(kernels, self._gpu)
+        return device_code(kernels, opencl_target(self._gpu.threads, self._gpu.shared_bytes))
 
     def completed(self, plan: Plan) -> Plan:
         """The plan as it is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -11,7 +11,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.ir import Call, GenericConst, GlobalVar, Op
 
-from backends.gpu.device import DeviceCode, Start, device_code
+from backends.gpu.device import DeviceCode, Start
 from backends.gpu.procedures import DEMANDS
 from backends.gpu.program import Buffer, Constant, Instruction, Place, Program, Routine, Tensor
 from backends.relax.packing import element_type
@@ -27,12 +27,14 @@ Known = Place | list["Known"]
 """Where a value lies, or where each field of a tuple does."""
 
 
-def program_of(module: tvm.IRModule, target: tvm.target.Target) -> tuple[Program, str]:
+def program_of(
+    module: tvm.IRModule, generate: Callable[[Mapping[str, tirx.PrimFunc]], DeviceCode]
+) -> tuple[Program, str]:
     """The program and its source.
 
     Args:
         module: functions whose memory is planned (`backends.relax.memory_plan`), and their scheduled kernels.
-        target: what for.
+        generate: makes the code of scheduled kernels, by name.
 
     Raises:
         CodeError: a kernel is beyond the device's language.
@@ -45,7 +47,7 @@ def program_of(module: tvm.IRModule, target: tvm.target.Target) -> tuple[Program
         for binding in _bindings(function)
         if isinstance(binding.value, Call) and isinstance(binding.value.op, GlobalVar)
     }
-    code = device_code(called, target)
+    code = generate(called)
     constants: list[Constant] = []
     routines = {name: _Writer(f, called, code, constants).routine() for name, f in functions.items()}
     starts = [start for each in code.starts.values() for start in each]

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.base import BackendInfo, Progress
-from backends.gpu.program import Program
-from backends.opencl.executable import OpenClExecutable, load_executable
+from backends.gpu.front import generate
+from backends.opencl.executable import load_executable, made
 from backends.relax.executable import WEIGHTS
-from backends.relax.plan import ONNXRUNTIME
 from optimizer.errors import TargetError
 from optimizer.executable import Array, Executable
 from optimizer.target import Target
@@ -42,22 +41,8 @@ class OpenClBackend:
         self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None
     ) -> Executable:
         """See `backends.base.Backend.compile`. The device is looked for when the model first runs."""
-        from onnx_ir.passes.common import NameFixPass
-
-        from backends.relax.client import compile_for_device
-        from backends.relax.fallback import partition_model
-        from backends.relax.pack import pack
-
-        if target.gpu is None:
-            raise TargetError(f"target {target} has no device; use 'opencl'")
-        say = progress or (lambda _: None)
-        NameFixPass()(model)  # partitions refer to nodes by name
-        say("generating code")
-        plan, program, source = compile_for_device(model, target.gpu, allow_fallback=fallback == "onnxruntime")
-        say("packing weights")
-        weights = pack(plan, model.graph)
-        partitions = {s.entry: partition_model(model, s) for s in plan.steps if s.engine == ONNXRUNTIME}
-        executable = OpenClExecutable(plan, program or Program({}), source, weights, partitions, target.detail)
+        saved, source = generate(model, target, fallback=fallback, progress=progress)
+        executable = made(saved, source, target.detail)
         executable.prepare(1)  # what ONNX Runtime cannot load is an error of this call
         return executable
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from backends import get_backend
+from backends.gpu import memory as memory_module
 from backends.opencl import device as device_module
-from backends.opencl import memory as memory_module
 from backends.opencl.device import open_device
 from optimizer import load, optimize
 from optimizer.errors import ArtifactError, ExecutionError, TargetError, UnsupportedError

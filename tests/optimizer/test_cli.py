@@ -125,7 +125,7 @@ def test_passes_and_targets_are_listed(tersor: Terminal) -> None:
     assert names == sorted(names)
     assert "fold-constants" in tersor("passes")[1]
     targets = {row["name"]: row for row in tersor.json("targets")}
-    assert set(targets) == {"cpu", "onnx", "opencl"}
+    assert set(targets) == {"cpu", "cuda", "onnx", "opencl"}
     assert targets["onnx"]["operators"] > 150
     assert "ONNX Runtime" in tersor("targets")[1]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,34 +10,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from backends.gpu.interface import Argument, Code, Device, Held, Queue
+from backends.gpu.memory import Growing, Tensor
 from backends.gpu.program import Instruction, Place, Program
-from backends.opencl.device import Device, open_device
-from backends.opencl.memory import Growing, Held, Tensor, allocated
 from backends.relax.packing import element_type
 from backends.relax.plan import RELAX, Plan, Step
 from backends.relax.runtime import Partition, demand, last_uses, learn_sizes, run_partition
 from backends.relax.size_value import evaluate
-from optimizer.errors import CompileError, ExecutionError, TargetError
-from optimizer.text import size
+from optimizer.errors import ExecutionError
 
-__all__ = ["DeviceMachine"]
+__all__ = ["DeviceMachine", "Opened"]
 
 Array = npt.NDArray[Any]
 Timed = Callable[[str, Any], None]
 """Told of each kernel that was started: its name, and the event of its end."""
 
-_INDICES = {"int32": np.int32, "int64": np.int64, "uint32": np.uint32, "uint64": np.uint64}
+Opened = Callable[[], tuple[Device, Code]]
+"""Opens the device and brings the program there."""
 
-
-@dataclass
-class _Start:
-    """One device function with its arguments set; a kernel does not keep them alive."""
-
-    instruction: Instruction
-    kernel: Any
-    arguments: list[Any]
-    total: tuple[int, ...]
-    block: tuple[int, ...]
+_FAULT_BYTES = 4
+_INDICES: dict[str, type[np.integer[Any]]] = {
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+}
 
 
 @dataclass
@@ -47,7 +43,7 @@ class _Laid:
 
     sizes: Mapping[str, int]
     inputs: list[Held]
-    starts: list[_Start]
+    starts: list[tuple[Instruction, Any]]
     results: list[Tensor]
 
 
@@ -57,16 +53,14 @@ class DeviceMachine:
     Args:
         plan: what runs.
         program: the routines.
-        source: the program's text.
         weights: the weight buffer.
-        wanted: which device; see `open_device`.
+        opened: opens the device.
     """
 
-    def __init__(self, plan: Plan, program: Program, source: str, weights: Array, wanted: str = "") -> None:
+    def __init__(self, plan: Plan, program: Program, weights: Array, opened: Opened) -> None:
         self.plan = plan
         self.program = program
-        self.source = source
-        self.wanted = wanted
+        self._open = opened
         self._host_weights = weights
         self._lock = threading.Lock()
         self._last_use = last_uses(plan)
@@ -86,10 +80,15 @@ class DeviceMachine:
             TargetError: there is no device, or it cannot run the program.
         """
         if self._loaded is None:
-            device = open_device(self.wanted)
-            _check(device, self.program)
-            self._loaded = _Loaded(device, _built(device, self.source), self.plan, self.program, self._host_weights)
+            device, code = self._open()
+            device.enter()
+            self._loaded = _Loaded(device, code, self.plan, self.program, self._host_weights)
+        self._loaded.device.enter()
         return self._loaded
+
+    def seconds(self, event: Any) -> float:
+        """How long a kernel took of which a run with `timed` told."""
+        return self.load().device.seconds(event)
 
     def run(
         self, inputs: Sequence[Array], partitions: Mapping[str, Partition], timed: Timed | None = None
@@ -107,48 +106,62 @@ class DeviceMachine:
             learn_sizes(sizes, value, array)
         with self._lock:
             loaded = self.load()
-            queue = loaded.device.queue if timed is None else loaded.device.timed
-            for index, step in enumerate(self.plan.steps):
-                taken = [environment[v.name] for v in step.inputs]
-                results: Sequence[Any]
-                if step.engine == RELAX:
-                    results = loaded.run(index, step, taken, sizes, queue, timed)
-                else:
-                    arrays = [loaded.on_host(each, queue) for each in taken]
-                    results = run_partition(step, arrays, partitions[step.entry], None)
-                for value, result in zip(step.outputs, results, strict=True):
-                    environment[value.name] = result
-                    learn_sizes(sizes, value, result)
-                for name in self._last_use[index]:
-                    environment.pop(name, None)
+            try:
+                outputs = self._run(loaded, environment, sizes, partitions, timed)
+            except loaded.device.failure as error:
+                raise ExecutionError(f"the device {loaded.device.name!r} fails: {error}") from error
             self.sizes = sizes
-            outputs = [loaded.on_host(environment[v.name], queue) for v in self.plan.outputs]
-            queue.finish()
         given = {id(array) for array in inputs}
         return [a.copy() if id(a) in given and isinstance(a, np.ndarray) else a for a in outputs]
+
+    def _run(
+        self,
+        loaded: _Loaded,
+        environment: dict[str, Any],
+        sizes: dict[str, int],
+        partitions: Mapping[str, Partition],
+        timed: Timed | None,
+    ) -> list[Any]:
+        queue = loaded.device.queue if timed is None else loaded.device.timed
+        for index, step in enumerate(self.plan.steps):
+            taken = [environment[v.name] for v in step.inputs]
+            results: Sequence[Any]
+            if step.engine == RELAX:
+                results = loaded.run(index, step, taken, sizes, queue, timed)
+            else:
+                arrays = [loaded.on_host(each, queue) for each in taken]
+                results = run_partition(step, arrays, partitions[step.entry], None)
+            for value, result in zip(step.outputs, results, strict=True):
+                environment[value.name] = result
+                learn_sizes(sizes, value, result)
+            for name in self._last_use[index]:
+                environment.pop(name, None)
+        outputs = [loaded.on_host(environment[v.name], queue) for v in self.plan.outputs]
+        queue.finish()
+        return outputs
 
 
 class _Loaded:
     """What is on the device."""
 
-    def __init__(self, device: Device, built: Any, plan: Plan, program: Program, weights: Array) -> None:
+    def __init__(self, device: Device, code: Code, plan: Plan, program: Program, weights: Array) -> None:
         self.device = device
         self.plan = plan
         self.program = program
-        self.built = built
+        self.code = code
         self.arena = Growing(device)
         self.scratch: dict[int, Growing] = {}
         self.own: dict[tuple[int, int], Growing] = {}
         self.inputs: dict[tuple[int, int], Growing] = {}
-        self.faults = allocated(device, 4)
-        self.zero = np.zeros(1, np.int32)
-        device.cl.enqueue_copy(device.queue, self.faults, self.zero)
+        self.faults = Held(device.allocate(_FAULT_BYTES))
+        self.zero = np.zeros(_FAULT_BYTES, np.uint8)
+        device.queue.write(self.faults, self.zero)
         self.weights = [self._uploaded(weights[w.offset : w.offset + _bytes(w.shape, w.dtype)]) for w in plan.weights]
         self.constants = [self._uploaded(np.frombuffer(bytes.fromhex(c.data), np.uint8)) for c in program.constants]
         self._laid: dict[int, _Laid] = {}
 
     def run(
-        self, index: int, step: Step, taken: Sequence[Any], sizes: Mapping[str, int], queue: Any, timed: Timed | None
+        self, index: int, step: Step, taken: Sequence[Any], sizes: Mapping[str, int], queue: Queue, timed: Timed | None
     ) -> list[Tensor]:
         """One routine; its results stay on the device."""
         laid = self._laid.get(index)
@@ -156,46 +169,38 @@ class _Loaded:
             laid = self._lay_out(index, step, sizes)
         for held, value in zip(laid.inputs, taken, strict=True):
             self._bring(held, value, queue)
-        enqueue = self.device.cl.enqueue_nd_range_kernel
-        try:
-            for start in laid.starts:
-                event = enqueue(queue, start.kernel, start.total, start.block)
-                if timed is not None:
-                    timed(start.instruction.kernel, event)
-                if start.instruction.demands:
-                    self._check_demands(start.instruction, queue)
-        except self.device.cl.Error as error:
-            raise ExecutionError(f"the device {self.device.name!r} fails: {error}") from error
+        for instruction, call in laid.starts:
+            event = queue.start(call)
+            if timed is not None:
+                timed(instruction.kernel, event)
+            if instruction.demands:
+                self._check_demands(instruction, queue)
         return laid.results
 
-    def on_host(self, value: Any, queue: Any) -> Any:
+    def on_host(self, value: Any, queue: Queue) -> Any:
         """What lies on the device, copied; anything else as it is."""
-        return value.read(self.device, queue) if isinstance(value, Tensor) else value
+        return value.read(queue) if isinstance(value, Tensor) else value
 
-    def _bring(self, held: Held, value: Any, queue: Any) -> None:
+    def _bring(self, held: Held, value: Any, queue: Queue) -> None:
         if value.nbytes == 0:
             return
         if isinstance(value, Tensor):
-            source, place = value.held, held.offset
-            self.device.cl.enqueue_copy(
-                queue, held.buffer, source.buffer, src_offset=source.offset, dst_offset=place, byte_count=value.nbytes
-            )
-            return
-        flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        self.device.cl.enqueue_copy(queue, held.buffer, flat, dst_offset=held.offset)
+            queue.copy(held, value.held, value.nbytes)
+        else:
+            queue.write(held, np.ascontiguousarray(value).reshape(-1).view(np.uint8))
 
-    def _check_demands(self, instruction: Instruction, queue: Any) -> None:
+    def _check_demands(self, instruction: Instruction, queue: Queue) -> None:
         """Wait for the kernel, and raise what it found wrong, before others work with that."""
-        found = np.empty(1, np.int32)
-        self.device.cl.enqueue_copy(queue, found, self.faults)
-        if found[0]:
-            self.device.cl.enqueue_copy(queue, self.faults, self.zero)
-            raise ExecutionError(instruction.demands[int(found[0]) - 1])
+        found = np.empty(_FAULT_BYTES, np.uint8)
+        queue.read(found, self.faults)
+        if number := int(found.view(np.int32)[0]):
+            queue.write(self.faults, self.zero)
+            raise ExecutionError(instruction.demands[number - 1])
 
     def _uploaded(self, flat: Array) -> Any:
-        buffer = allocated(self.device, flat.nbytes)
+        buffer = self.device.allocate(flat.nbytes)
         if flat.nbytes:
-            self.device.cl.enqueue_copy(self.device.queue, buffer, np.ascontiguousarray(flat))
+            self.device.queue.write(Held(buffer), np.ascontiguousarray(flat))
         return buffer
 
     def _lay_out(self, index: int, step: Step, sizes: Mapping[str, int]) -> _Laid:
@@ -229,7 +234,7 @@ class _Loaded:
                 for number, own in enumerate(routine.own)
             ],
             "constant": [Held(buffer) for buffer in self.constants],
-            "faults": [Held(self.faults)],
+            "faults": [self.faults],
             "scratch": [Held(self.scratch[number].buffer) for number in range(len(self.scratch))],
         }
         starts = [start for each in routine.instructions if (start := self._start(each, places, known)) is not None]
@@ -249,22 +254,16 @@ class _Loaded:
 
     def _start(
         self, instruction: Instruction, places: Mapping[str, list[Held]], sizes: Mapping[str, int]
-    ) -> _Start | None:
+    ) -> tuple[Instruction, Any] | None:
         """The function with its arguments; `None` where it has no block to run."""
         grid = [evaluate(extent, sizes) for extent in instruction.grid]
         if 0 in grid:
             return None
-        kernel = self.device.cl.Kernel(self.built, instruction.entry)
-        arguments: list[Any] = []
-        for what, kind in instruction.arguments:
-            if isinstance(kind, str):
-                arguments.append(_INDICES[kind](evaluate(what, sizes)))
-            else:
-                held = _at(places, what)
-                arguments += [held.buffer, np.int64(held.offset // kind)]
-        kernel.set_args(*arguments)
-        total = tuple(blocks * threads for blocks, threads in zip(grid, instruction.block, strict=True))
-        return _Start(instruction, kernel, arguments, total, tuple(instruction.block))
+        arguments: list[Argument] = [
+            _INDICES[kind](evaluate(what, sizes)) if isinstance(kind, str) else (_at(places, what), kind)
+            for what, kind in instruction.arguments
+        ]
+        return instruction, self.code.call(instruction, arguments, grid)
 
 
 def _at(places: Mapping[str, list[Held]], place: Place) -> Held:
@@ -273,42 +272,3 @@ def _at(places: Mapping[str, list[Held]], place: Place) -> Held:
 
 def _bytes(shape: Sequence[int], dtype: str) -> int:
     return int(np.prod(shape, dtype=np.int64)) * element_type(dtype).itemsize
-
-
-def _check(device: Device, program: Program) -> None:
-    """Hold what the program needs against what the device has.
-
-    Raises:
-        TargetError: it lacks something.
-    """
-    lacks = sorted(set(program.extensions) - set(str(device.handle.extensions).split()))
-    if lacks:
-        raise TargetError(f"the device {device.name!r} lacks {', '.join(lacks)}, which the model's types need")
-    if program.threads > device.handle.max_work_group_size:
-        raise TargetError(
-            f"the device {device.name!r} has work-groups of at most {device.handle.max_work_group_size}, "
-            f"{program.threads} are needed"
-        )
-    if program.shared_bytes > device.handle.local_mem_size:
-        raise TargetError(
-            f"the device {device.name!r} has {size(device.handle.local_mem_size)} of local memory, "
-            f"{size(program.shared_bytes)} are needed"
-        )
-
-
-def _built(device: Device, source: str) -> Any:
-    """The program in the device's code.
-
-    Raises:
-        CompileError: the driver's compiler refuses it.
-    """
-    if not source:
-        return None
-    cl = device.cl
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", cl.CompilerWarning)  # remarks of the driver's compiler
-        try:
-            return cl.Program(device.context, source).build()
-        except cl.RuntimeError as error:
-            told = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
-            raise CompileError(f"the compiler of {device.name!r} refuses the program: {told[0][:300]}") from error

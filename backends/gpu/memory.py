@@ -9,25 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from backends.opencl.device import Device
+from backends.gpu.interface import Device, Held, Queue
 from backends.relax.packing import element_type
-from optimizer.errors import ExecutionError
-from optimizer.text import size
 
-__all__ = ["Growing", "Held", "Tensor", "allocated"]
+__all__ = ["Growing", "Tensor"]
 
 Array = npt.NDArray[Any]
-
-_LEAST = 64
-"""Bytes: no device makes an empty buffer."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """Bytes in a buffer, from an offset on."""
-
-    buffer: Any
-    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,34 +36,13 @@ class Tensor:
         """Its length."""
         return prod(self.shape) * element_type(self.dtype).itemsize
 
-    def read(self, device: Device, queue: Any) -> Array:
+    def read(self, queue: Queue) -> Array:
         """A copy on the host; waits for what computes it."""
         array = np.empty(self.nbytes, np.uint8)
         if array.size:
-            device.cl.enqueue_copy(queue, array, self.held.buffer, src_offset=self.held.offset)
+            queue.read(array, self.held)
         result: Array = array.view(element_type(self.dtype)).reshape(self.shape)
         return result
-
-
-def allocated(device: Device, nbytes: int) -> Any:
-    """A buffer.
-
-    Raises:
-        ExecutionError: the device has not so much memory, or not in one piece.
-    """
-    most = int(device.handle.max_mem_alloc_size)
-    if nbytes > most:
-        raise ExecutionError(
-            f"the device {device.name!r} gives at most {size(most)} in one buffer, {size(nbytes)} are needed; "
-            "use smaller inputs, or optimize with a memory_budget"
-        )
-    try:
-        return device.cl.Buffer(device.context, device.cl.mem_flags.READ_WRITE, max(nbytes, _LEAST))
-    except device.cl.MemoryError as error:
-        raise ExecutionError(
-            f"the device {device.name!r} has no room for a buffer of {size(nbytes)} ({error}); "
-            "use smaller inputs, or optimize with a memory_budget"
-        ) from error
 
 
 class Growing:
@@ -96,6 +62,6 @@ class Growing:
         if self.buffer is not None and nbytes <= self.bytes:
             return False
         self.buffer = None
-        self.buffer = allocated(self._device, nbytes)
+        self.buffer = self._device.allocate(nbytes)
         self.bytes = nbytes
         return True

@@ -1,0 +1,80 @@
+// Enough of CUDA's language to run a kernel on a processor: a block's threads are fibers, which meet at barriers.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <ucontext.h>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+// Shared memory is static: blocks run one after the other.
+
+struct Three { unsigned x, y, z; };
+static Three threadIdx, blockIdx;
+
+#define VECTORS(name, type)                                                            \
+  struct name##2 { type x, y; };                                                       \
+  struct name##4 { type x, y, z, w; };                                                 \
+  inline name##2 make_##name##2(type x, type y) { return {x, y}; }                     \
+  inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+VECTORS(float, float)
+VECTORS(int, int)
+VECTORS(uint, unsigned)
+VECTORS(char, signed char)
+VECTORS(uchar, unsigned char)
+VECTORS(longlong, long long)
+
+template <class A, class B> inline std::common_type_t<A, B> max(A a, B b) { return a > b ? a : b; }
+template <class A, class B> inline std::common_type_t<A, B> min(A a, B b) { return a < b ? a : b; }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+#define CUDART_INF_F INFINITY
+#define CUDART_INF double(INFINITY)
+#define CUDART_NAN_F NAN
+inline float __expf(float x) { return expf(x); }
+
+static ucontext_t scheduler, *current;
+
+inline void __syncthreads() { swapcontext(current, &scheduler); }
+
+static void (*body)(void**);
+static void** parameters;
+static bool done;
+
+static void fiber() {
+  body(parameters);
+  done = true;
+}
+
+// Runs all blocks; false if some threads of a block end while others wait at a barrier.
+static bool run(void (*kernel)(void**), void** given, const unsigned* grid, const unsigned* block) {
+  const size_t threads = size_t(block[0]) * block[1] * block[2], stack = 1 << 16;
+  std::vector<ucontext_t> contexts(threads);
+  std::vector<char> stacks(threads * stack);
+  body = kernel;
+  parameters = given;
+  for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
+    for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
+      for (blockIdx.x = 0; blockIdx.x < grid[0]; ++blockIdx.x) {
+        for (size_t i = 0; i < threads; ++i) {
+          getcontext(&contexts[i]);
+          contexts[i].uc_stack.ss_sp = &stacks[i * stack];
+          contexts[i].uc_stack.ss_size = stack;
+          contexts[i].uc_link = &scheduler;
+          makecontext(&contexts[i], fiber, 0);
+        }
+        for (size_t ended = 0; ended == 0;) {
+          for (size_t i = 0; i < threads; ++i) {
+            threadIdx = {unsigned(i % block[0]), unsigned(i / block[0] % block[1]), unsigned(i / block[0] / block[1])};
+            done = false;
+            current = &contexts[i];
+            swapcontext(&scheduler, current);
+            ended += done;
+          }
+          if (ended != 0 && ended != threads) return false;
+        }
+      }
+  return true;
+}
