@@ -1,18 +1,18 @@
 """The instructions of `backends.gpu.tensor_instructions` in plain OpenCL, as the PTX ISA says what each thread gets.
 
 Threads of a warp exchange their registers through local memory. So a kernel that was written for tensor cores runs on
-any device, and its layouts of fragments are proved without an NVIDIA GPU.
+any device (or processor: `tests.gpu.host_cuda`), and its layouts of fragments are proved without an NVIDIA GPU.
 """
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["emulated"]
+__all__ = ["FUNCTIONS", "emulated"]
 
 _KERNEL = re.compile(r"^(__kernel void \w+\(.*\) \{)$", re.MULTILINE)
 
-_FUNCTIONS = """
+FUNCTIONS = """
 #define tersor_copy(to, from, index, bytes, exists) \\
   tersor_copy_bytes((__local uint*)(to), (__global const uchar*)((from) + ((exists) ? (index) : 0)), bytes, exists)
 #define tersor_commit()
@@ -85,4 +85,4 @@ def emulated(source: str) -> str:
     """The OpenCL program with the functions that its kernels call, if they call any."""
     if "tersor_copy(" not in source:
         return source
-    return _FUNCTIONS + _KERNEL.sub(r"\1\n  __local ulong tersor_scratch[256 * 3];", source)
+    return FUNCTIONS + _KERNEL.sub(r"\1\n  __local ulong tersor_scratch[256 * 3];", source)

@@ -1,7 +1,7 @@
 """CUDA without a GPU: a driver whose device is the processor, and a compiler that turns kernels into code for it.
 
 The driver (`host_driver.cpp`) checks each call and runs each kernel (`host_threads.h`), so that arguments, their order
-and alignment, grids and memory are seen to be right. NVIDIA's own driver, and tensor cores, it says nothing about.
+and alignment, grids and memory are seen to be right. Tensor cores are emulated; of NVIDIA's driver it says nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pytest
 
 from backends.cuda.compiler import Compiled
 from optimizer import nvidia
+from tests.gpu.emulation import FUNCTIONS
 
 __all__ = ["HostCompiler", "host_gpu", "library"]
 
@@ -52,12 +53,13 @@ class HostCompiler:
     name = "host"
 
     def compile(self, source: str, architecture: str) -> Compiled:
-        """Kernels of plain cores as a shared library, with a function beside each that takes what a driver gives."""
+        """Kernels as a shared library, with a function beside each that takes what a driver gives."""
         kernels = list(_KERNEL.finditer(source))
         with tempfile.TemporaryDirectory() as folder:
             text, made = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
             program = source[kernels[0].start() :].replace("__shared__ alignas(64)", "alignas(64) static")
-            text.write_text('#include "host_threads.h"\n' + program + "".join(_launcher(k) for k in kernels))
+            head = '#include "host_threads.h"\n' + (FUNCTIONS if "tersor_copy(" in program else "")
+            text.write_text(head + program + "".join(_launcher(k) for k in kernels))
             _compile(text, made)
             code = made.read_bytes()
         return Compiled(b"HOST" + b"\0" * 4 + struct.pack("q", len(code)) + code, "PTX", {})

@@ -35,6 +35,41 @@ inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 #define CUDART_NAN_F NAN
 inline float __expf(float x) { return expf(x); }
 
+// What the emulation of tensor cores, which is OpenCL, asks of a device.
+#define __local
+#define __global
+#define uint unsigned
+#define uchar unsigned char
+#define ushort unsigned short
+#define ulong unsigned long
+#define CLK_LOCAL_MEM_FENCE
+#define get_local_id(axis) int(threadIdx.x)
+#define barrier(fence) __syncthreads()
+static ulong tersor_scratch[1024 * 3];
+inline uint vload4(int i, const uchar* from) { uint word; memcpy(&word, from + 4 * i, 4); return word; }
+inline uint as_uint(uint word) { return word; }
+inline float as_float(uint word) { float value; memcpy(&value, &word, 4); return value; }
+struct half { ushort bits; };
+inline float vload_half(int i, const half* from) {
+  int bits = from[i].bits, exponent = bits >> 10 & 31, rest = bits & 1023;
+  float value = exponent == 0    ? ldexpf(rest, -24)
+                : exponent == 31 ? (rest ? NAN : INFINITY)
+                                 : ldexpf(rest | 1024, exponent - 25);
+  return bits >> 15 ? -value : value;
+}
+inline void __syncthreads();
+
+struct nv_bfloat16 {
+  ushort bits;
+  nv_bfloat16() = default;
+  nv_bfloat16(float value) {  // to the nearest, ties to even
+    uint word;
+    memcpy(&word, &value, 4);
+    bits = value != value ? 0x7fc0 : (word + 0x7fff + (word >> 16 & 1)) >> 16;
+  }
+  operator float() const { return as_float(uint(bits) << 16); }
+};
+
 static ucontext_t scheduler, *current;
 
 inline void __syncthreads() { swapcontext(current, &scheduler); }

@@ -224,3 +224,45 @@ def test_bytes_go_to_tensor_cores() -> None:
     )
     parts: dict[str, Any] = dict(compiled(model).parts())
     assert b"mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32" in parts["kernels.ptx"]
+
+
+def test_whole_graphs_of_bytes_by_emulated_tensor_cores() -> None:
+    model = parse(
+        """g (float[n,3,12,12] x) => (float[n,16,12,12] y)
+        { a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a) d = Conv<pads=[1,1,1,1], group=16>(r, dw) y = Conv(d, p) }""",
+        {
+            "w": RANDOM.normal(size=(16, 3, 3, 3)).astype(np.float32) / 5,
+            "b": RANDOM.normal(size=16).astype(np.float32),
+            "dw": RANDOM.normal(size=(16, 1, 3, 3)).astype(np.float32) / 3,
+            "p": RANDOM.normal(size=(16, 16, 1, 1)).astype(np.float32) / 4,
+        },
+    )
+    samples = [{"x": RANDOM.normal(size=(2, 3, 12, 12)).astype(np.float32)} for _ in range(4)]
+    with host_gpu():
+        compiled_model = optimize(
+            model,
+            "cuda:sm_80",
+            example_inputs=samples[0],
+            precision="int8",
+            calibration=samples,
+            fallback="error",
+            progress=False,
+            cache=False,
+        )
+    found = compiled_model.report.verification  # of the quantized graph, which optimize() holds it against
+    assert found.error is not None and found.loss is not None and found.loss < 0.1
+    assert any(node.op_type == "QuantizeLinear" for node in compiled_model.graph.graph)
+
+
+def test_bfloat16_by_emulated_tensor_cores() -> None:
+    model = parse(
+        "g (float[n,64] x) => (float[n,32] y) { h = MatMul(x, a) r = Relu(h) y = MatMul(r, b) }",
+        {
+            "a": RANDOM.normal(size=(64, 128)).astype(np.float32) / 8,
+            "b": RANDOM.normal(size=(128, 32)).astype(np.float32) / 11,
+        },
+    )
+    with host_gpu():
+        done = optimize(model, "cuda:sm_80", precision="bfloat16", fallback="error", progress=False, cache=False)
+    found = done.report.verification
+    assert found.error is not None and found.tolerance is not None and found.error <= found.tolerance
