@@ -12,6 +12,8 @@ import numpy.typing as npt
 from backends.cuda.driver import Image, opened
 from backends.gpu.executable import DeviceExecutable, Saved, read_saved
 from optimizer.errors import ArtifactError
+from optimizer.gpus import GPUS
+from optimizer.text import seconds
 
 __all__ = ["load_executable", "made"]
 
@@ -24,7 +26,14 @@ def made(saved: Saved, image: Image) -> DeviceExecutable:
     """With its code; the device is opened when the model first runs."""
     code = {_CUBIN: image.cubin, _PTX: image.ptx}
     opens = partial(opened, saved.program, image)
-    return DeviceExecutable("cuda", saved, code, {"architecture": image.architecture}, opens)
+    executable = DeviceExecutable("cuda", saved, code, {"architecture": image.architecture}, opens)
+    estimate = saved.program.estimated_seconds
+    if estimate is not None:
+        where = GPUS[image.architecture].device
+        executable.notes.append(
+            f"estimate, not a measurement: {seconds(estimate)} a run on {where} (docs/gpu-model.md)"
+        )
+    return executable
 
 
 def load_executable(parts: Mapping[str, Path | Array], manifest: Mapping[str, Any]) -> DeviceExecutable:

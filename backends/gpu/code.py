@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from backends.gpu.device import DeviceCode, device_code, opencl_target
 from backends.gpu.instructions import program_of
 from backends.gpu.program import Program
 from backends.gpu.schedule import scheduler
+from backends.gpu.tile_model import Estimate
 from backends.gpu.tiles import GpuTiles
 from backends.relax.build import BeyondTarget, Builder
 from backends.relax.memory import Workspace
@@ -35,20 +37,40 @@ class GpuCode:
         self._refused: dict[str, str] = {}
         # Operators are written down as for a processor: TVM's own for GPUs bind threads, which is the rules' part here.
         self.target = tvm.target.Target("llvm")
+        self._estimates: dict[str, Estimate] = {}
         self.program: tuple[Program, str] | None = None
 
     def builder(self, model: ir.Model) -> Builder:
         """Compiles the graph."""
         self._refused.clear()
+        self._estimates.clear()
         constants, weights = self._request["constants"], set(self._request["weights"])
-        return Builder(model, constants, weights, scheduler(self._gpu, self._refused), GpuTiles(self._gpu))
+        # Of OpenCL nothing is known but what every device has.
+        estimates = self._estimates if self._gpu.kind == "cuda" else None
+        schedule = scheduler(self._gpu, self._refused, estimates)
+        return Builder(model, constants, weights, schedule, GpuTiles(self._gpu))
 
     def ending(self, module: tvm.IRModule) -> dict[str, list[Workspace]]:
         """Generate the program; kernels of a device take nothing for themselves."""
         if self._refused:
             raise BeyondTarget(dict(self._refused))
-        self.program = program_of(module, self._generate)
+        program, source = program_of(module, self._generate)
+        if self._gpu.kind == "cuda":
+            program.estimated_seconds = self._estimated(program)
+        self.program = program, source
         return {}
+
+    def _estimated(self, program: Program) -> float | None:
+        """Of a run of all kernels; `None` if the sizes of one are not known, or the model does not know it."""
+        instructions = [each for routine in program.routines.values() for each in routine.instructions]
+        if any(not isinstance(extent, int) for each in instructions for extent in each.grid):
+            return None
+        calls: dict[str, int] = {}
+        for (kernel, _), count in Counter((each.kernel, each.entry) for each in instructions).items():
+            calls[kernel] = max(calls.get(kernel, 0), count)  # a call may start several functions
+        if calls.keys() - self._estimates.keys():
+            return None
+        return sum(count * self._estimates[kernel].seconds for kernel, count in calls.items())
 
     def _generate(self, kernels: Mapping[str, tirx.PrimFunc]) -> DeviceCode:
         if self._gpu.kind == "cuda":

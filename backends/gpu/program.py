@@ -107,6 +107,7 @@ class Program:
         shared_bytes: the most that a block needs.
         threads: the most that a block has.
         extensions: of the language, that the source uses.
+        estimated_seconds: of a run, by the model of the GPU; `None` where it cannot tell. Never a measurement.
     """
 
     routines: dict[str, Routine]
@@ -114,6 +115,7 @@ class Program:
     shared_bytes: int = 0
     threads: int = 1
     extensions: list[str] = field(default_factory=list)
+    estimated_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only."""

@@ -9,8 +9,10 @@ from tvm import tirx
 
 from backends.cpu.half import computed_in_float32
 from backends.gpu import attention, conv2d, four_bits, generic, matmul
+from backends.gpu.forecast import forecast
 from backends.gpu.launch import Launch, scheduled
 from backends.gpu.procedures import lower_procedure
+from backends.gpu.tile_model import Estimate
 from backends.relax.kernel import Kernel, decode, inline
 from backends.relax.values import Refused
 from optimizer.gpus import Gpu
@@ -23,18 +25,22 @@ Rule = Callable[[Kernel, Gpu], list[Launch] | None]
 RULES: tuple[Rule, ...] = (matmul.lower, four_bits.lower, attention.lower, conv2d.lower, generic.lower)
 
 
-def scheduler(gpu: Gpu, refused: dict[str, str]) -> tvm.transform.Pass:
+def scheduler(gpu: Gpu, refused: dict[str, str], estimates: dict[str, Estimate] | None = None) -> tvm.transform.Pass:
     """The pass that schedules every kernel of a module.
 
     Args:
         gpu: the target.
         refused: is told which kernels no device can run, and why; these stay as they are.
+        estimates: is told how long each kernel should take, of those that the model of the GPU knows.
     """
 
     @tvm.transform.module_pass(opt_level=0, name="ScheduleForGpu")  # type: ignore[untyped-decorator]
     def schedule(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         for var, function in list(module.functions.items()):
             if isinstance(function, tirx.PrimFunc) and not (function.attrs and function.attrs.get("tirx.is_scheduled")):
+                kernel = None if estimates is None else decode(function)
+                if estimates is not None and kernel is not None:
+                    estimates[var.name_hint] = forecast(inline(kernel), gpu)
                 try:
                     module.update_func(var, schedule_function(function, gpu))
                 except Refused as refusal:

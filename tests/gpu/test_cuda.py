@@ -266,3 +266,14 @@ def test_bfloat16_by_emulated_tensor_cores() -> None:
         done = optimize(model, "cuda:sm_80", precision="bfloat16", fallback="error", progress=False, cache=False)
     found = done.report.verification
     assert found.error is not None and found.tolerance is not None and found.error <= found.tolerance
+
+
+def test_an_estimate_is_given_where_all_sizes_are_known() -> None:
+    text = "g (float[64,64] x) => (float[64,64] y) { h = MatMul(x, a) e = Softmax(h) y = MatMul(e, a) }"
+    weights = {"a": RANDOM.normal(size=(64, 64)).astype(np.float32)}
+    with host_gpu():
+        (note,) = compiled(parse(text, weights)).notes
+        assert note.startswith("estimate, not a measurement: ") and "A100" in note
+        (other,) = compiled(parse(text, weights), "cuda:sm_90").notes
+        assert "H100" in other
+        assert list(compiled(parse(text.replace("64,64] x", "n,64] x"), weights)).notes) == []
