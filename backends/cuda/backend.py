@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,8 @@ class CudaBackend:
             if progress is not None:
                 progress(f"compiling with {nvidia.name}")
             code = nvidia.compile(source, architecture)
-            image = Image(architecture, code.cubin, code.ptx.encode())
+            resources = {name: asdict(each) for name, each in code.kernels.items()}
+            image = Image(architecture, code.cubin, code.ptx.encode(), resources)
         else:
             image = Image(architecture, b"", b"")
         executable = made(saved, image)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -86,11 +86,13 @@ class Image:
         architecture: as `sm_80`.
         cubin: its code.
         ptx: the same before the choice of registers, which the driver translates for later architectures.
+        resources: what each kernel takes, as `backends.cuda.compiler.Resources` has it.
     """
 
     architecture: str
     cubin: bytes
     ptx: bytes
+    resources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def best(self, found: tuple[int, int], name: str) -> bytes:
         """What a device of that compute capability runs.

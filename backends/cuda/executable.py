@@ -26,7 +26,8 @@ def made(saved: Saved, image: Image) -> DeviceExecutable:
     """With its code; the device is opened when the model first runs."""
     code = {_CUBIN: image.cubin, _PTX: image.ptx}
     opens = partial(opened, saved.program, image)
-    executable = DeviceExecutable("cuda", saved, code, {"architecture": image.architecture}, opens)
+    facts = {"architecture": image.architecture, "resources": dict(image.resources)}
+    executable = DeviceExecutable("cuda", saved, code, facts, opens)
     estimate = saved.program.estimated_seconds
     if estimate is not None:
         where = GPUS[image.architecture].device
@@ -45,7 +46,7 @@ def load_executable(parts: Mapping[str, Path | Array], manifest: Mapping[str, An
     try:
         saved = read_saved(parts, manifest)
         cubin, ptx = (parts[name].read_bytes() for name in (_CUBIN, _PTX))  # type: ignore[union-attr]
-        return made(saved, Image(str(manifest["architecture"]), cubin, ptx))
+        return made(saved, Image(str(manifest["architecture"]), cubin, ptx, dict(manifest["resources"])))
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"the manifest does not describe a plan for CUDA ({error!r}); save the model again"

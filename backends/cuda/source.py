@@ -15,6 +15,8 @@ from optimizer.gpus import Gpu
 
 __all__ = ["cuda_code", "cuda_target"]
 
+_LITERALS = {r"\binff\b": "__int_as_float(0x7f800000)", r"\bnanf (?=\))": "__int_as_float(0x7fffffff)"}
+"""TVM writes an infinite number of 16 bits as `-inff`, which is no literal in C++."""
 _BOUNDS = re.compile(r"__launch_bounds__\((\d+)\)")
 
 
@@ -30,4 +32,7 @@ def cuda_code(kernels: Mapping[str, tirx.PrimFunc], gpu: Gpu) -> DeviceCode:
     guesses a number, and spills registers to reach it.
     """
     code = device_code(kernels, cuda_target(gpu))
-    return dataclasses.replace(code, source=with_instructions(_BOUNDS.sub(r"__launch_bounds__(\1, 1)", code.source)))
+    text = _BOUNDS.sub(r"__launch_bounds__(\1, 1)", code.source)
+    for written, meant in _LITERALS.items():
+        text = re.sub(written, meant, text)
+    return dataclasses.replace(code, source=with_instructions(text))

@@ -61,16 +61,16 @@ class GpuCode:
         return {}
 
     def _estimated(self, program: Program) -> float | None:
-        """Of a run of all kernels; `None` if the sizes of one are not known, or the model does not know it."""
+        """Of a run of all kernels; `None` if the sizes of one are not known."""
         instructions = [each for routine in program.routines.values() for each in routine.instructions]
         if any(not isinstance(extent, int) for each in instructions for extent in each.grid):
             return None
         calls: dict[str, int] = {}
         for (kernel, _), count in Counter((each.kernel, each.entry) for each in instructions).items():
             calls[kernel] = max(calls.get(kernel, 0), count)  # a call may start several functions
-        if calls.keys() - self._estimates.keys():
-            return None
-        return sum(count * self._estimates[kernel].seconds for kernel, count in calls.items())
+        start = self._gpu.launch_seconds  # all that is known of a procedure, such as a check of indices
+        known = {kernel: estimate.seconds for kernel, estimate in self._estimates.items()}
+        return sum(count * known.get(kernel, start) for kernel, count in calls.items())
 
     def _generate(self, kernels: Mapping[str, tirx.PrimFunc]) -> DeviceCode:
         if self._gpu.kind == "cuda":

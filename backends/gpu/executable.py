@@ -63,7 +63,7 @@ class DeviceExecutable:
         backend: str,
         saved: Saved,
         code: Mapping[str, bytes],
-        facts: Mapping[str, str],
+        facts: Mapping[str, object],
         opened: Opened,
     ) -> None:
         self.backend = backend

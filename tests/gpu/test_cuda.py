@@ -62,9 +62,14 @@ def test_without_a_gpu_a_model_is_compiled_saved_and_loaded_and_refuses_to_run(t
 
 def test_the_code_is_for_the_architecture() -> None:
     nvidia()
-    parts: dict[str, Any] = dict(compiled(NET, "cuda:sm_86").parts())
+    executable = compiled(NET, "cuda:sm_86")
+    parts: dict[str, Any] = dict(executable.parts())
     assert parts["kernels.cubin"].startswith(b"\x7fELF")
     assert b".target sm_86" in parts["kernels.ptx"]
+    manifest: dict[str, Any] = dict(executable.manifest())
+    resources = manifest["resources"]
+    assert set(resources) == {"fused_matmul_add_relu_kernel", "softmax_kernel"}
+    assert all(each["registers"] > 0 and each["spilled_bytes"] == 0 for each in resources.values())
 
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +147,7 @@ def test_a_saved_model_runs_elsewhere_and_a_damaged_one_is_an_error(tmp_path: Pa
             parts[name] = tmp_path / name
         again = get_backend("cuda").load(parts, manifest)
         assert all(map(np.array_equal, again.run([x], 1), executable.run([x], 1)))
-        for missing in ("plan", "program", "architecture"):
+        for missing in ("plan", "program", "architecture", "resources"):
             with pytest.raises(ArtifactError, match="does not describe a plan for CUDA"):
                 get_backend("cuda").load(parts, {k: v for k, v in manifest.items() if k != missing})
         with pytest.raises(ArtifactError, match=r"kernels\.ptx"):
@@ -277,3 +282,10 @@ def test_an_estimate_is_given_where_all_sizes_are_known() -> None:
         (other,) = compiled(parse(text, weights), "cuda:sm_90").notes
         assert "H100" in other
         assert list(compiled(parse(text.replace("64,64] x", "n,64] x"), weights)).notes) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_infinite_numbers_of_16_bits_compile(dtype: str) -> None:
+    nvidia()
+    pool = "MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x)"
+    compiled(parse(f"g ({dtype}[1,2,6,6] x) => ({dtype}[1,2,3,3] y) {{ y = {pool} }}"))
