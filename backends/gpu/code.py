@@ -68,7 +68,7 @@ class GpuCode:
         calls: dict[str, int] = {}
         for (kernel, _), count in Counter((each.kernel, each.entry) for each in instructions).items():
             calls[kernel] = max(calls.get(kernel, 0), count)  # a call may start several functions
-        start = self._gpu.launch_seconds  # all that is known of a procedure, such as a check of indices
+        start: float = self._gpu.launch_seconds  # all that is known of a procedure, such as a check of indices
         known = {kernel: estimate.seconds for kernel, estimate in self._estimates.items()}
         return sum(count * known.get(kernel, start) for kernel, count in calls.items())
 
