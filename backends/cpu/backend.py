@@ -10,7 +10,8 @@ import numpy as np
 
 from backends.base import BackendInfo, Progress
 from backends.cpu.linker import cross_linker
-from backends.relax.executable import WEIGHTS, RelaxExecutable, load_executable
+from backends.relax.backend import RelaxBackend
+from backends.relax.executable import RelaxExecutable, load_executable
 from backends.relax.pack import pack
 from backends.relax.plan import ONNXRUNTIME
 from optimizer.errors import TargetError
@@ -26,24 +27,11 @@ _LARGE_MODEL = 1 << 24
 """Elements in the weights from which the compile process is ended before they are packed: it holds 300 MB."""
 
 
-class CpuBackend:
+class CpuBackend(RelaxBackend):
     """Compiles for x86 and Arm CPUs through TVM."""
 
     name = "cpu"
     precisions = ("float32", "bfloat16", "int8", "int4")
-    mappable = (WEIGHTS,)
-
-    def prewarm(self) -> None:
-        """Start the compile process."""
-        from backends.relax.client import PROCESS
-
-        PROCESS.start()
-
-    def rest(self) -> None:
-        """End the compile process; `compile` starts another."""
-        from backends.relax.client import PROCESS
-
-        PROCESS.release()
 
     def compile(
         self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None

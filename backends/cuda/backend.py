@@ -12,7 +12,7 @@ from backends.cuda.compiler import compiler
 from backends.cuda.driver import Image
 from backends.cuda.executable import load_executable, made
 from backends.gpu.front import generate
-from backends.relax.executable import WEIGHTS
+from backends.relax.backend import RelaxBackend
 from optimizer.errors import TargetError
 from optimizer.executable import Array, Executable
 from optimizer.nvidia import detect_gpu
@@ -22,24 +22,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-class CudaBackend:
+class CudaBackend(RelaxBackend):
     """Compiles for NVIDIA GPUs from compute capability 8.0 on, through TVM's code generator and NVIDIA's compiler."""
 
     name = "cuda"
     precisions = ("float32", "bfloat16", "int8", "int4")
-    mappable = (WEIGHTS,)
-
-    def prewarm(self) -> None:
-        """Start the compile process."""
-        from backends.relax.client import PROCESS
-
-        PROCESS.start()
-
-    def rest(self) -> None:
-        """End the compile process; `compile` starts another."""
-        from backends.relax.client import PROCESS
-
-        PROCESS.release()
 
     def compile(
         self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None

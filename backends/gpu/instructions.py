@@ -38,7 +38,7 @@ def program_of(
 
     Raises:
         CodeError: a kernel is beyond the device's language.
-        NotImplementedError: a function does what a device's queue cannot.
+        RuntimeError: a function does what a device's queue cannot.
     """
     functions = {v.name_hint: f for v, f in module.functions.items() if isinstance(f, relax.Function)}
     called = {
@@ -120,7 +120,7 @@ class _Writer:
             return ["own", len(self.own) - 1]
         if isinstance(value, Call) and value.op == _RESHAPE:
             return self._place(value.args[0])
-        raise NotImplementedError(f"a function for a device does {str(value)[:200]}")
+        raise RuntimeError(f"a function for a device does {str(value)[:200]}")
 
     def _tensor(self, place: Place, ty: relax.TensorType) -> Tensor:
         return Tensor(place, [formula(dim) for dim in ty.shape.values], str(ty.dtype))
@@ -184,7 +184,7 @@ class _Sizes:
             return
         value = formula(given)
         if self._values.setdefault(str(own.name), value) != value:
-            raise NotImplementedError(f"the sizes {own.name} of a kernel are not all the same: {value}")
+            raise RuntimeError(f"the sizes {own.name} of a kernel are not all the same: {value}")
 
     def over(self, size: Formula) -> Formula:
         """A formula over the kernel's sizes as one over the function's."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from backends.base import BackendInfo, Progress
 from backends.gpu.front import generate
 from backends.opencl.executable import load_executable, made
-from backends.relax.executable import WEIGHTS
+from backends.relax.backend import RelaxBackend
 from optimizer.errors import TargetError
 from optimizer.executable import Array, Executable
 from optimizer.target import Target
@@ -18,24 +18,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-class OpenClBackend:
+class OpenClBackend(RelaxBackend):
     """Compiles for any device with OpenCL 1.2, through TVM's code generator."""
 
     name = "opencl"
     precisions = ("float32", "int8", "int4")
-    mappable = (WEIGHTS,)
-
-    def prewarm(self) -> None:
-        """Start the compile process."""
-        from backends.relax.client import PROCESS
-
-        PROCESS.start()
-
-    def rest(self) -> None:
-        """End the compile process; `compile` starts another."""
-        from backends.relax.client import PROCESS
-
-        PROCESS.release()
 
     def compile(
         self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None
