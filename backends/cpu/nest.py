@@ -29,6 +29,7 @@ from backends.relax.loops import (
     uses,
     vectorized,
 )
+from backends.relax.reduction import Combine, combiner
 from optimizer.target import Cpu
 
 _PARTIALS = 4
@@ -217,21 +218,8 @@ def _serial_reduction(stage: Stage, value: Expr, point: dict[Var, Expr], store: 
     return allocate([total], body)
 
 
-def _combiner(stage: Stage, value: Expr) -> Callable[[Expr, Expr], Expr] | None:
-    """How partial results of the reduction are combined; `None` if it is not one of the associative operators."""
-
-    def is_own(expr: Expr) -> bool:
-        return isinstance(expr, TensorLoad) and expr.source.same_as(stage.buffer)
-
-    for kind in (tirx.Add, tirx.Max, tirx.Min, tirx.Mul):
-        if isinstance(value, kind) and (is_own(value.a) or is_own(value.b)):
-            return lambda a, b, kind=kind: kind(a, b)  # type: ignore[misc]
-    if isinstance(value, tirx.Select) and is_own(value.true_value) and isinstance(value.condition, tirx.Or):
-        compared = value.condition.a
-        if isinstance(compared, tirx.GT | tirx.LT):
-            larger = isinstance(compared, tirx.GT) == is_own(compared.a)
-            return lambda a, b: (tirx.Max if larger else tirx.Min)(a, b)
-    return None
+def _combiner(stage: Stage, value: Expr) -> Combine | None:
+    return combiner(stage, value, lambda larger: tirx.Max if larger else tirx.Min)
 
 
 def along_reduction(stage: Stage) -> Axis | None:

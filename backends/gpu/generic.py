@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from backends.gpu.launch import Launch
 from backends.gpu.points import points
-from backends.gpu.rows import combiner, rows
+from backends.gpu.rows import combine_of, rows
 from backends.gpu.strides import stride_of
 from backends.relax.kernel import Axis, Kernel, Stage
 from backends.relax.loops import Var, known, loads_of, product, simplify
@@ -64,7 +64,7 @@ def _together(stages: Sequence[Stage], outputs: Sequence[Var], gpu: Gpu) -> Laun
 
 def _better_in_tree(stage: Stage) -> bool:
     """Whether the threads of a block should share the reduction of one element."""
-    if not stage.reduction or combiner(stage) is None or (stage.kind and stage.kind != "reduce"):
+    if not stage.reduction or combine_of(stage) is None or (stage.kind and stage.kind != "reduce"):
         return False
     length = known(product([a.extent for a in stage.reduction]))
     if length is not None and length <= _SHORT:

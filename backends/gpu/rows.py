@@ -34,11 +34,11 @@ from backends.relax.loops import (
     simplify,
     substitute,
 )
+from backends.relax.reduction import Combine, combiner
 from optimizer.gpus import Gpu
 
-__all__ = ["Combine", "combiner", "rows"]
+__all__ = ["combine_of", "rows"]
 
-Combine = Callable[[Expr, Expr], Expr]
 
 _LONGEST = 256
 """Threads that share a row, at most."""
@@ -48,23 +48,14 @@ _MOST_TREES = 8
 """Results of a row, up to which each is reduced by all its threads; of more, each thread computes its own."""
 
 
-def combiner(stage: Stage) -> Combine | None:
-    """How partial results of a reduction are combined; `None` if it is not one of the associative operators."""
-    value = stage.value
+def combine_of(stage: Stage) -> Combine | None:
+    """How partial results of a reduction are combined; see `backends.relax.reduction.combiner`."""
+    return combiner(stage, stage.value, _extreme)
 
-    def is_own(expr: Expr) -> bool:
-        return isinstance(expr, TensorLoad) and expr.source.same_as(stage.buffer)
 
-    for kind in (tirx.Add, tirx.Max, tirx.Min, tirx.Mul):
-        if isinstance(value, kind) and (is_own(value.a) or is_own(value.b)):
-            return lambda a, b, kind=kind: kind(a, b)  # type: ignore[misc]
-    if isinstance(value, tirx.Select) and is_own(value.true_value) and isinstance(value.condition, tirx.Or):
-        compared = value.condition.a
-        if isinstance(compared, (tirx.GT, tirx.LT)):
-            larger = isinstance(compared, tirx.GT) == is_own(compared.a)
-            test = tirx.GT if larger else tirx.LT
-            return lambda a, b: tirx.Select(tirx.Or(test(a, b), tirx.isnan(a)), a, b)  # NaN stays
-    return None
+def _extreme(larger: bool) -> Combine:
+    test = tirx.GT if larger else tirx.LT
+    return lambda a, b: tirx.Select(tirx.Or(test(a, b), tirx.isnan(a)), a, b)
 
 
 def rows(stages: Sequence[Stage], shared: int, outputs: Sequence[Var], gpu: Gpu) -> Launch | None:
@@ -220,7 +211,7 @@ class _Row:
         self, stage: Stage, place: list[Expr], thread: Expr, row: Expr, store: Callable[[list[Expr], Expr], Stmt]
     ) -> Stmt:
         """All threads of the row compute one element after the other."""
-        combine = combiner(stage)
+        combine = combine_of(stage)
         assert combine is not None
         extents = [a.extent for a in stage.spatial[self.shared :]]
         partial = self.partial[str(stage.buffer.dtype)]
@@ -261,7 +252,7 @@ class _Row:
 
 def _in_tree(stage: Stage, shared: int) -> bool:
     results = known(product([a.extent for a in stage.spatial[shared:]]))
-    return combiner(stage) is not None and results is not None and results <= _MOST_TREES
+    return combine_of(stage) is not None and results is not None and results <= _MOST_TREES
 
 
 def _threads(stages: Sequence[Stage], shared: int, gpu: Gpu) -> int:
