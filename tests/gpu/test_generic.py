@@ -5,7 +5,7 @@ import pytest
 from tvm import te
 
 from backends.gpu import generic
-from backends.gpu.rows import combiner
+from backends.gpu.rows import combine_of
 from backends.relax.kernel import decode, inline
 from optimizer.gpus import GPUS
 from tests.backends.running import Array, parse
@@ -110,7 +110,7 @@ def test_a_row_is_one_launch() -> None:
     total = te.compute((128,), lambda i: te.sum(x[i, k], axis=k), "total")
     share = te.compute((128, 512), lambda i, j: x[i, j] / total[i], "share")
     kernel = decode(te.create_prim_func([x, share]))
-    assert kernel is not None and combiner(kernel.stages[0]) is not None
+    assert kernel is not None and combine_of(kernel.stages[0]) is not None
     launches = generic.lower(inline(kernel), GPUS["opencl"])
     assert [(launch.name, launch.block, launch.scratch) for launch in launches] == [("share", (256, 1, 1), ())]
 
