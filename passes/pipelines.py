@@ -32,6 +32,7 @@ from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
 from passes.fuse_rotary_embedding import FuseRotaryEmbedding
 from passes.hoist_bias import HoistBias
+from passes.hoist_pooling import HoistPooling
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
@@ -224,6 +225,8 @@ def cleanup() -> Fixpoint:
             # Before fold-affine: what is left of a normalization in front of a Mul can then take the Mul as well.
             FoldBatchNorm(),
             FoldAffine(),
+            # After the folds into layers: what stood between the convolution and the pooling is then part of the layer.
+            HoistPooling(),
             # After the fusions: a normalization with a bias is where the sign of a zero ends.
             EliminateZeroSums(),
             # After the folds into layers, which take a product and its summand as well as a Gemm.

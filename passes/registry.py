@@ -25,6 +25,7 @@ from passes.fuse_layer_norm import FuseLayerNorm
 from passes.fuse_rms_norm import FuseRmsNorm
 from passes.fuse_rotary_embedding import FuseRotaryEmbedding
 from passes.hoist_bias import HoistBias
+from passes.hoist_pooling import HoistPooling
 from passes.infer_shapes import InferShapes
 from passes.inline_functions import InlineFunctions
 from passes.lift_constants import LiftConstants
@@ -74,6 +75,7 @@ PASSES: dict[str, type[Pass]] = {
     "fuse-rms-norm": FuseRmsNorm,
     "fuse-rotary-embedding": FuseRotaryEmbedding,
     "hoist-bias": HoistBias,
+    "hoist-pooling": HoistPooling,
     "infer-shapes": InferShapes,
     "inline-functions": InlineFunctions,
     "lift-constants": LiftConstants,

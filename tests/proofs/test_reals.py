@@ -52,6 +52,19 @@ def test_hoist_bias() -> None:
     assert counterexample(product(h) == product(raised)) is not None  # so every reader needs a bias of its own
 
 
+def test_hoist_pooling() -> None:
+    """Two channels at two places: the mean over the places of a layer is the layer of the means."""
+    left, right = ([z3.Real(f"{name}{i}") for i in range(2)] for name in ("left", "right"))
+
+    def one(place: list[Any]) -> Any:
+        return place[0] * WEIGHTS[0] + place[1] * WEIGHTS[1] + b
+
+    means = [(p + q) / 2 for p, q in zip(left, right, strict=True)]
+    prove((one(left) + one(right)) / 2 == one(means))
+    padded = [p / 2 for p in left]  # the other place is padding: zero, and without a bias
+    assert counterexample((one(left) + 0) / 2 == one(padded)) is not None
+
+
 def test_fold_batch_norm() -> None:
     """`r` is the root of variance and epsilon, and `s = scale / r`."""
     scale = z3.Real("scale")
