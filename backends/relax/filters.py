@@ -13,14 +13,16 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.byte_products import MOST_TERMS
+from backends.relax.contraction import FLOATS
 from backends.relax.emitter import Emitter
 from backends.relax.quantized import Activation, Weight, activation, weight
 from backends.relax.values import prim, static_int
 from backends.relax.window import Window
 
-__all__ = ["Filters", "byte_factors", "padded_bytes"]
+__all__ = ["Filters", "byte_factors", "stored_image"]
 
-_CHANNELS_TOGETHER = 4
+_FEW_CHANNELS = 8
+"""Of floats, up to which the copy of an image costs less than to put its last elements together one by one."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +58,23 @@ def byte_factors(ctx: Emitter, x: ir.Value | None, w: ir.Value | None) -> tuple[
     return None if left is None or left.scale is None else (left, right)
 
 
-def padded_bytes(
-    ctx: Emitter, data: relax.Var, window: Window, zero: int, *, together: bool
+def stored_image(
+    ctx: Emitter, data: relax.Var, window: Window, zero: int, *, together: int
 ) -> tuple[relax.Var, Window]:
     """The image with its padding stored, if kernels cannot leave it out; and the window over that image.
 
     Args:
         ctx: the emitter.
-        data: [N, H, W, C] of uint8.
+        data: [N, H, W, C].
         window: over H and W.
-        zero: the zero point.
-        together: whether channels are multiplied four at a time; their number is then rounded up.
+        zero: the zero point; of floats 0.
+        together: how many channels are multiplied at a time; their number is then rounded up, of floats where there
+            are few: a lane is a load then, and not put together from what there is.
     """
-    channels = static_int(data.ty.shape.values[3])
-    if channels is None:
+    channels, dtype = static_int(data.ty.shape.values[3]), str(data.ty.dtype)
+    if channels is None or (dtype in FLOATS and channels > _FEW_CHANNELS):
         return data, window
-    wanted = -(-channels // _CHANNELS_TOGETHER) * _CHANNELS_TOGETHER if together else channels
+    wanted = -(-channels // together) * together
     stored = zero != 0 and not window.inside()
     if not stored and wanted == channels:
         return data, window
@@ -85,7 +88,7 @@ def padded_bytes(
             if wanted != channels:
                 inside.append(tirx.LT(channel, prim(channels)))
             value = x[image, places[0][0], places[1][0], channel]
-            return tirx.if_then_else(tirx.all(*inside), value, tirx.const(zero, "uint8"))
+            return tirx.if_then_else(tirx.all(*inside), value, tirx.const(zero, dtype))
 
         return te.compute((x.shape[0], *sizes, prim(wanted)), element, name="padded")
 

@@ -17,7 +17,7 @@ from backends.relax.byte_products import rescaled
 from backends.relax.checks import require, require_at_least
 from backends.relax.contraction import FLOATS, Panels, product
 from backends.relax.emitter import Emitter
-from backends.relax.filters import Filters, byte_factors, padded_bytes
+from backends.relax.filters import Filters, byte_factors, stored_image
 from backends.relax.forms import is_known
 from backends.relax.registry import emits
 from backends.relax.scalars import cast
@@ -57,8 +57,8 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
     depthwise = groups == weights[0] and weights[1] == 1
     pointwise = groups == 1 and _is_pointwise(window)
     if quantized is not None and not pointwise:
-        together = groups == 1 and ctx.tiles.together("uint8") > 1
-        data, window = padded_bytes(ctx, data, window, quantized[0].zero, together=together)
+        together = ctx.tiles.together("uint8") if groups == 1 else 1
+        data, window = stored_image(ctx, data, window, quantized[0].zero, together=together)
     if spatial > 2 or not ctx.is_weight(w):
         result = _general(ctx, data, w, groups, window)
     elif depthwise:
@@ -161,7 +161,8 @@ def _direct(
     ph, pw = (static_int(before) or 0 for before in window.before)
     out, c = weights[0] // groups, weights[1]
     if groups == 1:
-        c = static_int(data.ty.shape.values[3]) or c  # bytes may have been rounded up
+        data, window = stored_image(ctx, data, window, 0, together=ctx.tiles.together(str(data.ty.dtype)))
+        c = static_int(data.ty.shape.values[3]) or c
     kh, kw = window.kernel
     oh, ow = window.outputs
     panels = Panels.of(ctx, str(data.ty.dtype), static_int(ow), out, c, taps=kh * kw)
