@@ -18,6 +18,7 @@ from tvm import s_tir, tirx
 from tvm.ir import Call, TensorLoad
 
 from backends.gpu.dialect import helpers, opencl_functions, opencl_halves, opencl_literals
+from backends.gpu.names import with_identifiers
 from backends.relax.packing import element_type
 from backends.relax.size_formula import formula
 from backends.relax.size_value import Formula
@@ -120,7 +121,7 @@ def device_code(kernels: Mapping[str, tirx.PrimFunc], target: tvm.target.Target)
     )(module)
     hosts = {var.name_hint: f for var, f in module.functions.items() if var.name_hint in kernels}
     devices = {var: f for var, f in module.functions.items() if var.name_hint not in kernels}
-    device = tvm.IRModule(devices, attrs=module.attrs)
+    device = with_identifiers(tvm.IRModule(devices, attrs=module.attrs))
     if target.kind.name == "opencl":
         device = opencl_functions(opencl_halves(device))
     device = tvm.transform.Sequential(
