@@ -1,11 +1,12 @@
-"""Models as ONNX Runtime's own quantizer leaves them: the same QDQ graph for everyone.
+"""Models in 8 bits as quantizers leave them: ONNX Runtime's, which writes QDQ files that all can read, and NNCF's.
 
-Static, 8 bits, weights per channel; activations without a sign, calibrated on a few seeded inputs. What is compared is
-speed: the scales are as good as such a calibration makes them.
+Weights per channel; activations without a sign, calibrated on a few seeded inputs, the same for everyone. What is
+compared is speed: the scales are as good as such a calibration makes them.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +16,40 @@ import onnx
 import onnx_ir as ir
 
 from benchmarks.export import arrays, export
+from models.case import ModelCase
 from models.registry import load
 from optimizer.frontends import load_model
 
-__all__ = ["MODELS", "Quantized", "quantized"]
+__all__ = ["MODELS", "TRANSFORMERS", "Quantized", "by_nncf", "by_rows", "quantized", "variations"]
 
 MODELS = ("resnet-50", "mobilenet-v2", "efficientnet-lite0", "bert-base", "minilm", "ppocr-rec")
+TRANSFORMERS = ("bert-base", "minilm")
 CALIBRATION_INPUTS = 3
 _OF_TRANSFORMERS = ("MatMul", "Gemm")
 """What is quantized of a transformer: products with constants. All else it has is no faster in 8 bits."""
-_TRANSFORMERS = ("bert-base", "minilm")
 _CHANNELS_FROM_OPSET = 13
 """From which on a DequantizeLinear has an axis; for older files the quantizer writes one all the same."""
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized model, and what it is run with."""
+    """A quantized model, and what it is run with.
+
+    Attributes:
+        path: The file.
+        inputs: In order.
+        prepared: The same in float32, as ONNX Runtime's quantizer wants it.
+        case: Of the registry.
+    """
 
     path: Path
     inputs: list[np.ndarray]
+    prepared: Path
+    case: ModelCase
 
 
 def quantized(name: str, folder: Path) -> Quantized:
-    """A model of the registry, exported and quantized in `folder`."""
+    """A model of the registry, exported and quantized with static ranges in `folder`, by ONNX Runtime."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -50,7 +61,6 @@ def quantized(name: str, folder: Path) -> Quantized:
         given = ir.to_proto(load_model(given))
     onnx.save(given, whole)  # in one file: the preparation does not look beside it
     quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
-    transformer = name in _TRANSFORMERS
     quantize_static(
         str(prepared),
         str(path),
@@ -59,19 +69,52 @@ def quantized(name: str, folder: Path) -> Quantized:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        op_types_to_quantize=list(_OF_TRANSFORMERS) if transformer else None,
+        op_types_to_quantize=list(_OF_TRANSFORMERS) if name in TRANSFORMERS else None,
         extra_options={"MatMulConstBOnly": True},
     )
-    return Quantized(path, inputs)
+    return Quantized(path, inputs, prepared, case)
+
+
+def by_rows(model: Quantized, folder: Path) -> Path:
+    """The model by ONNX Runtime's quantizer with ranges that are found while it runs, weights per channel."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    path = folder / f"{model.case.name}-dynamic.onnx"
+    given = onnx.load(model.prepared)
+    del given.graph.value_info[:]  # the quantizer transposes weights, and then finds their old shapes here
+    quantize_dynamic(given, str(path), per_channel=True, weight_type=QuantType.QInt8)
+    return path
+
+
+def by_nncf(model: Quantized, folder: Path) -> Path:
+    """The model by NNCF, as OpenVINO's guides advise, in OpenVINO's own form."""
+    for reporter in ("openvino_telemetry", "openvino_telemetry.main"):
+        sys.modules[reporter] = None  # type: ignore[assignment]  # Python's way to say that it is missing.
+    import nncf
+    import openvino
+
+    network = openvino.Core().read_model(model.prepared)
+    network.reshape({index: list(array.shape) for index, array in enumerate(model.inputs)})
+    sets = [dict(enumerate(each)) for each in variations(model.inputs)]
+    is_transformer = model.case.name in TRANSFORMERS
+    network = nncf.quantize(
+        network,
+        nncf.Dataset(sets),
+        subset_size=len(sets),
+        model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
+    )
+    path = folder / f"{model.case.name}-nncf.xml"
+    openvino.save_model(network, path)
+    return path
 
 
 class _Reader:
-    """The calibration data: the example inputs, then random ones in place of floats."""
+    """The calibration data, as ONNX Runtime's quantizer asks for it."""
 
     def __init__(self, path: Path, inputs: list[np.ndarray]) -> None:
         names = [value.name for value in onnx.load(path, load_external_data=False).graph.input]
         self._feeds: Iterator[dict[str, np.ndarray]] = iter(
-            [dict(zip(names, each, strict=True)) for each in _variations(inputs)]
+            [dict(zip(names, each, strict=True)) for each in variations(inputs)]
         )
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -79,7 +122,8 @@ class _Reader:
         return next(self._feeds, None)
 
 
-def _variations(inputs: list[np.ndarray]) -> list[list[np.ndarray]]:
+def variations(inputs: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """The calibration data: the example inputs, then random ones in place of floats."""
     random = np.random.default_rng(0)
     others = [
         [random.standard_normal(x.shape).astype(x.dtype) if x.dtype.kind == "f" else x for x in inputs]
