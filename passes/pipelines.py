@@ -23,6 +23,7 @@ from passes.fold_affine import FoldAffine
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
+from passes.fold_pads import FoldPads
 from passes.fuse_attention import FuseAttention
 from passes.fuse_gelu import FuseGelu
 from passes.fuse_gemm import FuseGemm
@@ -225,6 +226,8 @@ def cleanup() -> Fixpoint:
             # Before fold-affine: what is left of a normalization in front of a Mul can then take the Mul as well.
             FoldBatchNorm(),
             FoldAffine(),
+            # After fold-constants: how much is padded is then known.
+            FoldPads(),
             # After the folds into layers: what stood between the convolution and the pooling is then part of the layer.
             HoistPooling(),
             # After the fusions: a normalization with a bias is where the sign of a zero ends.

@@ -16,6 +16,7 @@ from passes.fold_affine import FoldAffine
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constant_if import FoldConstantIf
 from passes.fold_constants import FoldConstants
+from passes.fold_pads import FoldPads
 from passes.fuse_attention import FuseAttention
 from passes.fuse_gelu import FuseGelu
 from passes.fuse_gemm import FuseGemm
@@ -66,6 +67,7 @@ PASSES: dict[str, type[Pass]] = {
     "fold-batch-norm": FoldBatchNorm,
     "fold-constant-if": FoldConstantIf,
     "fold-constants": FoldConstants,
+    "fold-pads": FoldPads,
     "fuse-attention": FuseAttention,
     "fuse-gelu": FuseGelu,
     "fuse-gemm": FuseGemm,
