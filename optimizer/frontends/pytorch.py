@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.errors import InputError, UnsupportedError
+from optimizer.frontends.single_sizes import Arguments, examples
 from optimizer.memory import collector_paused
 
 if TYPE_CHECKING:
@@ -63,25 +64,38 @@ def from_torch(
         )
     args, kwargs = ((), {}) if is_program else _arguments(example_inputs)
     with _quiet(), _eval_mode(model), torch.no_grad(), collector_paused():
-        try:
-            exported = torch.onnx.export(
-                model,
-                args,
-                kwargs=kwargs,
-                dynamic_shapes=dynamic_shapes,  # type: ignore[arg-type]
-                dynamo=True,
-                opset_version=OPSET,
-                optimize=False,
-                verbose=False,
-            )
-        except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-            raise UnsupportedError(f"PyTorch cannot export this model to ONNX: {_reason(error)}") from error
+        for example in examples(model, args, kwargs, dynamic_shapes):
+            exported = _exported(model, example, dynamic_shapes)
+            if not isinstance(exported, Exception):
+                break
+    if isinstance(exported, Exception):
+        raise UnsupportedError(f"PyTorch cannot export this model to ONNX: {_reason(exported)}") from exported
     if exported is None:
         raise UnsupportedError("PyTorch exported nothing for this model: give a torch.nn.Module, not a script")
     return _own(exported.model)
 
 
-def _arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _exported(model: Any, example: Arguments, dynamic_shapes: Any) -> torch.onnx.ONNXProgram | Exception | None:
+    """What PyTorch's exporter makes of a module and an example, or why it makes nothing."""
+    import torch
+
+    args, kwargs = example
+    try:
+        return torch.onnx.export(
+            model,
+            args,
+            kwargs=kwargs,
+            dynamic_shapes=dynamic_shapes,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
+    except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+        return error
+
+
+def _arguments(example_inputs: object) -> Arguments:
     if isinstance(example_inputs, Mapping):
         return (), {str(name): _tensor(value) for name, value in example_inputs.items()}
     if isinstance(example_inputs, (tuple, list)):
