@@ -26,7 +26,7 @@ class Positions(torch.nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         places = torch.arange(tokens.shape[1]).unsqueeze(0)
-        hidden = self.table(tokens) + self.places(places)
+        hidden: torch.Tensor = self.table(tokens) + self.places(places)
         mixed: torch.Tensor = self.linear(hidden.reshape(-1, 8))
         return hidden + mixed.reshape(hidden.shape)
 
