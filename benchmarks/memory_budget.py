@@ -1,32 +1,32 @@
-"""Memory budgets: the peak of a run and its time, with and without.
+"""Memory budgets: what a run allocates and how long it takes, with and without.
 
-    python -m benchmarks.memory_budget                        # vit-1024 and unet-1024, at half and a quarter
+    python -m benchmarks.memory_budget                        # seven models at half and a quarter
     python -m benchmarks.memory_budget unet-1024 --parts 0.3
     python -m benchmarks.memory_budget --write                # into benchmarks/RESULTS.md
 
-The budgets are parts of the peak without one. Where a part cannot be reached, the smallest budget that can be is used.
-Each contestant runs in a process of its own, in turn. Memory is the highest that the process had during its first call,
-less what it had before and less the output.
+The budgets are parts of what a run allocates without one. Where a part cannot be met, the smallest budget that can be
+is measured, and the part is marked. Each contestant runs in a process of its own, in turn; the ratio of the times is
+the median of the rounds, with their quartiles.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from transformers import MobileNetV2Config, ResNetConfig
 
 import models
 from benchmarks.contestants import tersor
-from benchmarks.long_attention import extra_megabytes
 from benchmarks.results import Section, console
+from models import mobilenet, resnet
+from models.images import with_classes
 from optimizer import CompiledModel, optimize
 from optimizer.errors import BudgetError
 from optimizer.timing import Build, compete, ratio, relative_error
@@ -34,56 +34,102 @@ from passes.tile_memory import figures_of
 
 __all__ = ["MODELS", "SECTION", "main", "measure"]
 
-MODELS = ("vit-1024", "unet-1024")
+
+def _resnet_512() -> models.ModelCase:
+    return resnet.build(with_classes(ResNetConfig()), "resnet-50-512", size=512)
+
+
+def _mobilenet_640() -> models.ModelCase:
+    return mobilenet.build(with_classes(MobileNetV2Config()), "mobilenet-v2-640", size=640)
+
+
+_LARGER: Mapping[str, Callable[[], models.ModelCase]] = {
+    "resnet-50-512": _resnet_512,
+    "mobilenet-v2-640": _mobilenet_640,
+}
+"""Models of the suite with a larger image, since at 224 there is little to save."""
+
+MODELS = (
+    "vit-1024", "unet-1024", "resnet-50-512", "bert-base-512", "mobilenet-v2-640", "ppocr-det", "whisper-base-encoder",
+)  # fmt: skip
 SECTION = Section(
     title="Memory budgets",
-    columns=("model", "budget, MB", "predicted peak, MB", "measured, MB", "ms", "times as long", "predicted", "error"),
+    columns=(
+        "model", "budget, MiB", "predicted, MiB", "allocated, MiB", "part", "ms", "times as long", "predicted",
+        "error", "optimize(), s",
+    ),
     texts=frozenset({"model"}),
     begin="<!-- begin: written by benchmarks.memory_budget -->",
     end="<!-- end of benchmarks.memory_budget -->",
-)
+)  # fmt: skip
 
 
-def compiled_within(case: models.ModelCase, budget: int | None) -> CompiledModel:
-    """The model within a budget, or within the smallest that can be met."""
-    options: dict[str, Any] = {"example_inputs": case.example_inputs, "verify": "off", "cache": False}
-    compile_model = partial(optimize, case.model, progress=False, **options)
+@dataclass(frozen=True)
+class _Within:
+    """A model within a budget, or within the smallest that can be met."""
+
+    compiled: CompiledModel
+    budget: int | None
+    asked: int | None
+    seconds: float
+
+    @property
+    def allocated(self) -> int:
+        memory = self.compiled.report.memory
+        assert memory is not None, "sizes are known, and all is compiled"
+        return memory.peak
+
+    def shown_budget(self) -> str:
+        """In MiB; what was asked for, too, where that cannot be met."""
+        if self.budget is None or self.asked is None:
+            return "none"
+        kept = f"{self.budget / 2**20:.1f}"
+        return kept if self.budget == self.asked else f"{kept} ({self.asked / 2**20:.1f} refused)"
+
+
+def _within(case: models.ModelCase, asked: int | None) -> _Within:
+    compile_model = partial(
+        optimize, case.model, example_inputs=case.example_inputs, verify="off", cache=False, progress=False
+    )
+    budget = asked
+    start = time.perf_counter()
     try:
-        return compile_model(memory_budget=budget)
+        compiled = compile_model(memory_budget=asked)
     except BudgetError as error:
-        return compile_model(memory_budget=error.smallest)
+        budget, start = error.smallest, time.perf_counter()
+        compiled = compile_model(memory_budget=budget)
+    return _Within(compiled, budget, asked, time.perf_counter() - start)
 
 
 def measure(case: models.ModelCase, parts: Sequence[float], threads: int, rounds: int) -> list[tuple[str, ...]]:
-    """A row for the model as it is, and one for each part of its peak."""
+    """A row for the model as it is, and one for each part of what it allocates."""
     inputs = [np.asarray(value) for value in case.example_inputs]
+    whole = _within(case, None)
+    found = [whole, *(_within(case, int(whole.allocated * part)) for part in parts)]
     with tempfile.TemporaryDirectory() as folder:
-        whole = compiled_within(case, None)
-        before = figures_of(whole.graph, fused=True)
-        found = [whole, *(compiled_within(case, int(before.peak * part)) for part in parts)]
         builds: dict[str, Build] = {}
-        for index, compiled in enumerate(found):
+        for index, each in enumerate(found):
             artifact = Path(folder) / f"{index}.tersor"
-            compiled.save(artifact)
+            each.compiled.save(artifact)
             builds[str(index)] = partial(tersor, artifact, inputs, threads)
-        memory = [_extra(build) for build in builds.values()]
         measured = compete(builds, rounds)
+    before = figures_of(whole.compiled.graph, fused=True)
     rows: list[tuple[str, ...]] = []
-    for index, compiled in enumerate(found):
+    for index, each in enumerate(found):
         mine, first = measured[str(index)], measured["0"]
-        figures = figures_of(compiled.graph, fused=True)
-        budget = f"{before.peak * parts[index - 1] / 1e6:.3g}" if index else "none"
+        figures = figures_of(each.compiled.graph, fused=True)
+        share = f"{each.allocated / whole.allocated:.2f}" if index else ""
         of_whole = str(ratio(mine, first)) if index else ""
         predicted = f"{figures.seconds / before.seconds:.2f}" if index else ""
         error = f"{relative_error(mine.outputs, first.outputs):.1e}" if index else ""
-        peaks = f"{figures.peak / 1e6:.3g}", f"{memory[index]:.0f}"
-        rows.append((case.name, budget, *peaks, f"{mine.seconds * 1e3:.0f}", of_whole, predicted, error))
+        peaks = f"{figures.peak / 2**20:.1f}", f"{each.allocated / 2**20:.1f}"
+        times = f"{mine.seconds * 1e3:.1f}", of_whole, predicted
+        rows.append((case.name, each.shown_budget(), *peaks, share, *times, error, f"{each.seconds:.1f}"))
     return rows
 
 
-def _extra(build: Build) -> float:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(extra_megabytes, build).result()
+def _load(name: str) -> models.ModelCase:
+    return _LARGER[name]() if name in _LARGER else models.load(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,19 +138,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("models", nargs="*", default=MODELS, help="names of models (default: %(default)s)")
     parser.add_argument("--parts", type=float, nargs="+", default=[0.5, 0.25], help="of the peak (default: 0.5 0.25)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each contestant (default 2)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant (default 3)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant (default 7)")
     parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md")
     options = parser.parse_args(arguments)
     out = console()
     rows: list[tuple[str, ...]] = []
     for name in options.models:
         with out.status(name):
-            rows += measure(models.load(name), options.parts, options.threads, options.rounds)
+            rows += measure(_load(name), options.parts, options.threads, options.rounds)
     out.print(SECTION.table(rows))
     if options.write:
         heading = (
             f"`python -m benchmarks.memory_budget`, {time.strftime('%Y-%m-%d')}: float32, {options.threads} threads. "
-            "Where a budget cannot be met, the smallest that can be is measured."
+            "A budget is a part of what a run allocates without one; where it cannot be met, the smallest that can be "
+            "is measured. Predicted: intermediate results and outputs; allocated: with what kernels take for themselves."
         )
         SECTION.write(SECTION.markdown(heading, rows))
         out.print("written to RESULTS.md")

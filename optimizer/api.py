@@ -150,7 +150,7 @@ def optimize(
         if budget is None:
             executable = compile_graph(graph)
         else:
-            fitted = _fit(graph, budget, place, compile_graph, oracle, verify, cpu)
+            fitted = _fit(graph, budget, place, compile_graph, oracle, verify, cpu, stages.detail)
             graph, executable, run = fitted.model, fitted.executable, joined(run, fitted.run)
             original.removed_by = run.removed_by
             notes = fitted.notes
@@ -202,6 +202,7 @@ def _fit(
     oracle: Oracle | None,
     verify: str,
     cpu: Cpu,
+    detail: Callable[[str], None],
 ) -> Fitted:
     """Cut the graph until it is within the budget; see `optimizer.memory_budget`."""
     from optimizer.graph_stage import run_passes
@@ -215,6 +216,7 @@ def _fit(
         compile=compile_graph,
         inputs=None if oracle is None else oracle.inputs,
         num_threads=cpu.cores,
+        detail=detail,
     )
     return fit(graph, budget, stage)
 

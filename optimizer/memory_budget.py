@@ -1,12 +1,14 @@
 """`memory_budget`: how it is written, and the stage of `optimize()` that keeps to it.
 
 The passes predict what a graph needs; what a compiled one allocates is known when it was compiled. So a graph is cut
-until the prediction fits, compiled, and cut finer where the compiler allocates more than was predicted.
+until the prediction fits, compiled, and cut finer where the compiler allocates more than was predicted. A budget that
+is far from what the finest pieces need is refused before anything is compiled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +34,9 @@ _ATTEMPTS = 4
 _STEP_BELOW = 0.98
 """How much finer than in proportion the next attempt is, so that it is the last one."""
 _RUNS = 3
+
+EXACTNESS = 1.05
+"""How many times what was predicted a compiled graph may allocate; what is further away is refused unseen."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Stage:
         compile: Compiles a graph.
         inputs: To measure the time with; `None` to measure nothing.
         num_threads: For measuring.
+        detail: Is told what is being done.
     """
 
     cut: Callable[[ir.Model, int], PassesRun]
@@ -69,6 +75,7 @@ class Stage:
     compile: Callable[[ir.Model], Executable]
     inputs: Sequence[Any] | None
     num_threads: int
+    detail: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)
@@ -133,19 +140,17 @@ def fit(model: ir.Model, budget: int, stage: Stage) -> Fitted:
         BudgetError: Nothing that was tried fits; the error names the smallest budget that would.
     """
     whole = stage.predict(model)
-    reference = stage.compile(model) if stage.inputs is not None or whole.peak <= budget else None
+    aim = min(budget, whole.peak - 1)
+    first = _cut(model, aim, stage, budget) if whole.peak > budget else None
+    stage.detail("compiling it whole, to compare with" if first else "compiling")
+    reference = stage.compile(model) if stage.inputs is not None or first is None else None
     if reference is not None and _allocated(reference, whole) <= budget:
         peak = size(_allocated(reference, whole))
         return Fitted(model, reference, None, (f"memory budget {size(budget)}: kept as it is, the peak is {peak}",))
-    aim, reached = min(budget, whole.peak - 1), 0
     for attempt in range(_ATTEMPTS):
-        candidate = model.clone()
-        finest = attempt == _ATTEMPTS - 1
-        try:
-            run = stage.cut(candidate, 1 if finest else max(aim, 1))
-        except BudgetError as error:
-            candidate, finest = model.clone(), True
-            run = stage.cut(candidate, error.smallest)
+        attempt_aim = 1 if attempt == _ATTEMPTS - 1 else aim
+        candidate, run, finest = first if attempt == 0 and first else _cut(model, max(attempt_aim, 1), stage)
+        stage.detail("compiling the pieces")
         executable = stage.compile(candidate)
         figures = stage.predict(candidate)
         reached = _allocated(executable, figures)
@@ -155,9 +160,30 @@ def fit(model: ir.Model, budget: int, stage: Stage) -> Fitted:
         if finest:
             break
         aim = int(min(aim, figures.peak) * budget / reached * _STEP_BELOW)
-    raise BudgetError(
-        f"a memory budget of {size(budget)} cannot be met: the smallest that can is {reached} bytes ({size(reached)})",
-        smallest=reached,
+    raise _refusal(budget, reached)
+
+
+def _cut(model: ir.Model, aim: int, stage: Stage, budget: int | None = None) -> tuple[ir.Model, PassesRun, bool]:
+    """The graph cut to an aim in bytes, or as fine as it can be, and which of the two.
+
+    Raises:
+        BudgetError: A budget is given that the finest pieces are so far from that nothing has to be compiled to know.
+    """
+    stage.detail(f"looking for pieces that need {size(aim)}" if aim > 1 else "looking for the finest pieces")
+    candidate = model.clone()
+    try:
+        return candidate, stage.cut(candidate, aim), aim == 1
+    except BudgetError as error:
+        if budget is not None and error.smallest > budget * EXACTNESS:
+            raise _refusal(budget, math.ceil(error.smallest * EXACTNESS)) from error
+        candidate = model.clone()
+        return candidate, stage.cut(candidate, error.smallest), True
+
+
+def _refusal(budget: int, smallest: int) -> BudgetError:
+    named = f"{smallest} bytes ({size(smallest)})"
+    return BudgetError(
+        f"a memory budget of {size(budget)} cannot be met: the smallest that can is {named}", smallest=smallest
     )
 
 

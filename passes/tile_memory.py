@@ -64,7 +64,7 @@ class TileMemory(Pass):
         search = Search(facts)
         plan = search.cheapest(self.budget_bytes)
         if plan is None:
-            smallest = search.smallest(self.budget_bytes).peak
+            smallest = search.smallest().peak
             raise BudgetError(
                 f"the activations cannot be kept within {self.budget_bytes} bytes: the smallest budget is {smallest}",
                 smallest=smallest,

@@ -115,15 +115,11 @@ class Search:
                 break  # To compute something again takes longer.
         return best
 
-    def smallest(self, above: int = 0) -> Plan:
-        """The plan with the smallest peak, to within a few percent.
-
-        Args:
-            above: A budget for which there is no plan.
-        """
+    def smallest(self) -> Plan:
+        """The plan with the smallest peak, to within a few percent; the same whatever budget was asked for before."""
         best = self.cheapest(self.peak)
         assert best is not None, "without pieces that is what it needs"
-        low, high = above, best.peak
+        low, high = 0, best.peak
         while high - low > max(1, low * _EXACTNESS):
             middle = (low + high) // 2
             plan = self.cheapest(middle)

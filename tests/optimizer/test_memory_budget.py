@@ -188,10 +188,25 @@ def test_a_compiler_that_allocates_more_gets_finer_pieces() -> None:
     assert int(fitted.model.metadata_props["peak"]) == 392
 
 
-def test_pieces_finer_than_predicted_to_be_possible_are_the_smallest() -> None:
-    given, aims = stage(lambda peak: peak // 2, smallest=400)
-    fit(mlp(), 300, given)
+def test_a_little_less_than_is_predicted_to_be_possible_is_tried() -> None:
+    given, aims = stage(lambda peak: peak * 95 // 100, smallest=400)
+    fit(mlp(), 385, given)
     assert aims == [400]
+
+
+def test_what_is_far_from_possible_is_refused_before_anything_is_compiled() -> None:
+    compiled: list[int] = []
+
+    def allocated(peak: int) -> int:
+        compiled.append(peak)
+        return peak
+
+    given, aims = stage(allocated, smallest=400)
+    with pytest.raises(BudgetError, match="cannot be met: the smallest that can is 420 bytes") as caught:
+        fit(mlp(), 300, given)
+    assert not compiled
+    assert not aims
+    fit(mlp(), caught.value.smallest, given)
 
 
 def test_what_never_fits_is_refused_with_what_was_reached() -> None:
