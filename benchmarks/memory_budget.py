@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         heading = (
             f"`python -m benchmarks.memory_budget`, {time.strftime('%Y-%m-%d')}: float32, {options.threads} threads. "
             "A budget is a part of what a run allocates without one; where it cannot be met, the smallest that can be "
-            "is measured. Predicted: intermediate results and outputs; allocated: with what kernels take for themselves."
+            "is taken. Predicted: intermediate results and outputs; allocated: with what kernels take for themselves."
         )
         SECTION.write(SECTION.markdown(heading, rows))
         out.print("written to RESULTS.md")
