@@ -45,6 +45,8 @@ from backends.relax.loops import (
 )
 from optimizer.target import Cpu
 
+_WRITTEN_OUT = 8
+"""Taps in a row of the window; more are a loop."""
 _SIZES = 4
 """Of tiles, between which the run chooses where only it knows how many pixels are in a row."""
 
@@ -200,6 +202,8 @@ class _Nest:
                 return sequence([loop(number, lambda t: channels_of(row, ry, t, every), start=begin, name="rx")])
             if inside is Reach.INSIDE and self.groups == 1 and taps.dw == 1 and not self.rest:
                 return sequence([loop(count(taps.kw * steps), lambda d: multiply(row, ry, 0, d, d, every), name="d")])
+            if inside is Reach.INSIDE and taps.kw > _WRITTEN_OUT:
+                return sequence([loop(taps.kw, lambda t: channels_of(row, ry, t, every), name="rx")])
             lives = [every if inside is Reach.INSIDE else [p for p in every if inside(p, t)] for t in range(taps.kw)]
             return sequence([channels_of(row, ry, t, live) for t, live in enumerate(lives) if live])
 

@@ -70,6 +70,17 @@ def test_one_axis_and_three_axes() -> None:
     )
 
 
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("length", ["600", "l"])
+def test_a_window_as_wide_as_a_frame_of_speech(length: str, group: int) -> None:
+    """Padding is stored around it, and its taps are a loop: written out they took minutes to compile."""
+    node = f"y = Conv<pads=[17,90], strides=[25], group={group}>(x, w)"
+    text = f"g (float[1,4,{length}] x) => (float[1,24,k] y) {{ {node} }}"
+    model = parse(text, {"w": normal(24, 4 // group, 100)})
+    assert stores_padding(model, [normal(1, 4, 600)])
+    check(model, [normal(1, 4, 600)])
+
+
 def test_weights_computed_at_run_time() -> None:
     text = "g (float[1,4,9,9] x, float[6,2,3,3] w) => (float[1,6,7,7] y) { y = Conv<group=2>(x, w) }"
     check(parse(text), [normal(1, 4, 9, 9), normal(6, 2, 3, 3)])

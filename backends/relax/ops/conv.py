@@ -25,6 +25,8 @@ from backends.relax.values import ChannelsLast, ConvShape, Refused, Result, prim
 from backends.relax.window import Window, pad_channels_last
 from backends.relax.winograd import OUT, PATCH, TAPS
 
+_WIDEST_AT_AN_EDGE = 16
+
 
 @emits("Conv")
 def conv(ctx: Emitter, node: ir.Node) -> Result:
@@ -133,9 +135,10 @@ def _pointwise(ctx: Emitter, data: relax.Var, filters: Filters, weights: list[in
 def _padded(ctx: Emitter, data: relax.Var, window: Window) -> tuple[relax.Var, Window]:
     """The data, and the window over it: what a kernel does not know of the padding is stored around the image.
 
-    The schedule's edge tiles need to know the pads in front, and behind where they do not know the width.
+    The schedule's edge tiles need to know the pads in front, and behind where they do not know the width. They are
+    written out tap by tap: of a wide window that is more code than it is worth.
     """
-    known = all(static_int(b) is not None for b in window.before)
+    known = all(static_int(b) is not None for b in window.before) and window.kernel[-1] <= _WIDEST_AT_AN_EDGE
     if known and (static_int(window.sizes[1]) is not None or static_int(window.after[1]) is not None):
         return data, window
     zeros = (prim(0),) * len(window.sizes)
