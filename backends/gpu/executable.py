@@ -21,7 +21,7 @@ from backends.relax.executable import WEIGHTS, checked_weights, notes_of, sessio
 from backends.relax.memory_use import memory_use
 from backends.relax.plan import ONNXRUNTIME, Plan
 from backends.relax.runtime import Partition
-from backends.relax.size_value import evaluate
+from backends.relax.size_value import evaluate, with_derived
 from optimizer.activation_memory import ActivationMemory
 from optimizer.executable import KernelTime, Part
 
@@ -106,8 +106,7 @@ class DeviceExecutable:
 
     def _scratch_bytes(self) -> int:
         """What launches hand to each other; kernels run one after the other, and share it."""
-        sizes = {**(self._machine.sizes or {})}
-        sizes |= {name: evaluate(formula, sizes) for name, formula in self._plan.derived.items()}
+        sizes = with_derived(self._plan.derived, self._machine.sizes or {})
         most: dict[int, int] = {}
         for routine in self._program.routines.values():
             for instruction in routine.instructions:

@@ -16,7 +16,7 @@ from backends.gpu.program import Instruction, Place, Program
 from backends.relax.packing import element_type
 from backends.relax.plan import RELAX, Plan, Step
 from backends.relax.runtime import Partition, demand, last_uses, learn_sizes, run_partition
-from backends.relax.size_value import evaluate
+from backends.relax.size_value import evaluate, with_derived
 from optimizer.errors import ExecutionError
 
 __all__ = ["DeviceMachine", "Opened"]
@@ -205,9 +205,9 @@ class _Loaded:
 
     def _lay_out(self, index: int, step: Step, sizes: Mapping[str, int]) -> _Laid:
         """Decide where each tensor lies, and set the arguments of each start."""
+        known = with_derived(self.plan.derived, sizes)
         for check in step.checks:
-            demand(check, sizes)
-        known = {**sizes, **{name: evaluate(f, sizes) for name, f in self.plan.derived.items()}}
+            demand(check, known)
         memory, routine = step.memory, self.program.routines[step.entry]
         placement = memory.placement(memory.room(memory.lengths(known)))
         self.device.queue.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,16 +97,36 @@ def aligned_channels_last(ctx: Emitter, value: ir.Value, rank: int) -> relax.Exp
     return ctx.emit(relax.op.permute_dims(expr, [0, *range(2, rank), 1]))
 
 
+def spelled_out(definitions: Mapping[tirx.Var, tirx.Expr], expr: tirx.Expr) -> tirx.Expr:
+    """An expression with derived sizes as what they stand for; but a choice between two sizes keeps its name.
+
+    Each broadcast of sizes that nobody can compare is a choice, and the next one has it in it more than once: written
+    out, a chain of a dozen is longer than any compiler can read.
+    """
+    known = {v: e for v, e in definitions.items() if not is_choice(e)}
+    return tvm_ffi.structural_map(expr, (tirx.Var, lambda v: known.get(v, v)))
+
+
+def is_choice(expr: tirx.Expr) -> bool:
+    """Whether a size is one of two, as a run decides."""
+    return isinstance(expr, tirx.Select)
+
+
 def named_size(definitions: dict[tirx.Var, tirx.Expr], expr: tirx.Expr) -> tirx.Expr:
     """See `Emitter.derived`; `definitions` grows where the expression is new."""
-    plain = sym.Analyzer().simplify(tvm_ffi.structural_map(expr, (tirx.Var, lambda v: definitions.get(v, v))))
+    plain = sym.Analyzer().simplify(spelled_out(definitions, expr))
     if isinstance(plain, (tirx.IntImm, tirx.Var)):
         return plain
-    known = next((v for v, e in definitions.items() if tvm_ffi.structural_equal(e, plain)), None)
+    known = definition_of(definitions, plain)
     if known is None:
         known = tirx.Var(f"size{len(definitions)}", "int64")
         definitions[known] = plain
     return known
+
+
+def definition_of(definitions: Mapping[tirx.Var, tirx.Expr], plain: tirx.Expr) -> tirx.Var | None:
+    """The name that stands for an expression which is spelled out."""
+    return next((v for v, e in definitions.items() if tvm_ffi.structural_equal(e, plain)), None)
 
 
 def initializer_type(value: ir.Value) -> tuple[tuple[int, ...], str]:

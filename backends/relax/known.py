@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 import tvm
-import tvm_ffi
 from tvm import sym, tirx
 
+from backends.relax.forms import definition_of, is_choice, spelled_out
 from backends.relax.values import ChannelsLast, Result, SymbolicInts, prim, static_int
 
 if TYPE_CHECKING:
@@ -107,8 +107,9 @@ def same(ctx: Emitter, a: tirx.Expr, b: tirx.Expr) -> bool:
 
 
 def meant(ctx: Emitter, size: tirx.Expr | int) -> tirx.Expr:
-    """The size over the model's own symbols: a derived one as the expression that it stands for."""
-    return tvm_ffi.structural_map(prim(size), (tirx.Var, lambda v: ctx.definitions.get(v, v)))
+    """The size over the model's own symbols and choices between sizes: a derived one as what it stands for."""
+    plain = spelled_out(ctx.definitions, prim(size))
+    return (definition_of(ctx.definitions, plain) if is_choice(plain) else None) or plain
 
 
 def _analyzer(ctx: Emitter) -> sym.Analyzer:

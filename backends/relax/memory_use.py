@@ -8,7 +8,7 @@ from math import prod
 from backends.relax.memory import in_pages, scratch_bytes
 from backends.relax.packing import element_type
 from backends.relax.plan import RELAX, Plan, Step, Value
-from backends.relax.size_value import evaluate
+from backends.relax.size_value import evaluate, with_derived
 from optimizer.activation_memory import ActivationMemory
 
 __all__ = ["memory_use"]
@@ -29,8 +29,7 @@ def memory_use(plan: Plan, sizes: Mapping[str, int] | None, threads: int, held: 
     compiled = [step for step in plan.steps if step.engine == RELAX]
     if not compiled or (sizes is None and any(step.memory.bytes < 0 for step in compiled)):
         return None
-    known = {**(sizes or {})}
-    known |= {name: evaluate(formula, known) for name, formula in plan.derived.items()}
+    known = with_derived(plan.derived, sizes or {})
     kernels = [name for step in compiled for name in step.memory.kernels]
     return ActivationMemory(
         arena=max(

@@ -17,7 +17,7 @@ from backends.relax.checks import require
 from backends.relax.emitter import Emitter
 from backends.relax.known import combined, meant, same
 from backends.relax.scalars import cast, scalar_type, wider
-from backends.relax.values import Refused, Result, static_int
+from backends.relax.values import Result, static_int
 
 Formula = Callable[..., tirx.Expr]
 
@@ -118,8 +118,6 @@ def _broadcast_size(ctx: Emitter, sizes: Sequence[tirx.Expr]) -> tirx.Expr:
             if _absorbs(ctx, size, chosen):
                 chosen = size
             elif not _absorbs(ctx, chosen, size) and not same(ctx, chosen, size):
-                if any(isinstance(meant(ctx, each), tirx.Select) for each in (chosen, size)):
-                    raise Refused(f"sizes {chosen} and {size} are not known to broadcast")  # a choice of choices grows
                 is_one = tirx.EQ(meant(ctx, chosen), tirx.const(1, "int64"))
                 chosen = ctx.derived(tirx.Select(is_one, meant(ctx, size), meant(ctx, chosen)))
     for size in wide:
@@ -129,13 +127,19 @@ def _broadcast_size(ctx: Emitter, sizes: Sequence[tirx.Expr]) -> tirx.Expr:
 
 
 def _absorbs(ctx: Emitter, whole: tirx.Expr, part: tirx.Expr) -> bool:
-    """Whether a size is what another one was broadcast to, and so what both broadcast to."""
-    if whole.same_as(part):
-        return True
-    choice = meant(ctx, whole)
-    return isinstance(choice, tirx.Select) and any(
-        tvm_ffi.structural_equal(meant(ctx, part), each) for each in (choice.true_value, choice.false_value)
-    )
+    """Whether a size is what another one was broadcast to, at once or step by step, and so what both broadcast to."""
+    wanted = meant(ctx, part)
+    pending: list[tirx.Expr] = [whole]
+    seen: set[tirx.Expr] = set()
+    while pending:
+        size = meant(ctx, pending.pop())
+        if tvm_ffi.structural_equal(size, wanted):
+            return True
+        choice = ctx.definitions.get(size) if isinstance(size, tirx.Var) else size
+        if isinstance(choice, tirx.Select) and size not in seen:
+            seen.add(size)
+            pending += [choice.true_value, choice.false_value]
+    return False
 
 
 def _immediate(operand: relax.Expr, keep_zero: bool) -> tirx.Expr | None:

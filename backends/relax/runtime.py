@@ -18,7 +18,7 @@ import numpy.typing as npt
 from backends.relax.packing import ALIGNMENT, USER_TYPE, carried, element_type
 from backends.relax.plan import RELAX, Check, Plan, Step, Value
 from backends.relax.recent import Recent
-from backends.relax.size_value import evaluate
+from backends.relax.size_value import evaluate, with_derived
 from backends.relax.storage import Storage
 from backends.relax.without_torch import torch_kept_out
 from optimizer.errors import ExecutionError
@@ -186,9 +186,10 @@ class Machine:
 
     def _known(self, step: Step, sizes: Mapping[str, int]) -> dict[str, int]:
         """All sizes that follow from these, once they are found to fit."""
+        known = with_derived(self.plan.derived, sizes)
         for check in step.checks:
-            demand(check, sizes)
-        return {**sizes, **{name: evaluate(f, sizes) for name, f in self.plan.derived.items()}}
+            demand(check, known)
+        return known
 
     def _load(self, library: Path) -> Any:
         module = ffi().load_module(str(library))

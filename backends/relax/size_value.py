@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["Formula", "Formulas", "evaluate"]
+__all__ = ["Formula", "Formulas", "evaluate", "with_derived"]
 
 Formula = int | str | list[Any]
 """A size: a number, the name of a symbolic size, or [operator, operands...]."""
@@ -33,7 +33,39 @@ def evaluate(formula: Formula, sizes: Mapping[str, int]) -> int:
     if formula[0] == "if":
         return evaluate(formula[2 if evaluate(formula[1], sizes) else 3], sizes)
     name, left, right = formula
-    return _ARITHMETIC[name](evaluate(left, sizes), evaluate(right, sizes))
+    return _applied(name, evaluate(left, sizes), evaluate(right, sizes))
+
+
+def with_derived(derived: Mapping[str, Formula], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes and those that follow from them.
+
+    Args:
+        derived: formulas by name, over the symbolic sizes and one another's names; in any order.
+        sizes: the symbolic ones.
+    """
+    known = dict(sizes)
+    for name in derived:
+        _settle(name, derived, known)
+    return known
+
+
+def _settle(name: str, derived: Mapping[str, Formula], known: dict[str, int]) -> None:
+    """Compute a derived size, after those that it is made of."""
+    if name in known or name not in derived:
+        return
+    parts = [derived[name]]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part[1:]
+        elif isinstance(part, str):
+            _settle(part, derived, known)
+    known[name] = evaluate(derived[name], known)
+
+
+def _applied(operator: str, left: int, right: int) -> int:
+    """The value of an operation; a quotient by 0, which no check lets through or no branch takes, is 0."""
+    return 0 if operator in ("//", "%") and right == 0 else _ARITHMETIC[operator](left, right)
 
 
 class Formulas:
@@ -60,9 +92,7 @@ class Formulas:
                 condition, true, false = operands
                 found.append(found[true if found[condition] else false])
             else:
-                left, right = found[operands[0]], found[operands[1]]
-                undefined = kind in ("//", "%") and right == 0  # in the branch of an "if" that is not taken
-                found.append(0 if undefined else _ARITHMETIC[kind](left, right))
+                found.append(_applied(kind, found[operands[0]], found[operands[1]]))
         return [found[place] for place in self._wanted]
 
     def _place(self, formula: Formula) -> int:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from backends.relax import recent
 from backends.relax.memory import Buffer, Memory, Slot
 from backends.relax.recent import Recent
-from backends.relax.size_value import Formula, Formulas, evaluate
+from backends.relax.size_value import Formula, Formulas, evaluate, with_derived
 from backends.relax.storage import Storage
 
 LEAVES: st.SearchStrategy[Formula] = st.integers(0, 9) | st.sampled_from(["n", "h", "w"])
@@ -31,6 +31,11 @@ def test_formulas_with_common_parts_have_their_own_values(formulas: list[Formula
 def test_a_branch_that_is_not_taken_may_divide_by_nothing() -> None:
     formula: Formula = ["if", ["==", "n", 0], 5, ["//", 12, "n"]]
     assert [Formulas([formula]).values({"n": n}) for n in (0, 4)] == [[5], [3]]
+
+
+def test_derived_sizes_may_stand_on_one_another_in_any_order() -> None:
+    derived: dict[str, Formula] = {"size10": ["+", "size9", "n"], "size8": ["*", "n", 2], "size9": ["max", "size8", 5]}
+    assert with_derived(derived, {"n": 4}) == {"n": 4, "size8": 8, "size9": 8, "size10": 12}
 
 
 def test_the_sizes_not_asked_for_longest_are_forgotten() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+
 import numpy as np
 import pytest
 
@@ -77,6 +80,28 @@ def test_sizes_that_do_not_fit_are_an_error(name: str) -> None:
 def test_a_symbolic_size_may_be_one_where_it_is_broadcast(rows: int) -> None:
     model = parse("g (float[m,1] x, float[4,3] z) => (float[4,3] y) { y = Mul(x, z) }")
     agrees(model, [normal(rows, 1), normal(4, 3)])
+
+
+@pytest.mark.parametrize("sizes", list(itertools.product([1, 5], repeat=4)))
+def test_any_of_many_sizes_may_be_one(sizes: tuple[int, ...]) -> None:
+    model = parse(
+        "g (float[a,2] x, float[b,2] y, float[c,2] z, float[d,2] u) => (float[m,2] r, float[n,2] s) "
+        "{ xy = Add(x, y) zu = Mul(z, u) r = Sub(xy, zu) xz = Add(x, z) s = Add(xz, r) }"
+    )
+    agrees(model, [normal(size, 2) for size in sizes])
+
+
+@pytest.mark.parametrize("wrong", [(2, 4), (3, 2)])
+def test_a_chain_of_broadcasts_that_holds_for_one_batch_is_compiled(wrong: tuple[int, int]) -> None:
+    """As PyTorch exports a model from an example of one sequence: [1, batch * tokens, D] and [batch, tokens, D]."""
+    layers = " ".join(f"v{i} = Reshape(r{i}, t) r{i + 1} = Add(v{i}, r{i})" for i in range(12))
+    model = parse(f"g (float[batch,tokens,4] r0) => (float[a,b,4] r12) {{ {layers} }}", {"t": ints(1, -1, 4)})
+    executable = check(model, [normal(1, 5, 4)])
+    check(model, [normal(1, 1, 4)])
+    plan = Plan.from_json(executable.manifest())
+    assert len(json.dumps(plan.derived)) < 3000
+    with pytest.raises(ExecutionError, match=r"sizes that are broadcast: .* are not the same"):
+        executable.run([normal(*wrong, 4)], 1)
 
 
 def test_what_can_be_proved_is_not_checked_by_the_run() -> None:
