@@ -18,7 +18,7 @@ from backends.relax.kernel_order import reordered
 from backends.relax.learned import learned_scalars
 from backends.relax.memory import Memory, Workspace
 from backends.relax.memory_plan import MemoryPlan, plan_memory
-from backends.relax.partition import Segment, captured, reads, segments
+from backends.relax.partition import Segment, captured, segments
 from backends.relax.plan import ONNXRUNTIME, RELAX, Plan, Step, Value, WeightSpec
 from backends.relax.size_formula import formula
 from backends.relax.sums import sums_apart
@@ -130,7 +130,7 @@ class Builder:
         if self.reasons and not allow_fallback:
             raise RefusedNodes({n.name or n.op_type: f"{n.op_type}: {why}" for n, why in self.reasons.items()})
         module = relax.BlockBuilder()
-        steps = self._emit(module, segments(nodes, set(self.reasons)))
+        steps = self._emit(module, segments(nodes, set(self.reasons), self.weights))
         kernels = {s.entry: s.nodes for s in steps if s.engine == ONNXRUNTIME}
         compiled = {s.entry: s.nodes for s in steps if s.engine == RELAX}
         workspaces: dict[str, list[Workspace]] = {}
@@ -228,7 +228,7 @@ class Builder:
 
     def _outputs_of(self, parts: list[Segment], index: int) -> list[ir.Value]:
         made = {v for n in parts[index].nodes for v in n.outputs}
-        later = {v for part in parts[index + 1 :] for n in part.nodes for v in reads(n)}
+        later = {v for part in parts[index + 1 :] for v in self._inputs_of(part)}
         wanted = later | set(self.graph.outputs)
         return [v for n in parts[index].nodes for v in n.outputs if v in wanted and v in made]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
+_LAYOUT = ("Cast", "DequantizeLinear", "Gather", "Mul", "Reshape", "Transpose")
+"""What exporters put between a weight and the product that reads it."""
 
 
 @dataclass
@@ -53,17 +56,51 @@ def reads(node: ir.Node) -> set[ir.Value]:
     return {v for v in node.inputs if v is not None} | captured(node)
 
 
-def segments(nodes: Sequence[ir.Node], refused: set[ir.Node]) -> list[Segment]:
+def segments(nodes: Sequence[ir.Node], refused: set[ir.Node], weights: Set[str] = frozenset()) -> list[Segment]:
     """Cut the graph into segments that alternate between the compiled code and the fallback.
 
     All nodes of one kind that are ready are taken before the kind is changed, which gives the smallest number of
     changes for the first
-    kind chosen; both first choices are tried.
+    kind chosen; both first choices are tried. A node that only turns or unpacks weights is in each segment that reads
+    it: there the product packs the weight when the model is compiled, and nothing is handed from one run to the next.
+
+    Args:
+        nodes: in topological order.
+        refused: those that the fallback runs.
+        weights: the names of the initializers.
     """
     if not refused:
         return [Segment(False, list(nodes))] if nodes else []
-    candidates = [_sweep(nodes, refused, first) for first in (False, True)]
-    return min(candidates, key=len)
+    apart = _of_weights(nodes, refused, weights)
+    rest = [node for node in nodes if node not in apart]
+    result = min((_sweep(rest, refused, first) for first in (False, True)), key=len)
+    for part in result:
+        part.nodes = [*_read_by(part, apart), *part.nodes]
+    return result
+
+
+def _of_weights(nodes: Sequence[ir.Node], refused: set[ir.Node], weights: Set[str]) -> dict[ir.Node, None]:
+    """Nodes that say how weights lie, and that only compiled code reads, in their order."""
+    found: dict[ir.Node, None] = {}
+    read_elsewhere = {value for node in refused for value in reads(node)}
+    for node in nodes:
+        inputs = [value for value in node.inputs if value is not None]
+        known = all(value.name in weights or value.producer() in found for value in inputs)
+        handed_on = any(value in read_elsewhere or value.is_graph_output() for value in node.outputs)
+        if node.op_type in _LAYOUT and node not in refused and known and not handed_on:
+            found[node] = None
+    return found
+
+
+def _read_by(part: Segment, apart: dict[ir.Node, None]) -> list[ir.Node]:
+    """Those of the nodes kept apart that a segment reads, in their order."""
+    wanted: set[ir.Node] = set()
+    pending = list(part.nodes)
+    while pending:
+        found = {p for v in reads(pending.pop()) if (p := v.producer()) in apart} - wanted
+        wanted |= found
+        pending += found
+    return [node for node in apart if node in wanted]
 
 
 def _sweep(nodes: Sequence[ir.Node], refused: set[ir.Node], fallback: bool) -> list[Segment]:

@@ -34,13 +34,13 @@ def emit_nodes(
         ctx: the emitter.
         nodes: in topological order.
         on_refused: is told of a node and why.
-        defer: whether nodes that unpack weights wait until somebody reads their result as a tensor.
+        defer: whether nodes that unpack or turn weights wait until somebody reads their result as a tensor.
         refused: nodes, by name, that are refused whatever their emitters say, and why.
     """
     table = emitters()
     for position, node in enumerate(nodes):
         ctx.label = label(position)
-        if defer and unpacks(ctx, node):
+        if defer and (unpacks(ctx, node) or _turns(ctx, node)):
             ctx.deferred[node.outputs[0]] = partial(_emit_now, ctx, node, table, ctx.label)
             continue
         try:
@@ -49,6 +49,11 @@ def emit_nodes(
             emit_node(ctx, node, table)
         except Refused as refusal:
             on_refused(node, refusal.reason)
+
+
+def _turns(ctx: Emitter, node: ir.Node) -> bool:
+    """Whether a node puts the axes of an initializer in another order, as a packed copy of it may lie anyway."""
+    return node.op_type == "Transpose" and node.domain in ("", "ai.onnx") and ctx.is_weight(node.inputs[0])
 
 
 def _emit_now(ctx: Emitter, node: ir.Node, table: Mapping[tuple[str, str], Callable[..., object]], own: str) -> None:
