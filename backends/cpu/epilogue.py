@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import tvm_ffi
 from tvm import tirx
 
+from backends.cpu.function_chains import nested_too_deep
 from backends.cpu.polynomials import expand
 from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import BufferStore, Expr, Stmt, TensorLoad, i64, known, loads_of, simplify, substitute
@@ -33,7 +34,8 @@ class Epilogue:
     def of(cls, kernel: Kernel) -> Epilogue:
         """Split a kernel whose first stage is heavy."""
         heavy, *others = kernel.stages
-        if len(others) == 1 and _reads_in_place(others[0], heavy) and not kernel.is_output(heavy.buffer):
+        alone = len(others) == 1 and _reads_in_place(others[0], heavy) and not kernel.is_output(heavy.buffer)
+        if alone and not nested_too_deep(others[0].value):
             return cls(heavy, others[0], ())
         return cls(heavy, None, tuple(others))
 

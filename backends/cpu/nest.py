@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from tvm import tirx
 
+from backends.cpu.function_chains import stored
 from backends.cpu.pieces import pieces
-from backends.cpu.polynomials import expand, let
+from backends.cpu.polynomials import let
 from backends.relax.kernel import Axis, Stage
 from backends.relax.loops import (
     BufferLoad,
@@ -81,18 +82,20 @@ def _vector(stage: Stage, axis: Axis, first: Expr, lanes: int, point: dict[Var, 
         return [values[a.var] for a in stage.spatial]
 
     if not stage.reduction:
-        return sequence(
-            [vectorized(lanes, lambda lane: store(indices(lane), expand(substitute(stage.value, index(lane)))))]
+        return stored(
+            lanes,
+            lambda lane: substitute(stage.value, index(lane)),
+            lambda lane, element: store(indices(lane), element),
         )
     partial = local([lanes], str(stage.buffer.dtype), "partial")
     value = stage.value
 
     def accumulate(fixed: dict[Var, Expr]) -> Stmt:
-        def one(lane: Expr) -> Stmt:
+        def one(lane: Expr) -> Expr:
             own = lambda node: BufferLoad(partial, [lane]) if node.source.same_as(stage.buffer) else None  # noqa: E731
-            return BufferStore(partial, expand(substitute(value, {**index(lane), **fixed}, own)), [lane])
+            return substitute(value, {**index(lane), **fixed}, own)
 
-        return sequence([vectorized(lanes, one)])
+        return stored(lanes, one, lambda lane, element: BufferStore(partial, element, [lane]))
 
     body = sequence(
         [
@@ -116,7 +119,7 @@ def _point(stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along
     """One element: a value, or a reduction with vectors of partial results."""
     indices = [point[a.var] for a in stage.spatial]
     if not stage.reduction:
-        return store(indices, expand(substitute(stage.value, point)))
+        return stored(1, lambda _: substitute(stage.value, point), lambda _, element: store(indices, element))
     value = stage.value
     combine = _combiner(stage, value)
     extent = None if along is None else known(along.extent)
@@ -128,14 +131,12 @@ def _point(stage: Stage, point: dict[Var, Expr], store: Store, lanes: int, along
     others = [a for a in stage.reduction if a is not along]
 
     def step(fixed: dict[Var, Expr], first: Expr, offset: int, n: int) -> Stmt:
-        def one(lane: Expr) -> Stmt:
+        def one(lane: Expr) -> Expr:
             place = [lane + offset]
             own = lambda node: BufferLoad(partial, place) if node.source.same_as(stage.buffer) else None  # noqa: E731
-            return BufferStore(
-                partial, expand(substitute(value, {**point, **fixed, along.var: first + lane}, own)), place
-            )
+            return substitute(value, {**point, **fixed, along.var: first + lane}, own)
 
-        return sequence([vectorized(n, one)])
+        return stored(n, one, lambda lane, element: BufferStore(partial, element, [lane + offset]))
 
     def row(fixed: dict[Var, Expr]) -> Stmt:
         blocks = tirx.floordiv(along.extent, width)
@@ -206,7 +207,8 @@ def _serial_reduction(stage: Stage, value: Expr, point: dict[Var, Expr], store: 
     own = lambda node: BufferLoad(total, [i64(0)]) if node.source.same_as(stage.buffer) else None  # noqa: E731
 
     def accumulate(fixed: dict[Var, Expr]) -> Stmt:
-        return BufferStore(total, expand(substitute(value, {**point, **fixed}, own)), [i64(0)])
+        one = lambda _: substitute(value, {**point, **fixed}, own)  # noqa: E731
+        return stored(1, one, lambda _, element: BufferStore(total, element, [i64(0)]))
 
     body = sequence(
         [

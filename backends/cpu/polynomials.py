@@ -96,7 +96,7 @@ def _exp_in_range(x: Expr) -> Expr:
         r = x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
         return let(r, lambda r: (r * r * _horner(r, _EXP) + r + _f(1.0)) * _power_of_two(tirx.Cast("int32", n)))
 
-    return let(tirx.nearbyint(x * _f(1.0 / math.log(2.0))), reduced)
+    return let(tirx.round(x * _f(1.0 / math.log(2.0))), reduced)
 
 
 def exp(x: Expr) -> Expr:
@@ -112,7 +112,7 @@ def exp(x: Expr) -> Expr:
 
     def of(x: Expr) -> Expr:
         bounded = tirx.Max(tirx.Min(x, _f(89.0)), _f(-104.0))
-        value = let(bounded, lambda b: let(tirx.nearbyint(b * _f(1.0 / math.log(2.0))), lambda n: reduced(b, n)))
+        value = let(bounded, lambda b: let(tirx.round(b * _f(1.0 / math.log(2.0))), lambda n: reduced(b, n)))
         return tirx.Select(tirx.isnan(x), x, value)
 
     return let(x, of)
@@ -220,7 +220,7 @@ def _circular(x: Expr, quadrants: int) -> Expr:
         quadrant = tirx.Cast("int32", shifted - _d(4.0) * tirx.floor(shifted * _d(0.25)))
         return let(rest, lambda r: let(quadrant, lambda q: of_rest(r, q)))
 
-    return let(tirx.Cast("float64", x), lambda y: let(tirx.nearbyint(y * _d(2.0 / math.pi)), lambda k: of_turns(y, k)))
+    return let(tirx.Cast("float64", x), lambda y: let(tirx.round(y * _d(2.0 / math.pi)), lambda k: of_turns(y, k)))
 
 
 def sin(x: Expr) -> Expr:
@@ -244,6 +244,16 @@ FUNCTIONS: dict[str, Callable[[Expr], Expr]] = {
 }
 
 
+def is_function(node: Call) -> bool:
+    """Whether a call is one of the functions that `expand` knows."""
+    return function_name(node) in FUNCTIONS and len(node.args) == 1
+
+
+def function_name(node: Call) -> str:
+    """What TVM calls the operator of a call, without its dialect."""
+    return str(getattr(node.op, "name", "")).rpartition(".")[2]
+
+
 def expand(expr: Expr) -> Expr:
     """The expression with float32 transcendentals replaced by polynomials (and float16 ones computed in float32).
 
@@ -251,13 +261,12 @@ def expand(expr: Expr) -> Expr:
     """
 
     def call(node: Call) -> Expr:
-        name = str(getattr(node.op, "name", "")).rpartition(".")[2]
+        name = function_name(node)
         if name == "nearbyint":  # TVM vectorises `round`, which LLVM takes for the same (halves to even), but not this
             return tirx.round(node.args[0])
-        function = FUNCTIONS.get(name)
-        if function is None or len(node.args) != 1:
+        if not is_function(node):
             return node
-        dtype = str(node.ty.dtype)
+        function, dtype = FUNCTIONS[name], str(node.ty.dtype)
         if dtype == "float32":
             return function(node.args[0])
         if dtype in ("float16", "bfloat16"):

@@ -11,6 +11,7 @@ import tvm_ffi
 from tvm import relax, sym, te, tirx
 
 from backends.relax.narrow import is_narrow
+from backends.relax.size_formula import formula
 from backends.relax.values import Refused, Slot, SymbolicInts, prim, static_int
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def named_size(definitions: dict[tirx.Var, tirx.Expr], expr: tirx.Expr) -> tirx.
         return plain
     known = definition_of(definitions, plain)
     if known is None:
+        formula(plain)  # refuses what the run cannot compute, as long as the node can still be refused
         known = tirx.Var(f"size{len(definitions)}", "int64")
         definitions[known] = plain
     return known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tvm import tirx
+from tvm.ir import Call
 
 from backends.relax.size_value import Formula
 from backends.relax.values import Refused
@@ -16,7 +17,12 @@ _BINARY = {
     tirx.Max: "max",
     tirx.Min: "min",
     tirx.LT: "<",
+    tirx.LE: "<=",
     tirx.EQ: "==",
+    tirx.NE: "!=",
+    tirx.And: "and",
+    tirx.Or: "or",
+    tirx.Div: "/",
 }
 
 
@@ -32,6 +38,8 @@ def formula(expr: tirx.Expr) -> Formula:
         return str(expr.name)
     if isinstance(expr, tirx.Select):
         return ["if", formula(expr.condition), formula(expr.true_value), formula(expr.false_value)]
+    if isinstance(expr, Call) and str(getattr(expr.op, "name", "")).rpartition(".")[2] == "if_then_else":
+        return ["if", *(formula(part) for part in expr.args)]
     if isinstance(expr, tirx.Cast):
         return formula(expr.value)
     for kind, operator in _BINARY.items():

@@ -20,7 +20,12 @@ _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "max": max,
     "min": min,
     "<": operator.lt,
+    "<=": operator.le,
     "==": operator.eq,
+    "!=": operator.ne,
+    "and": lambda left, right: bool(left and right),
+    "or": lambda left, right: bool(left or right),
+    "/": lambda left, right: abs(left) // abs(right) * (1 if (left < 0) == (right < 0) else -1),
 }
 
 
@@ -65,7 +70,7 @@ def _settle(name: str, derived: Mapping[str, Formula], known: dict[str, int]) ->
 
 def _applied(operator: str, left: int, right: int) -> int:
     """The value of an operation; a quotient by 0, which no check lets through or no branch takes, is 0."""
-    return 0 if operator in ("//", "%") and right == 0 else _ARITHMETIC[operator](left, right)
+    return 0 if operator in ("//", "%", "/") and right == 0 else _ARITHMETIC[operator](left, right)
 
 
 class Formulas:

@@ -13,11 +13,11 @@ from backends.relax.size_value import Formula, Formulas, evaluate, with_derived
 from backends.relax.storage import Storage
 
 LEAVES: st.SearchStrategy[Formula] = st.integers(0, 9) | st.sampled_from(["n", "h", "w"])
-OPERATORS = st.sampled_from(["+", "-", "*", "max", "min", "<", "=="])
+OPERATORS = st.sampled_from(["+", "-", "*", "max", "min", "<", "<=", "==", "!=", "and", "or"])
 
 
 def combined(parts: st.SearchStrategy[Formula]) -> st.SearchStrategy[Formula]:
-    divided = st.tuples(st.sampled_from(["//", "%"]), parts, st.integers(1, 5)).map(list)
+    divided = st.tuples(st.sampled_from(["//", "%", "/"]), parts, st.integers(1, 5)).map(list)
     chosen = st.tuples(st.just("if"), parts, parts, parts).map(list)
     return st.tuples(OPERATORS, parts, parts).map(list) | divided | chosen
 
@@ -31,6 +31,11 @@ def test_formulas_with_common_parts_have_their_own_values(formulas: list[Formula
 def test_a_branch_that_is_not_taken_may_divide_by_nothing() -> None:
     formula: Formula = ["if", ["==", "n", 0], 5, ["//", 12, "n"]]
     assert [Formulas([formula]).values({"n": n}) for n in (0, 4)] == [[5], [3]]
+
+
+@given(a=st.integers(-50, 50), b=st.integers(-9, 9))
+def test_a_quotient_is_rounded_towards_zero_where_an_integer_division_is(a: int, b: int) -> None:
+    assert evaluate(["/", a, b], {}) == (int(a / b) if b else 0)
 
 
 def test_derived_sizes_may_stand_on_one_another_in_any_order() -> None:

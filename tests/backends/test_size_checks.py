@@ -104,6 +104,18 @@ def test_a_chain_of_broadcasts_that_holds_for_one_batch_is_compiled(wrong: tuple
         executable.run([normal(*wrong, 4)], 1)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_quotient_of_sizes_is_a_size(batch: int) -> None:
+    """As a mask that nobody says has the batch of the tokens is reshaped to it."""
+    model = parse(
+        "g (float[b,s] x, float[c,d] mask) => (float[b,m] y) { xs = Shape<end=1>(x) cd = Shape(mask) "
+        "all = ReduceProd<keepdims=0>(cd) b0 = Squeeze(xs) rest = Div(all, b0) places = Range(zero, rest, one) "
+        "t = Concat<axis=0>(xs, minus) turned = Reshape(mask, t) p = Cast<to=1>(places) y = Add(turned, p) }",
+        {"zero": np.array(0), "one": np.array(1), "minus": ints(-1)},
+    )
+    agrees(model, [normal(batch, 2), normal(batch, 5)])
+
+
 def test_what_can_be_proved_is_not_checked_by_the_run() -> None:
     model = parse(
         "g (float[m,4] x) => (float[k,2] y, float[m,8] z) { y = Reshape(x, t) z = Concat<axis=1>(x, x) }",

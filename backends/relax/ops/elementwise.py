@@ -136,6 +136,8 @@ def divide(ctx: Emitter, node: ir.Node) -> Result:
             return a / b
         if (fixed := static_int(b)) is not None and fixed > 0 and not_negative(ctx, a):
             return tirx.floordiv(a, b)
+        if fixed is None and not_negative(ctx, a) and not_negative(ctx, b):
+            return ctx.derived(tirx.floordiv(a, b))  # of two sizes: the run computes it, as for a Reshape to the rest
         return _untrapped(a, b, tirx.truncdiv, zero_like(a) - a)
 
     return pointwise(ctx, node.inputs, formula, "divide", keep_zero=True)
