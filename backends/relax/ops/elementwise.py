@@ -136,7 +136,8 @@ def divide(ctx: Emitter, node: ir.Node) -> Result:
             return a / b
         if (fixed := static_int(b)) is not None and fixed > 0 and not_negative(ctx, a):
             return tirx.floordiv(a, b)
-        if fixed is None and not_negative(ctx, a) and not_negative(ctx, b):
+        sizes = fixed is None and scalar_type(a) == scalar_type(b) == "int64"
+        if sizes and not_negative(ctx, a) and not_negative(ctx, b):
             return ctx.derived(tirx.floordiv(a, b))  # of two sizes: the run computes it, as for a Reshape to the rest
         return _untrapped(a, b, tirx.truncdiv, zero_like(a) - a)
 
