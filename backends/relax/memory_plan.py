@@ -25,11 +25,12 @@ from tvm import relax, tirx
 from tvm.ir import Call, GlobalVar, Op
 from tvm.relax.expr import _update_type
 
-from backends.relax.aliases import Aliases, Life, find_aliases
+from backends.relax.aliases import COPIES, Aliases, Life, find_aliases
 from backends.relax.arena import REPAIRS, place
 from backends.relax.in_place import Overwriting, reading_result
 from backends.relax.memory import Buffer, Memory, Slot
 from backends.relax.packing import element_type
+from backends.relax.rest_of_join import Range, copying
 from backends.relax.size_formula import formula
 from backends.relax.size_value import Formula
 from backends.relax.values import Refused, parts_of
@@ -45,7 +46,9 @@ def plan_memory(module: tvm.IRModule) -> MemoryPlan:
     module = module.clone()
     functions = [(var, f) for var, f in module.functions.items() if isinstance(f, relax.Function)]
     planners = {var: _planned(function, module) for var, function in functions}
+    copying_names = _copy_the_rest(module, list(planners.values()))
     kernels, names = _in_place_kernels(module, list(planners.values()))
+    names |= copying_names
     for var, planner in planners.items():
         module.update_func(var, planner.rewritten(kernels))
     return MemoryPlan(module, {var.name_hint: planner.memory for var, planner in planners.items()}, names)
@@ -83,6 +86,23 @@ class MemoryPlan:
         return sum(max(memory.bytes, 0) for memory in self.memories.values())
 
 
+def _copy_the_rest(module: tvm.IRModule, planners: list[_Planner]) -> dict[str, str]:
+    """Let joins copy only what is not in its place yet; the names of the kernels that do this, and of the joins."""
+    made: dict[tuple[GlobalVar, tuple[Range, ...]], GlobalVar] = {}
+    taken = {var.name_hint for var in module.functions}
+    for planner in planners:
+        for step, ranges in planner.aliases.rest.items():
+            binding = planner.bindings[step]
+            call = binding.value
+            key = call.op, tuple(ranges)
+            if key not in made:
+                made[key] = GlobalVar(_free_name(call.op, taken, "rest"))
+                module.update_func(made[key], copying(module[call.op], ranges, COPIES))
+                _update_type(made[key], call.op.ty)
+            planner.bindings[step] = relax.VarBinding(binding.var, Call(made[key], call.args, call.attrs, call.ty_args))
+    return {new.name_hint: old.name_hint for (old, _), new in made.items()}
+
+
 _Overwriting = tuple[int, int] | None
 """Which parameter of a kernel the result at another one lies over."""
 
@@ -113,8 +133,8 @@ def _in_place_kernels(
     return result, names
 
 
-def _free_name(var: GlobalVar, taken: set[str]) -> str:
-    name = next(n for i in itertools.count(1) if (n := f"{var.name_hint}_in_place{i}") not in taken)
+def _free_name(var: GlobalVar, taken: set[str], kind: str = "in_place") -> str:
+    name = next(n for i in itertools.count(1) if (n := f"{var.name_hint}_{kind}{i}") not in taken)
     taken.add(name)
     return name
 

@@ -18,11 +18,15 @@ from optimizer.ir.walk import subgraphs
 from passes.tiling.cut import Cut, Request, Window
 from passes.tiling.rules import ELEMENTWISE, VIEWS, cut_of
 
-__all__ = ["Facts", "Unit", "seconds"]
+__all__ = ["BYTES_PER_SECOND", "Facts", "Unit", "is_product", "seconds"]
 
-_FLOPS_PER_SECOND = 200e9
-_BYTES_PER_SECOND = 10e9
-"""Of a desktop processor with two cores at work. Their ratio decides what a copy costs beside a product."""
+_FLOPS_PER_SECOND = 900e9
+BYTES_PER_SECOND = 70e9
+"""Of two cores at work, measured: convolutions by Winograd's method, and copies of what lies in the caches of strips.
+Their ratio decides what a copy costs beside a product."""
+
+_CACHE_LINE = 64
+"""Bytes: what lies in another tensor begins at one."""
 
 _IMAGE = 4
 """The rank of an image."""
@@ -33,7 +37,7 @@ _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 def seconds(flops: float, moved_bytes: float) -> float:
     """The time of a kernel."""
-    return max(flops / _FLOPS_PER_SECOND, moved_bytes / _BYTES_PER_SECOND)
+    return max(flops / _FLOPS_PER_SECOND, moved_bytes / BYTES_PER_SECOND)
 
 
 @dataclass(eq=False)
@@ -73,6 +77,7 @@ class Facts:
     def __post_init__(self) -> None:
         self.sizes = Sizes(self.model)
         self.opset = self.model.opset_imports.get("", 0)
+        self._bytes: dict[ir.Value, int] = {}
         self._shapes: dict[ir.Value, tuple[int, ...] | None] = {}
         self._cuts: dict[tuple[ir.Node, int, Window], Cut | None] = {}
         self._signatures: dict[ir.Node, tuple[str, str, str]] = {}
@@ -99,7 +104,9 @@ class Facts:
 
     def bytes(self, value: ir.Value) -> int:
         """The memory of a value."""
-        return self.sizes.bytes(value)
+        if value not in self._bytes:
+            self._bytes[value] = self.sizes.bytes(value)
+        return self._bytes[value]
 
     def is_stored(self, value: ir.Value | None) -> bool:
         """Whether the value takes memory for activations."""
@@ -119,6 +126,11 @@ class Facts:
             return False
         before = shape[:1] if len(shape) == _IMAGE else shape[:axis]
         return self.fused and not self.is_apart(whole) and axis < _IMAGE - 1 and all(size == 1 for size in before)
+
+    def is_aligned(self, whole: ir.Value, axis: int, rows: int = 1) -> bool:
+        """Whether what comes behind so many elements of an axis begins at a cache line, as kernels want it."""
+        shape = self.shape(whole) or ()
+        return axis < len(shape) and self.bytes(whole) // max(shape[axis], 1) * rows % _CACHE_LINE == 0
 
     def _is_unstored(self, value: ir.Value) -> bool:
         """Whether its only user is fused to its producer, or it is a view that one node reads."""
@@ -170,6 +182,12 @@ class Facts:
     def flops(self, node: ir.Node) -> int:
         """The arithmetic of a node."""
         return node_flops(node, self.sizes)
+
+
+def is_product(value: ir.Value | None) -> bool:
+    """Whether a value is what a product gives, a tensor of its own."""
+    node = None if value is None else value.producer()
+    return node is not None and node.domain == "" and node.op_type in _HEAVY
 
 
 def _heavy(nodes: Sequence[ir.Node]) -> bool:

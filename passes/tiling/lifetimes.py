@@ -2,18 +2,19 @@
 
 The inputs of the graph count until they are read for the last time. Its outputs count all the time where the graph is
 compiled: they have their own memory beside the arena, which does not shrink for them. Pieces that a compiler writes
-where they belong are no values of their own: the whole begins with the first of them.
+where they belong are no values of their own: the whole begins with the first of them. Nor are windows that it reads
+where they lie: what they lie in is needed as long as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from optimizer.ir.query import int_attribute, is_op
-from passes.tiling.facts import Facts
+from optimizer.ir.query import input_at, int_attribute, is_op, known_ints
+from passes.tiling.facts import BYTES_PER_SECOND, Facts, is_product
 from passes.tiling.pieces import Segment
 
 __all__ = ["Lifetimes"]
@@ -29,10 +30,16 @@ class Lifetimes:
     Args:
         facts: Of the graph.
         dropped: Values that are not kept: whoever reads them computes them again, from what is kept.
+        seen: Whether windows are read where they lie, which may keep something large for long.
+
+    Attributes:
+        seconds: What all units take, without the copies that are not made.
     """
 
     facts: Facts
     dropped: frozenset[ir.Value] = frozenset()
+    seen: bool = False
+    seconds: float = field(init=False)
     _made: dict[ir.Value, int] = field(init=False)
     _last: dict[ir.Value, int] = field(init=False)
     _before: list[int] = field(init=False)
@@ -47,8 +54,10 @@ class Lifetimes:
             for value in unit.reads:
                 self._last.update(dict.fromkeys(self._sources(value), index))
         self._last.update((value, len(units)) for value in graph.outputs)
+        self.seconds = sum(unit.seconds for unit in units)
         parts = self._parts()
-        begin = {value: made for value, made in self._made.items() if value not in parts}
+        seen = self._windows(parts) if self.seen else set()
+        begin = {value: made for value, made in self._made.items() if value not in parts and value not in seen}
         for part, whole in parts.items():
             begin[whole] = min(begin[whole], self._made[part])
         begin.update((value, -1) for value in graph.outputs if self.facts.is_apart(value))
@@ -79,31 +88,68 @@ class Lifetimes:
         unit = self.facts.units[index]
         return self._before[index] + self._begun[index] + unit.inner - self._overwritten(index)
 
+    @property
+    def most(self) -> int:
+        """Bytes that are there at the worst moment, with all units as they are."""
+        return max((self.peak(index) for index in range(len(self.facts.units))), default=0)
+
     def _parts(self) -> dict[ir.Value, ir.Value]:
         """Values that are written where they belong in another one, and that one."""
         result: dict[ir.Value, ir.Value] = {}
         for index, unit in enumerate(self.facts.units):
             node, whole = unit.nodes[-1], unit.nodes[-1].outputs[0]
+            tails = self._tails(node)
             pieces = [value for value in node.inputs if value is not None and self._last.get(value) == index]
             alone = len(unit.nodes) == 1 and len(set(pieces)) == len(node.inputs)
             if is_op(node, "Concat") and alone and all(self._made.get(value, -1) >= 0 for value in pieces):
                 axis = int_attribute(node, "axis", 0) % len(self.facts.shape(whole) or (0,))
                 if self.facts.is_joined(whole, axis) and not any(self.facts.is_apart(value) for value in pieces):
-                    result.update((value, whole) for value in pieces if value not in result)
+                    result.update((value, whole) for value in pieces if value not in result and value not in tails)
+                    copied = 2 * sum(map(self.facts.bytes, tails)) / BYTES_PER_SECOND
+                    self.seconds += copied - unit.seconds
         for part, whole in list(result.items()):
             while whole in result:
                 whole = result[whole]
             result[part] = whole
         return result
 
+    def _tails(self, node: ir.Node) -> set[ir.Value]:
+        """What a Concat joins that was cut out of something else, if that is the smaller part: it is copied."""
+        if not is_op(node, "Concat"):
+            return set()
+        tails = {value for value in node.inputs if value is not None and is_op(value.producer(), "Slice")}
+        return tails if 2 * sum(map(self.facts.bytes, tails)) <= self.facts.bytes(node.outputs[0]) else set()
+
+    def _windows(self, parts: Collection[ir.Value]) -> set[ir.Value]:
+        """Windows that are read where they lie; what they lie in becomes longer-lived."""
+        result: set[ir.Value] = set()
+        kept_apart = {value for unit in self.facts.units for value in self._tails(unit.nodes[-1])}
+        for unit in self.facts.units:
+            node = unit.nodes[-1]
+            source, window = input_at(node, 0), node.outputs[0]
+            axes = known_ints(input_at(node, 3)) if is_op(node, "Slice") and len(unit.nodes) == 1 else None
+            if axes is None or len(axes) != 1 or source is None or window in kept_apart or window in parts:
+                continue
+            axis = axes[0] % len(self.facts.shape(window) or (0,))
+            lies = self.facts.is_joined(window, axis) and self.facts.is_aligned(window, axis)
+            if self._made.get(source, -1) >= 0 and lies:
+                result.add(window)
+                self._last[source] = max(self._last[source], self._last.get(window, -1))
+                self.seconds -= unit.seconds
+        return result
+
     def _overwritten(self, index: int) -> int:
-        """Bytes of a summand that a compiler which fuses writes the sum over, as nothing needs it any more."""
+        """Bytes of a summand that a compiler which fuses writes the sum over, as nothing needs it any more.
+
+        An `Attention` gives its rows where the queries were, if those are a tensor of their own.
+        """
         unit = self.facts.units[index]
         node = unit.nodes[-1]
         (result, *_) = node.outputs
-        if not self.facts.fused or not is_op(node, "Add") or self.facts.is_apart(result):
+        if not self.facts.fused or not is_op(node, "Add", "Attention") or self.facts.is_apart(result):
             return 0
-        for value in filter(None, node.inputs):
+        operands = node.inputs if node.op_type == "Add" else [v for v in node.inputs[:1] if is_product(v)]
+        for value in filter(None, operands):
             dies = value in unit.reads and self._last[value] == index and value not in self.dropped
             alike = self.facts.shape(value) == self.facts.shape(result)
             if dies and alike and self._made[value] >= 0 and sum(value in n.inputs for n in unit.nodes) == 1:

@@ -2,8 +2,9 @@
 
 From the windows of the results that a piece is to give, what is needed of each value is worked out backwards, operator
 by operator; where several windows of a value overlap, one that holds them all is computed. What comes from outside the
-segment is sliced, what every piece needs whole is computed once, and the pieces of each result are put together at the
-end: concatenated, or summed where the segment ends in a product over the axis that is cut.
+segment is sliced, what every piece needs whole is computed once, rows of an image that two pieces need are kept
+(`passes.tiling.sliding`), and the pieces of each result are put together at the end: concatenated, or summed where the
+segment ends in a product over the axis that is cut.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import onnx_ir as ir
 from optimizer.ir.query import constant
 from passes.tiling.contraction import FEWEST_FUSED, Contraction, contraction_of
 from passes.tiling.cut import WHOLE, Cut, Window, piece_windows
-from passes.tiling.facts import Facts
-from passes.tiling.steps import Key, Operand, Step, bounds
+from passes.tiling.facts import Facts, is_product
+from passes.tiling.sliding import PiecePlan, Sliding
+from passes.tiling.steps import TAIL, WINDOW, Key, Operand, Step, bounds
 
 __all__ = ["Segment", "Way", "steps_of"]
 
@@ -61,6 +63,10 @@ def steps_of(facts: Facts, segment: Segment, way: Way) -> list[Step] | None:
     return _Cutting(facts, segment, way).run()
 
 
+_Produced = dict[ir.Value, dict[Window, Key]]
+"""The windows that a piece has of each value."""
+
+
 class _Impossible(Exception):
     """A node cannot be cut."""
 
@@ -72,6 +78,9 @@ class _Cutting:
         self.steps: list[Step] = []
         self.made: dict[Key, Key] = {}
         self.piece = 0
+        self.sliding = Sliding(facts)
+        self.held: dict[ir.Value, tuple[Window, Key]] = {}
+        self.tails: dict[ir.Value, Key] = {}
 
     def run(self) -> list[Step] | None:
         try:
@@ -91,11 +100,12 @@ class _Cutting:
         (count,) = counts if len(counts := {len(found) for found in windows.values()}) == 1 else (0,)
         if count < 2:
             raise _Impossible
-        for self.piece in range(count):
-            asked = {target: [windows[target][self.piece]] for target in pieces}
-            produced = self._compute(self.segment.nodes, asked)
+        asked = [{target: [windows[target][piece]] for target in pieces} for piece in range(count)]
+        plans = [self._planned(self.segment.nodes, each) for each in asked]
+        for self.piece, (plan, following) in enumerate(zip(plans, [*plans[1:], None], strict=True)):
+            produced = self._compute(self.segment.nodes, plan, following)
             for target, parts in pieces.items():
-                parts.append(self._window(target, asked[target][0], produced, _producer(target)))
+                parts.append(self._window(target, windows[target][self.piece], produced, _producer(target)))
         for target, parts in pieces.items():
             axis = ir.AttrInt64("axis", self.way.axis)
             self._step("Concat", _producer(target), parts, Key(target), {"axis": axis}, bare=True)
@@ -130,7 +140,7 @@ class _Cutting:
         others = [node for node in self.segment.nodes if node is not found.product and node not in found.added]
         so_far: Key | None = None
         for self.piece, window in enumerate(windows):
-            produced = self._compute(others, {found.operand: [window]})
+            produced = self._compute(others, self._planned(others, {found.operand: [window]}))
             part = self._window(found.operand, window, produced, found.product)
             so_far = self._add(found, part, window, so_far, last=self.piece == len(windows) - 1)
 
@@ -169,24 +179,57 @@ class _Cutting:
 
     # --- one piece ---
 
-    def _compute(self, nodes: Sequence[ir.Node], asked: dict[ir.Value, list[Window]]) -> dict[ir.Value, list[Window]]:
-        """Add the steps that give the windows that are asked for; what is given instead may be larger."""
+    def _planned(self, nodes: Sequence[ir.Node], asked: dict[ir.Value, list[Window]]) -> PiecePlan:
+        """Work out backwards what gives the windows that are asked for; what is given instead may be larger."""
         wanted = {value: list(windows) for value, windows in asked.items()}
-        cuts: dict[ir.Value, list[Cut]] = {}
+        plan = PiecePlan()
         for node in reversed(nodes):
             for index, output in enumerate(node.outputs):
-                for window in _merged(wanted.get(output, ())):
+                for window in self.sliding.windows(output, wanted.get(output, ()), plan):
                     cut = self._cut(node, index, window)
-                    cuts.setdefault(output, []).append(cut)
+                    self.sliding.computed(output, cut, plan)
+                    plan.cuts.setdefault(output, []).append(cut)
                     for value, needed in self._needs(node, cut):
                         wanted.setdefault(value, []).append(needed)
-        produced: dict[ir.Value, list[Window]] = {}
+        return plan
+
+    def _compute(self, nodes: Sequence[ir.Node], plan: PiecePlan, following: PiecePlan | None = None) -> _Produced:
+        """Add the steps of a plan, and keep what the piece behind it needs of it."""
+        produced: _Produced = {}
+        waiting = dict(following.tails) if following else {}
+        last = {value: node for node in nodes for value in node.inputs if value in waiting}
         for node in nodes:
             for output in node.outputs:
-                for cut in cuts.get(output, ()):
-                    self._run(node, output, cut, produced)
-                    produced.setdefault(output, []).append(cut.gives)
+                if output in plan.kept:
+                    window, key = self.held[output]
+                    produced[output] = {window: key}
+                for cut in plan.cuts.get(output, ()):
+                    key = self._run(node, output, cut, produced)
+                    window = cut.gives
+                    if output in plan.tails:
+                        window, key = self._join(node, plan.tails[output], window, key)
+                    produced.setdefault(output, {})[window] = key
+                    if output in plan.sliding:
+                        self.held[output] = window, key
+            for value in [value for value in waiting if last.get(value) is node]:
+                self._keep(value, waiting.pop(value))
+        for value, tail in waiting.items():
+            self._keep(value, tail)
         return produced
+
+    def _keep(self, value: ir.Value, tail: Window) -> None:
+        """Copy the rows that the next piece needs, so that the others need not be kept."""
+        window, source = self.held[value]
+        self.tails[value] = Key(value, tail, self.piece, TAIL)
+        self._slice(source, tail, window.start, self.tails[value], _producer(value))
+
+    def _join(self, node: ir.Node, tail: Window, window: Window, fresh: Key) -> tuple[Window, Key]:
+        """What the piece before has left, and what this one has computed."""
+        both = tail.hull(window)
+        key = Key(fresh.value, both, self.piece)
+        axis = ir.AttrInt64("axis", both.axis)
+        self._step("Concat", node, [self.tails[fresh.value], fresh], key, {"axis": axis}, bare=True)
+        return both, key
 
     def _cut(self, node: ir.Node, index: int, window: Window) -> Cut:
         if window == WHOLE:
@@ -210,10 +253,10 @@ class _Cutting:
             return WHOLE
         return window
 
-    def _run(self, node: ir.Node, output: ir.Value, cut: Cut, produced: dict[ir.Value, list[Window]]) -> None:
+    def _run(self, node: ir.Node, output: ir.Value, cut: Cut, produced: _Produced) -> Key:
         key = self._key(output, cut.gives)
         if key in self.made:
-            return
+            return self.made[key]
         operands: list[Operand] = []
         for index, window in enumerate(cut.windows):
             value = node.inputs[index] if index < len(node.inputs) else None
@@ -223,36 +266,36 @@ class _Cutting:
             first = operands[0]
             assert isinstance(first, Key), "it is a window of something computed"
             self.made[key] = first
-            return
+            return first
         shape = self.facts.shape(output) or ()
         share = 1.0 if cut.gives == WHOLE else cut.gives.size / shape[cut.gives.axis]
         if node.op_type == "Conv" and cut.gives.axis == 1 and cut.windows[0] == WHOLE:
             share += _SHARED_WORK
-        self._step(
-            cut.op_type or node.op_type, node, operands, key, dict(cut.attributes), flops=self.facts.flops(node) * share
-        )
+        queries = operands[0] if node.op_type == "Attention" else None
+        apart = isinstance(queries, Key) and queries.part != WINDOW and is_product(queries.value)
+        over = queries if apart and isinstance(queries, Key) else None
+        flops = self.facts.flops(node) * share
+        self._step(cut.op_type or node.op_type, node, operands, key, dict(cut.attributes), flops=flops, over=over)
+        return key
 
-    def _operand(
-        self, value: ir.Value | None, window: Window, produced: dict[ir.Value, list[Window]], node: ir.Node
-    ) -> Operand:
+    def _operand(self, value: ir.Value | None, window: Window, produced: _Produced, node: ir.Node) -> Operand:
         if value is None:
             return None
         if constant(value) is not None or value.is_initializer():
             return value, window
         return self._window(value, window, produced, node)
 
-    def _window(self, value: ir.Value, window: Window, produced: dict[ir.Value, list[Window]], node: ir.Node) -> Key:
+    def _window(self, value: ir.Value, window: Window, produced: _Produced, node: ir.Node) -> Key:
         """A window of something computed, cut out of a larger one if that is what there is."""
         window = self._whole_if_all(value, window)
-        source = WHOLE
-        if value in self.inside and WHOLE not in (given := produced.get(value, [])):
-            source = next((each for each in given if each.covers(window)), WHOLE)
-            if source == WHOLE:
-                raise _Impossible
-        found = self.made.get(self._key(value, source), self._key(value, source))
+        given = produced.get(value, {}) if value in self.inside else {}
+        source = next((each for each in given if each.covers(window) or each == WHOLE), WHOLE)
+        if source == WHOLE and WHOLE not in given and value in self.inside:
+            raise _Impossible
+        found = given.get(source) or self.made.get(self._key(value, source), self._key(value, source))
         if source == window:
             return found
-        key = Key(value, window, self.piece, "window")
+        key = Key(value, window, self.piece, WINDOW)
         if key not in self.made:
             start = 0 if source == WHOLE else source.start
             self._slice(found, window, start, key, node)
@@ -286,16 +329,3 @@ def _producer(value: ir.Value) -> ir.Node:
     node = value.producer()
     assert node is not None, "a result of a segment has a producer"
     return node
-
-
-def _merged(windows: Sequence[Window]) -> list[Window]:
-    """As few windows as hold all of these, none of which overlap."""
-    if WHOLE in windows:
-        return [WHOLE]
-    result: list[Window] = []
-    for window in sorted(set(windows), key=lambda w: (w.axis, w.start, w.stop)):
-        if result and result[-1].overlaps(window):
-            result[-1] = result[-1].hull(window)
-        else:
-            result.append(window)
-    return result

@@ -14,7 +14,7 @@ al. 2021, "MCUNetV2", and pieces of channels and heads those of Stahl et al. 202
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -37,8 +37,11 @@ _LONGEST = 40
 
 _MOST_DROPPED = 3
 
-_CHEAP = 0.01
+_CHEAP = 0.1
 """A plan that takes so little longer, as a part of the time, that no other one is looked for."""
+
+_UNEVEN = 1.05
+"""Pieces are not all of the same size, so what they need does not shrink quite evenly."""
 
 _EXACTNESS = 0.03
 """How far the smallest peak that is found may be from the smallest there is."""
@@ -97,7 +100,7 @@ class Search:
     @property
     def peak(self) -> int:
         """What the graph needs as it is, in bytes."""
-        return max((self._paths[0].lifetimes.peak(index) for index in range(len(self.facts.units))), default=0)
+        return self._paths[0].lifetimes.most
 
     @property
     def seconds(self) -> float:
@@ -178,10 +181,10 @@ class _Paths:
     def _fewest(self, start: int, stop: int, axis: int, budget: int) -> Choice | None:
         """A segment in as few pieces as fit."""
         before = self.lifetimes.before(start)
-        first: tuple[int, int] | None = None
+        found: list[tuple[int, int]] = []
         for count in _COUNTS:
-            if first is not None and before + (first[1] - before) * first[0] // count > budget:
-                continue  # What is beyond `before` shrinks with the pieces at best.
+            if found and _least(before, found, count) > budget * _UNEVEN:
+                continue
             choice = self._cut(start, stop, Way(axis, count))
             if choice is None and axis >= 0:
                 return None
@@ -189,7 +192,7 @@ class _Paths:
                 continue  # Of heads that are cut as a whole there may be too few pieces for a sum.
             if choice.peak <= budget:
                 return choice
-            first = first or (count, choice.peak)
+            found.append((count, choice.peak))
         return None
 
     def _stops(self, start: int, budget: int) -> Iterator[int]:
@@ -243,6 +246,20 @@ class _Paths:
             segment, dying = self.lifetimes.segment(start, stop), self.lifetimes.dying(start, stop)
             self._segments[start, stop] = segment, dying, signature_of(self.facts, segment, dying)
         return self._segments[start, stop]
+
+
+def _least(before: int, found: Sequence[tuple[int, int]], count: int) -> float:
+    """What so many pieces need at least, from the peaks of fewer pieces.
+
+    A moment needs some bytes, and some more that shrink with the pieces. The worst moment is a convex function of one
+    over the count, so it lies above the straight line through two counts; `before` is what does not shrink at any.
+    """
+    last, peak = found[-1]
+    steepest = float(peak - before)
+    if len(found) > 1:
+        first, higher = found[-2]
+        steepest = (higher - peak) / (last / first - 1)
+    return peak - steepest * (1 - last / count)
 
 
 def steps_of_choice(facts: Facts, lifetimes: Lifetimes, choice: Choice) -> list[Step]:

@@ -10,7 +10,11 @@ import onnx_ir as ir
 
 from passes.tiling.cut import WHOLE, Array, Window
 
-__all__ = ["Key", "Operand", "Step", "bounds"]
+__all__ = ["TAIL", "WINDOW", "Key", "Operand", "Step", "bounds"]
+
+
+TAIL, WINDOW = "tail", "window"
+"""The parts of what a piece keeps for the next one, and of what it reads of something larger."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,10 @@ class Key:
     window: Window = WHOLE
     piece: int = -1
     part: str = ""
+
+    def __hash__(self) -> int:
+        """Of what tells most keys apart; they are looked up millions of times."""
+        return hash((id(self.value), self.window.start, self.piece))
 
 
 Operand = Key | tuple[ir.Value, Window] | Array | None

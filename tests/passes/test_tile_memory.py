@@ -380,8 +380,9 @@ def test_heads_are_summed_up_one_after_the_other_where_a_compiler_fuses() -> Non
     nodes = HEADS.replace("LayerNormalization(x", "LayerNormalization(r").replace("Add(p, x)", "Add(p, r)")
     model = graph(f"r = Relu(x) {nodes}", "float[1,9,16] x", "float[1,9,16] y", **HEADS_WEIGHTS)
     smallest = Search(Facts(model, True)).smallest().peak
-    # The normalized rows, the sum, which begins where the input was, a head with its query, key and value, the result.
-    assert smallest == 4 * 9 * (16 + 16 + 4 * 4 + 16)
+    # The normalized rows, the sum, which begins where the input was, the query, key and value of a head, whose rows
+    # are written over the query, and the result.
+    assert smallest == 4 * 9 * (16 + 16 + 4 * 3 + 16)
     found = check_pass(TileMemory(smallest), model)
     assert kinds(found).count("Attention") == 4
     assert kinds(found).count("LayerNormalization") == 1

@@ -57,8 +57,29 @@ def concat(ctx: Emitter, node: ir.Node) -> Result:
         return forward(ctx, values[0])
     if ctx.rank(values[0]) > 2 and any(ctx.prefers_channels_last(v) for v in values):
         place = Laid(None, ctx.rank(values[0]), True).place(axis)
-        return ChannelsLast(relax.op.concat(_agreeing(ctx, [ctx.channels_last(v) for v in values], place), place))
-    return relax.op.concat(_agreeing(ctx, [ctx.x(v) for v in values], axis), axis)
+        return ChannelsLast(
+            relax.op.concat(_operands(ctx, values, [ctx.channels_last(v) for v in values], place), place)
+        )
+    return relax.op.concat(_operands(ctx, values, [ctx.x(v) for v in values], axis), axis)
+
+
+def _operands(ctx: Emitter, values: Sequence[ir.Value], tensors: list[relax.Var], axis: int) -> list[relax.Var]:
+    """What is joined. Rows that are cut out to be joined to others are seen through a view: `FuseOps` stops at it.
+
+    They are then copied when they are cut out, not when they are joined, and need not keep all the others there.
+    """
+    outermost = all(static_int(prim(size)) == 1 for size in tensors[0].ty.shape.values[:axis])
+    cut_out = [_is_cut_out(value) for value in values]
+    if outermost and not all(cut_out):
+        tensors = [
+            ctx.emit(relax.op.reshape(x, x.ty.shape)) if cut else x for x, cut in zip(tensors, cut_out, strict=True)
+        ]
+    return _agreeing(ctx, tensors, axis)
+
+
+def _is_cut_out(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type == "Slice" and len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def _agreeing(ctx: Emitter, operands: list[relax.Var], axis: int) -> list[relax.Var]:
