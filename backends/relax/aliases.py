@@ -107,8 +107,6 @@ def find_aliases(
     for copy in found:
         if len(copy.ranges) > 1:
             tails = [source for source in copy.sources if source in cut_out]
-            if not _may_stay_apart(copy, tails):
-                tails = []
             if copy.joins([source for source in copy.sources if source not in tails], sizes, lives, aliases):
                 kept_apart.update(tails)
                 left = [each for each, source in zip(copy.ranges, copy.sources, strict=True) if source in tails]
@@ -129,12 +127,6 @@ def find_aliases(
             aliases.cuts = True
             aliases.skipped.add(copy.step)
     return aliases
-
-
-def _may_stay_apart(copy: _Copy, tails: Sequence[relax.Var]) -> bool:
-    """Whether what was cut out is the smaller part of what it is joined to."""
-    parts = [copy.bytes(each) for each, source in zip(copy.ranges, copy.sources, strict=True) if source in tails]
-    return 2 * sum(parts) <= sum(map(copy.bytes, copy.ranges))
 
 
 @dataclass(frozen=True)

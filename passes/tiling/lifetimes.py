@@ -114,11 +114,14 @@ class Lifetimes:
         return result
 
     def _tails(self, node: ir.Node) -> set[ir.Value]:
-        """What a Concat joins that was cut out of something else, if that is the smaller part: it is copied."""
+        """What a Concat joins that was cut out of something computed: it is copied."""
         if not is_op(node, "Concat"):
             return set()
-        tails = {value for value in node.inputs if value is not None and is_op(value.producer(), "Slice")}
-        return tails if 2 * sum(map(self.facts.bytes, tails)) <= self.facts.bytes(node.outputs[0]) else set()
+        cut_out = {value for value in node.inputs if value is not None and is_op(value.producer(), "Slice")}
+        tails = {
+            value for value in cut_out if (source := _sliced(value)) is not None and self._made.get(source, -1) >= 0
+        }
+        return tails if len(tails) < len(node.inputs) else set()
 
     def _windows(self, parts: Collection[ir.Value]) -> set[ir.Value]:
         """Windows that are read where they lie; what they lie in becomes longer-lived."""
@@ -220,3 +223,8 @@ class Lifetimes:
             seen.add(value)
             yield value
             waiting.extend((source, size) for source in self.facts.units[made].reads)
+
+
+def _sliced(value: ir.Value) -> ir.Value | None:
+    node = value.producer()
+    return None if node is None else input_at(node, 0)
