@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from backends.cpu.tiles import MAX_VECTORS, Tiles
 from backends.relax.values import ConvShape
+from optimizer.target import Cpu
 from optimizer.tuning import Decision
 
 __all__ = ["ChosenTiles"]
@@ -61,12 +63,11 @@ class ChosenTiles(Tiles):
 
     def winograd_width(self, shape: ConvShape) -> int | None:
         """See `Tiles.winograd_width`."""
-        plain = Tiles(self.cpu)  # of which the direct sum is only imagined, and decides nothing
-        analytic = plain.winograd_width(shape)
+        analytic = _analytic_width(self.cpu, shape)
         if None in (shape.images, shape.height, shape.width) or shape.depth % self.lanes():
             return analytic
         widths = [v * self.lanes() for v in _WINOGRAD_VECTORS if (v - 1) * self.lanes() < shape.columns]
-        cycles = {panel: plain.winograd_cycles(shape, panel) for panel in widths}
+        cycles = {panel: _winograd_cycles(self.cpu, shape, panel) for panel in widths}
         seconds = {0: cycles[widths[0]][1], **{panel: own for panel, (own, _) in cycles.items()}}
         costs = {value: cost / seconds[analytic or 0] for value, cost in seconds.items()}
         key = f"winograd {shape.images}x{shape.height}x{shape.width}x{shape.depth}x{shape.columns}"
@@ -86,3 +87,14 @@ def _best(costs: Mapping[int, float], analytic: int, most: float) -> dict[int, f
     """The analytic value, and the best others that are predicted to be near it."""
     others = sorted((cost, value) for value, cost in costs.items() if value != analytic and cost <= most)
     return {analytic: 1.0, **{value: cost for cost, value in others[: _MOST_VALUES - 1]}}
+
+
+@lru_cache(maxsize=1024)
+def _analytic_width(cpu: Cpu, shape: ConvShape) -> int | None:
+    """By the model alone; a network that is computed in pieces asks for the same shapes again and again."""
+    return Tiles(cpu).winograd_width(shape)  # of which the direct sum is only imagined, and decides nothing
+
+
+@lru_cache(maxsize=4096)
+def _winograd_cycles(cpu: Cpu, shape: ConvShape, panel: int) -> tuple[float, float]:
+    return Tiles(cpu).winograd_cycles(shape, panel)

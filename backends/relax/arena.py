@@ -27,6 +27,9 @@ _FEW = 1000
 REPAIRS = 30
 """Rounds that a compiler may take for each order: with a few hundred buffers some 10 ms each."""
 
+_STEPS = 3_000_000
+"""With more buffers there are fewer rounds: a round takes the square of their number, all of them so much."""
+
 _NEAR = 1.01
 """A result so near to the bound is not improved any more."""
 
@@ -96,7 +99,8 @@ def _tries(lengths: _Integers, spans: _Integers, least: int, repairs: int) -> It
         yield results[-1]
     smallest = min(total for _, total in results)
     for order, (offsets, _) in zip(orders, results, strict=True):
-        for _ in range(repairs if smallest > _NEAR * least else 0):
+        rounds = min(repairs, _STEPS // len(lengths) ** 2)
+        for _ in range(rounds if smallest > _NEAR * least else 0):
             above = (offsets + lengths > least)[order]
             order = np.concatenate([order[above], order[~above]])
             offsets, total = _in_order(order, lengths, spans)

@@ -183,7 +183,7 @@ class _Paths:
         before = self.lifetimes.before(start)
         found: list[tuple[int, int]] = []
         for count in _COUNTS:
-            if found and _least(before, found, count) > budget * _UNEVEN:
+            if self._is_uneven(stop, axis, count) or (found and _least(before, found, count) > budget * _UNEVEN):
                 continue
             choice = self._cut(start, stop, Way(axis, count))
             if choice is None and axis >= 0:
@@ -194,6 +194,17 @@ class _Paths:
                 return choice
             found.append((count, choice.peak))
         return None
+
+    def _is_uneven(self, stop: int, axis: int, count: int) -> bool:
+        """Whether strips of an image would be of different sizes, each of which takes kernels of its own."""
+        shape = self.facts.shape(self.units[stop - 1].outputs[0]) if self.units[stop - 1].outputs else None
+        return (
+            shape is not None
+            and axis >= 2
+            and axis < len(shape)
+            and count & (count - 1) != 0
+            and shape[axis] % count != 0
+        )
 
     def _stops(self, start: int, budget: int) -> Iterator[int]:
         """The ends of segments from here in which something is too large, up to a node that cannot be cut."""
