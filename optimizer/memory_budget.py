@@ -68,6 +68,7 @@ class Stage:
         inputs: To measure the time with; `None` to measure nothing.
         num_threads: For measuring.
         detail: Is told what is being done.
+        scratch: Bytes that kernels may take for themselves beyond what is predicted.
     """
 
     cut: Callable[[ir.Model, int], PassesRun]
@@ -76,6 +77,7 @@ class Stage:
     inputs: Sequence[Any] | None
     num_threads: int
     detail: Callable[[str], None] = lambda text: None
+    scratch: int = 0
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def _cut(model: ir.Model, aim: int, stage: Stage, budget: int | None = None) -> 
         return candidate, stage.cut(candidate, aim), aim == 1
     except BudgetError as error:
         if budget is not None and error.smallest > budget * EXACTNESS:
-            raise _refusal(budget, math.ceil(error.smallest * EXACTNESS)) from error
+            raise _refusal(budget, math.ceil(error.smallest * EXACTNESS) + stage.scratch) from error
         candidate = model.clone()
         return candidate, stage.cut(candidate, error.smallest), True
 

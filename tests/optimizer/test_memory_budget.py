@@ -89,6 +89,40 @@ def test_what_is_predicted_of_a_compiled_graph_is_allocated(part: float) -> None
         assert abs(memory.arena + memory.outputs - predicted) < 0.05 * predicted
 
 
+def test_what_is_predicted_of_strips_that_keep_rows_is_allocated() -> None:
+    model = strips()
+    TileMemory(int(figures_of(model, fused=True).peak * 0.25))(model)
+    joined = [value.producer() for node in model.graph if node.op_type == "Concat" for value in node.inputs if value]
+    kept = [node for node in joined if node is not None and node.op_type == "Slice"]
+    assert len(kept) > 4
+    compiled = optimize(model, passes=[], verify="final", cache=False, progress=False)
+    memory, predicted = compiled.memory, figures_of(model, fused=True).peak
+    assert memory is not None
+    assert abs(memory.arena + memory.outputs - predicted) < 0.05 * predicted
+
+
+def test_a_compiled_model_runs_within_the_budget_that_a_refusal_names() -> None:
+    with pytest.raises(BudgetError) as caught:
+        optimize(strips(), memory_budget="100KB", verify="off", cache=False, progress=False)
+    smallest = caught.value.smallest
+    compiled = optimize(strips(), memory_budget=smallest, verify="off", cache=False, progress=False)
+    assert compiled.memory is not None and compiled.memory.peak <= smallest
+
+
+def strips() -> ir.Model:
+    """Five convolutions of an image of 256 x 64, 32 channels."""
+    nodes = " ".join(f"c{i} = Conv<pads = [1,1,1,1]>(r{i - 1}, w) r{i} = Relu(c{i})" for i in range(1, 5))
+    random = np.random.default_rng(0)
+    weights = {"v": random.standard_normal((32, 3, 3, 3)) / 5, "w": random.standard_normal((32, 32, 3, 3)) / 17}
+    nodes = f"c0 = Conv<pads = [1,1,1,1]>(x, v) r0 = Relu(c0) {nodes} y = ReduceMax<keepdims = 0>(r4)"
+    nodes = nodes.replace(
+        "y = ReduceMax<keepdims = 0>(r4)", "p = MaxPool<kernel_shape = [8,8], strides = [8,8]>(r4) y = Abs(p)"
+    )
+    return with_weights(
+        nodes, "float[1,3,256,64] x", "float[1,32,32,8] y", {k: w.astype(np.float32) for k, w in weights.items()}
+    )
+
+
 def layers() -> ir.Model:
     """Two layers of a transformer, 256 rows of 64."""
     random, nodes = np.random.default_rng(0), ["r0 = Relu(x)"]
