@@ -3,7 +3,8 @@
     y = f(x)  ->  y = Concat(f(x[0:8]), f(x[8:16]), ...)
 
 1. Operators and chains of them are cut along the batch, the sequence, channels, heads or an axis of the image; what
-   slides a window over an image gets a halo, and padding only where the image ends (`passes.tiling.windows`).
+   slides a window over an image gets a halo, and padding only where the image ends (`passes.tiling.windows`); rows
+   that two strips need are kept from one to the next (`passes.tiling.sliding`).
 2. A product that sums over the axis that is cut takes the pieces one after the other: y = f(x)[..0:8] @ w[0:8] + ...
    Heads of an attention, and what a layer hides, need never be there together.
 3. What is kept for long, such as a skip connection, is computed again where that takes less time than other ways.
