@@ -68,10 +68,10 @@ def optimize(
         example_inputs: What the model is called with: a tensor or array, a tuple of positional arguments, or a dict by
             name. A module needs it to be exported; for others it says which sizes to verify with.
         dynamic_shapes: For a module: which dimensions stay dynamic, as in `torch.export.export`.
-        precision: `"float32"`, or on CPU, CUDA `"bfloat16"`: products, convolutions and what lies between them are
-            computed in that; inputs and outputs stay float32, as does what would lose too much. `"int8"`: products and
-            convolutions of rounded numbers; `"int4"`: weights alone; the report says what that loses. A
-            `PrecisionPolicy` chooses among these for each layer by itself, under a budget.
+        precision: `"float32"`, or `"bfloat16"` (CPU, CUDA) or `"float16"` (GPUs, ONNX): products, convolutions and what
+            lies between them are computed in that; inputs and outputs stay float32, as does what would lose too much.
+            `"int8"`: products and convolutions of rounded numbers; `"int4"`: weights alone; the report says what that
+            loses. A `PrecisionPolicy` chooses among these for each layer by itself, under a budget.
         calibration: For `"int8"` and `"int4"`: sets of inputs like those that the model will meet, any iterable of
             dicts by name. Without it int8 finds the ranges of activations while it runs, and leaves convolutions be;
             int4 knows the weights alone.

@@ -28,8 +28,10 @@ def check_precision(precision: object, target: str, available: Sequence[str]) ->
     if precision not in PRECISIONS:
         raise PrecisionError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}, or a PrecisionPolicy")
     if precision not in available:
+        # A processor widens each float16 to compute with it: nothing would be faster.
+        hint = "; bfloat16 takes as many bytes" if precision == "float16" and "bfloat16" in available else ""
         raise PrecisionError(
-            f"precision {precision!r} is not available for target {target!r}; available: {', '.join(available)}"
+            f"precision {precision!r} is not available for target {target!r}; available: {', '.join(available)}{hint}"
         )
 
 
@@ -41,17 +43,36 @@ def precision_notes(model: ir.Model, precision: str | PrecisionPolicy) -> list[s
         return []  # what was chosen says it all
     if precision in ("int8", "int4"):
         return _quantized_notes(model, precision)
-    if precision != "bfloat16":
+    if precision == "float32":
         return []
     types = Counter(value.dtype.name for node in all_nodes(model) for value in node.outputs if value.dtype is not None)
     notes = [
-        f"precision bfloat16 is for float32: {types[name]} values of {name.lower()} stay what they are"
-        for name in ("FLOAT16", "DOUBLE")
-        if types[name]
+        f"precision {precision} is for float32: {types[name]} values of {name.lower()} stay what they are"
+        for name in ("BFLOAT16", "FLOAT16", "DOUBLE")
+        if types[name] and name != precision.upper()
     ]
-    if not types["BFLOAT16"]:
-        notes.append("nothing computes in bfloat16: no float32 product or convolution was found that it is defined for")
-    return notes
+    if not types[precision.upper()]:
+        return [
+            *notes,
+            f"nothing computes in {precision}: no float32 product or convolution was found that it is defined for",
+        ]
+    return [*notes, *_wide_notes(model)] if precision == "float16" else notes
+
+
+def _wide_notes(model: ir.Model) -> list[str]:
+    """What float16 was not used for."""
+    from optimizer.ir.walk import all_nodes
+
+    wide = Counter(
+        node.op_type
+        for node in all_nodes(model)
+        if node.op_type not in ("Cast", "Constant")
+        and any(v.dtype is not None and v.dtype.name == "FLOAT" for v in node.outputs)
+    )
+    if not wide:
+        return []
+    names = ", ".join(f"{count} {op_type}" for op_type, count in sorted(wide.items()))
+    return [f"precision float16: {wide.total()} operators stay float32, for range or accuracy ({names})"]
 
 
 def _quantized_notes(model: ir.Model, precision: str) -> list[str]:

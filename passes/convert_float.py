@@ -1,18 +1,19 @@
-"""Compute in bfloat16 what is float32, between the inputs and outputs of the model, whose types stay.
+"""Compute in bfloat16 or float16 what is float32, between the inputs and outputs of the model, whose types stay.
 
-1. Products and convolutions, and what lies between them, read and give bfloat16, where ONNX allows it for the operator;
-   which nodes those are is decided by `optimizer.ir.float_types`: with the fewest conversions.
+1. Products and convolutions, and what lies between them, read and give the narrow type, where ONNX allows it for the
+   operator; which nodes those are is decided by `optimizer.ir.float_types`: with the fewest conversions.
 2. Operators that lose more than a rounding error stay float32 (`optimizer.ir.float_sensitive`), and so do those that
    `keep` names, and whatever is inside functions, or of another domain.
 3. A `Cast` stands where a value is made in one type and read in the other: one for all readers, right behind the
    value. A `Cast` or `ConstantOfShape` of the model gives the type that is wanted itself.
 4. A constant is converted once (to the nearest, ties to even), when it is read; if it is needed in both types it is
-   kept in both. A large number that bfloat16 has not, such as the -3.4e38 of a mask, becomes its largest, not infinity:
-   a row of a softmax that is masked throughout would be NaN. The same is done to an input that is added in front of a
-   `Softmax`.
-5. A float32 mask (the `attn_mask` of `Attention`) and the exponent of a power stay what they are: ONNX lets them.
+   kept in both. A large number that the type has not, such as the -3.4e38 of a mask, becomes a smaller one, not
+   infinity: a row of a softmax that is masked throughout would be NaN. The same is done to an input that is added in
+   front of a `Softmax`.
+5. In float16, operators whose numbers may not fit its range stay float32 (`optimizer.ir.float_range`).
+6. A float32 mask (the `attn_mask` of `Attention`) and the exponent of a power stay what they are: ONNX lets them.
 
-Values of float16 and float64 stay as they are. A model without products or convolutions stays as it is.
+Values of other types stay as they are. A model without products or convolutions stays as it is.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from optimizer.errors import PipelineError
-from optimizer.ir.bfloat16 import LARGEST, clamped, rounded
 from optimizer.ir.edit import Editor, Scope
+from optimizer.ir.float_range import masks_scores
 from optimizer.ir.float_sensitive import TRANSPARENT
 from optimizer.ir.float_slots import Slot, input_slots, output_slots
 from optimizer.ir.float_types import Division, divide, nested_scopes
+from optimizer.ir.narrow_float import NARROW_FLOATS, NarrowFloat, clamped, rounded
 from optimizer.ir.near_miss import RewriteResult
 from optimizer.ir.provenance import inherit
 from optimizer.ir.query import constant, int_attribute, is_op, tensor_of
@@ -35,17 +37,16 @@ from optimizer.pass_manager import Pass
 
 __all__ = ["ConvertFloat"]
 
-_NARROW = ir.DataType.BFLOAT16
 _WIDE = ir.DataType.FLOAT
 _VIEWS = ("Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvertFloat(Pass):
-    """Makes float32 values bfloat16.
+    """Makes float32 values bfloat16 or float16.
 
     Attributes:
-        to: The type to compute in; `"bfloat16"`.
+        to: The type to compute in; `"bfloat16"` or `"float16"`.
         keep: Operators that are to stay float32 besides those that must, separated by `+`: `"Softmax+Gelu"`.
     """
 
@@ -53,24 +54,25 @@ class ConvertFloat(Pass):
     keep: str = ""
 
     def __post_init__(self) -> None:
-        if self.to != "bfloat16":
-            raise PipelineError(f"convert-float{{to}} must be bfloat16, not {self.to!r}")
+        if self.to not in NARROW_FLOATS:
+            raise PipelineError(f"convert-float{{to}} must be {' or '.join(NARROW_FLOATS)}, not {self.to!r}")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert the main graph, and the graphs inside it."""
         editor = Editor(model)
         scope = Scope(model.graph, model.opset_imports.get("", 0))
-        division = divide(scope, editor.shapes, [name for name in self.keep.split("+") if name])
+        narrow = NARROW_FLOATS[self.to]
+        division = divide(scope, editor.shapes, narrow, [name for name in self.keep.split("+") if name])
         for node in division.fixed_heavy:
-            editor.miss(node, f"{node.op_type} of opset {scope.opset} is not defined for bfloat16")
+            editor.miss(node, f"{node.op_type} of opset {scope.opset} is not defined for {self.to}")
         if division.nodes:
-            _Conversion(editor, scope, division).run()
+            _Conversion(editor, scope, division, narrow).run()
         return RewriteResult(model, editor.modified, tuple(editor.near_misses))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Use:
-    """An input of a node, and whether it is to be bfloat16."""
+    """An input of a node, and whether it is to be of the narrow type."""
 
     node: ir.Node
     index: int
@@ -83,11 +85,13 @@ class _Conversion:
     Args:
         editor: Of the model.
         scope: The main graph.
-        division: What is to be bfloat16.
+        division: What is to be of the narrow type.
+        narrow: That type.
     """
 
-    def __init__(self, editor: Editor, scope: Scope, division: Division) -> None:
+    def __init__(self, editor: Editor, scope: Scope, division: Division, narrow: NarrowFloat) -> None:
         self._editor = editor
+        self._narrow = narrow
         self._nodes = division.nodes
         self._is_float = division.is_float
         self._scopes = {each.graph: each for each in nested_scopes(scope)}
@@ -106,7 +110,7 @@ class _Conversion:
                 self._say_type(node)
         self._editor.modified = True
         for value in narrow:
-            value.type = ir.TensorType(_NARROW)
+            value.type = ir.TensorType(self._narrow.dtype)
         for value in values:
             self._convert(value, value in narrow)
         for value in self._uses:
@@ -117,7 +121,7 @@ class _Conversion:
         self._editor.drop_weights()
 
     def _made_narrow(self) -> dict[ir.Value, None]:
-        made = (output_slots(node, self._opset) for node in self._nodes)
+        made = (output_slots(node, self._opset, self._narrow.onnx) for node in self._nodes)
         outputs = (value for slots in made for value, slot in slots if slot is Slot.OWN)
         return dict.fromkeys(value for value in outputs if self._is_float(value))
 
@@ -129,7 +133,7 @@ class _Conversion:
 
     def _find_uses(self, nodes: list[ir.Node]) -> None:
         for node in nodes:
-            for index, (value, slot) in enumerate(input_slots(node, self._opset)):
+            for index, (value, slot) in enumerate(input_slots(node, self._opset, self._narrow.onnx)):
                 if value is not None and slot is not Slot.FREE and self._is_float(value):
                     use = _Use(node, index, slot is Slot.OWN and node in self._nodes)
                     self._uses.setdefault(value, []).append(use)
@@ -153,14 +157,14 @@ class _Conversion:
         """The value in the type that it does not have itself."""
         maker = value.producer()
         source = maker.inputs[0] if maker is not None and is_op(maker, "Cast") else None
-        if source is not None and source.dtype == _NARROW and not narrow:
+        if source is not None and source.dtype == self._narrow.dtype and not narrow:
             return source
         if source is None or self._editor.shapes.dtype(source) in (None, _WIDE):
             source = self._finite(value, uses) if value.is_graph_input() and _is_mask(value) else value
-        cast = ir.node("Cast", [source], {"to": _WIDE if narrow else _NARROW})
+        cast = ir.node("Cast", [source], {"to": _WIDE if narrow else self._narrow.dtype})
         result = cast.outputs[0]
-        result.name = self._editor.fresh_name(f"{value.name}_{'float32' if narrow else 'bfloat16'}")
-        result.type = ir.TensorType(_WIDE if narrow else _NARROW)
+        result.name = self._editor.fresh_name(f"{value.name}_{'float32' if narrow else self._narrow.name}")
+        result.type = ir.TensorType(_WIDE if narrow else self._narrow.dtype)
         result.shape = None if value.shape is None else value.shape.copy()
         if maker is not None and maker.graph is not None:
             inherit(cast, [maker])
@@ -177,7 +181,7 @@ class _Conversion:
 
     def _make_output(self, value: ir.Value, cast: ir.Value) -> None:
         """Let the float32 form of a value be the output of the graph."""
-        cast.name, value.name = value.name, self._editor.fresh_name(f"{value.name}_bfloat16")
+        cast.name, value.name = value.name, self._editor.fresh_name(f"{value.name}_{self._narrow.name}")
         for graph in self._scopes:
             for index, output in enumerate(graph.outputs):
                 if output is value:
@@ -185,11 +189,11 @@ class _Conversion:
 
     def _say_type(self, node: ir.Node) -> None:
         if node.op_type == "Cast":
-            node.attributes["to"] = ir.AttrInt64("to", _NARROW)
+            node.attributes["to"] = ir.AttrInt64("to", self._narrow.dtype)
             return
         filling = node.attributes.get("value")
         tensor = ir.tensor([0.0], _WIDE) if filling is None else tensor_of(filling)
-        node.attributes["value"] = ir.AttrTensor("value", rounded(tensor))
+        node.attributes["value"] = ir.AttrTensor("value", rounded(tensor, self._narrow))
 
     def _remove_needless_cast(self, node: ir.Node) -> None:
         if node.graph is None or not is_op(node, "Cast") or node.inputs[0] is None:
@@ -197,18 +201,18 @@ class _Conversion:
         source = node.inputs[0]
         if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             self._editor.remove(node)
-        elif source.dtype == _NARROW == int_attribute(node, "to", 0):
+        elif source.dtype == self._narrow.dtype == int_attribute(node, "to", 0):
             self._editor.bypass(node, source)
 
     # --- 4. Constants, and masks that are inputs ---
 
     def _finite(self, mask: ir.Value, uses: list[_Use]) -> ir.Value:
-        """A mask with its finite numbers in the range of bfloat16, and its infinities as they are."""
+        """A mask with its finite numbers in the range of the type, and its infinities as they are."""
         assert mask.graph is not None, "an input is one of a graph"
         first, scope = mask.graph[0], self._scopes[mask.graph]
         limits = [
             self._editor.constant(scope, first, f"{mask.name}_{name}", ir.tensor(limit, _WIDE))
-            for name, limit in (("least", -LARGEST), ("most", LARGEST))
+            for name, limit in (("least", -self._narrow.mask), ("most", self._narrow.mask))
         ]
         infinite = ir.node("IsInf", [mask])
         clipped = ir.node("Clip", [mask, *limits])
@@ -229,12 +233,14 @@ class _Conversion:
         assert tensor is not None, "it is a constant"
         if value.is_initializer() and len(uses) == len(value.uses()) and not value.is_graph_output():
             value.const_value = self._weight(tensor)
-            value.type = ir.TensorType(_NARROW)
+            value.type = ir.TensorType(self._narrow.dtype)
             return
         maker = value.producer()
         graph = value.graph if maker is None else maker.graph
         assert graph is not None, "a constant is in a graph"
-        new = self._editor.constant(self._scopes[graph], graph[0], f"{value.name}_bfloat16", self._weight(tensor))
+        new = self._editor.constant(
+            self._scopes[graph], graph[0], f"{value.name}_{self._narrow.name}", self._weight(tensor)
+        )
         for use in uses:
             use.node.replace_input_with(use.index, new)
         if maker is not None:
@@ -242,11 +248,16 @@ class _Conversion:
 
     def _weight(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if id(tensor) not in self._weights:  # the tensor is kept, so that no other one gets its id
-            self._weights[id(tensor)] = (tensor, rounded(tensor))
+            self._weights[id(tensor)] = (tensor, rounded(tensor, self._narrow))
         return self._weights[id(tensor)][1]
 
     def _clamp_arguments(self, value: ir.Value) -> None:
-        """Let no number that bfloat16 has not reach a value by sums, products and choices of constants."""
+        """Let no number that the type has not reach a value by sums, products and choices of constants.
+
+        Of a type that ordinary numbers do not fit, only a mask's: what else is large there, something may divide by.
+        """
+        if self._narrow.is_short_of_range and not masks_scores(value):
+            return
         waiting = [value.producer()]
         while waiting:
             node = waiting.pop()
@@ -258,7 +269,7 @@ class _Conversion:
                 tensor = constant(given)
                 if tensor is None:
                     waiting.append(given.producer())
-                elif (small := clamped(tensor)) is not None:
+                elif (small := clamped(tensor, self._narrow)) is not None:
                     assert node.graph is not None, "it makes what is read"
                     new = self._editor.constant(self._scopes[node.graph], node, given.name, small)
                     node.replace_input_with(index, new)

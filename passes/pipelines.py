@@ -167,6 +167,7 @@ def _kernels(target_kind: str) -> str:
 
 _CONVERSIONS: Mapping[str, Callable[[str, bool], list[Pass]]] = {
     "bfloat16": lambda target_kind, calibrated: [ConvertFloat(to="bfloat16")],
+    "float16": lambda target_kind, calibrated: [ConvertFloat(to="float16")],
     "int4": _in_int4,
     "int8": _in_int8,
 }

@@ -141,6 +141,10 @@ class Tiles:
         """
         return together == QUAD and weight_bytes is not None and weight_bytes <= _ROWS_APART_SHARE * self.cpu.l2_bytes
 
+    def attends(self, dtype: str) -> bool:
+        """float32 and bfloat16, whose products are their own (`backends.cpu.operands`)."""
+        return dtype in ("float32", "bfloat16")
+
     def four_bit_width(self, columns: int) -> int:
         """Columns in a panel of 4-bit codes (see `backends.cpu.four_bits`): four vectors, fewer if cores would idle."""
         vectors = _CODE_VECTORS

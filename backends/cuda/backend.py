@@ -26,7 +26,7 @@ class CudaBackend(RelaxBackend):
     """Compiles for NVIDIA GPUs from compute capability 8.0 on, through TVM's code generator and NVIDIA's compiler."""
 
     name = "cuda"
-    precisions = ("float32", "bfloat16", "int8", "int4")
+    precisions = ("float32", "bfloat16", "float16", "int8", "int4")
 
     def compile(
         self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None

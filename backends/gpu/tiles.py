@@ -39,6 +39,10 @@ class GpuTiles:
         """The columns of a block's tile."""
         return _COLUMNS
 
+    def attends(self, dtype: str) -> bool:
+        """All types that attention is defined for but float64."""
+        return dtype in ("float32", "bfloat16", "float16")
+
     def winograd_width(self, shape: ConvShape) -> int | None:
         """None: convolutions are summed directly."""
         return None

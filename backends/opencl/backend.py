@@ -22,7 +22,7 @@ class OpenClBackend(RelaxBackend):
     """Compiles for any device with OpenCL 1.2, through TVM's code generator."""
 
     name = "opencl"
-    precisions = ("float32", "int8", "int4")
+    precisions = ("float32", "float16", "int8", "int4")
 
     def compile(
         self, model: ir.Model, target: Target, *, fallback: str, progress: Progress | None = None

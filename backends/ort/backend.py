@@ -67,7 +67,7 @@ class OrtBackend:
     """Hands the optimized graph to ONNX Runtime."""
 
     name = "onnx"
-    precisions = ("float32", "int8", "int4")  # ONNX Runtime has next to no kernels for bfloat16 on the CPU
+    precisions = ("float32", "float16", "int8", "int4")  # ONNX Runtime has next to no kernels for bfloat16 on the CPU
     mappable: tuple[str, ...] = ()
 
     def prewarm(self) -> None:

@@ -146,12 +146,12 @@ def heads_first(ctx: Emitter, heads: Heads) -> relax.Var:
     return ctx.emit(relax.op.permute_dims(heads.x, [0, 2, 1, 3])) if heads.rows_first else heads.x
 
 
-def in_one_pass(spec: AttentionSpec) -> bool:
-    """Whether `emit_one_pass` applies: to heads of known sizes in float32 or bfloat16, with the softmax in float32."""
+def in_one_pass(ctx: Emitter, spec: AttentionSpec) -> bool:
+    """Whether `emit_one_pass` applies: to heads of known sizes in types of the target, with the softmax in float32."""
     size, value_size = (static_int(sizes_of(x)[3]) for x in (spec.q, spec.v))
     if spec.output is not None or size is None or value_size is None or wider(spec.softmax_dtype) != "float32":
         return False
-    return spec.q.dtype == "float32" or (spec.q.dtype == "bfloat16" and size % 2 == 0)
+    return ctx.tiles.attends(spec.q.dtype) and (spec.q.dtype == "float32" or size % 2 == 0)
 
 
 def emit_one_pass(ctx: Emitter, spec: AttentionSpec) -> relax.Expr:

@@ -156,6 +156,10 @@ class PanelChoice(Protocol):
         """How many rows of a packed matrix share one, their elements side by side in 32 bits."""
         ...
 
+    def attends(self, dtype: str) -> bool:
+        """Whether there is a schedule for attention in one pass over queries, keys and values of that type."""
+        ...
+
     def winograd_width(self, shape: ConvShape) -> int | None:
         """Columns in a panel of the filters of a 3 x 3 convolution by Winograd's method; `None` if it is no faster."""
         ...

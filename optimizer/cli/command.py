@@ -82,7 +82,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default="float32",
-        help="float32, bfloat16, int8, int4, or mixed under a budget (default: %(default)s)",
+        help="float32, bfloat16, float16, int8, int4, or mixed under a budget (default: %(default)s)",
     )
 
 

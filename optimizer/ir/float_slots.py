@@ -1,4 +1,4 @@
-"""Which inputs and outputs of an operator can be bfloat16 in place of float32, by its definition in ONNX.
+"""Which inputs and outputs of an operator can be bfloat16 or float16 in place of float32, by its definition in ONNX.
 
 * `OWN`: they change together, as one type of the node.
 * `FREE`: such an input may have either type, whatever the node's own is.
@@ -39,7 +39,6 @@ _FIXED_OUTPUTS = {"LayerNormalization": {1, 2}}
 _SAID_BY_ATTRIBUTE = frozenset({"Cast", "ConstantOfShape"})
 """No input decides the type of what they give; the attribute that does can be changed."""
 
-_NEEDED = {"tensor(float)", "tensor(bfloat16)"}
 _Attributes = onnx.defs.OpSchema.AttrType
 
 
@@ -49,30 +48,30 @@ class _Form:
     outputs: tuple[Slot, ...]
 
 
-def input_slots(node: ir.Node, opset: int) -> Iterator[tuple[ir.Value | None, Slot]]:
-    """The inputs of a node, and what holds for each."""
-    slots = _form(node, opset).inputs
+def input_slots(node: ir.Node, opset: int, narrow: str) -> Iterator[tuple[ir.Value | None, Slot]]:
+    """The inputs of a node, and what holds for each; `narrow` is `NarrowFloat.onnx` of the type in question."""
+    slots = _form(node, opset, narrow).inputs
     for index, value in enumerate(node.inputs):
         yield value, slots[min(index, len(slots) - 1)]
 
 
-def output_slots(node: ir.Node, opset: int) -> Iterator[tuple[ir.Value, Slot]]:
-    """The outputs of a node, and what holds for each."""
-    slots = _form(node, opset).outputs
+def output_slots(node: ir.Node, opset: int, narrow: str) -> Iterator[tuple[ir.Value, Slot]]:
+    """The outputs of a node, and what holds for each; see `input_slots`."""
+    slots = _form(node, opset, narrow).outputs
     for index, value in enumerate(node.outputs):
         yield value, slots[min(index, len(slots) - 1)]
 
 
-def _form(node: ir.Node, opset: int) -> _Form:
+def _form(node: ir.Node, opset: int, narrow: str) -> _Form:
     """What holds for the parameters; the last one's holds for all that follow it."""
-    return _standard_form(node.op_type, opset) if node.domain == "" else _FIXED_FORM
+    return _standard_form(node.op_type, opset, narrow) if node.domain == "" else _FIXED_FORM
 
 
 _FIXED_FORM = _Form((Slot.FIXED,), (Slot.FIXED,))
 
 
 @functools.cache
-def _standard_form(op_type: str, opset: int) -> _Form:
+def _standard_form(op_type: str, opset: int, narrow: str) -> _Form:
     try:
         schema = onnx.defs.get_schema(op_type, opset, "")
     except onnx.defs.SchemaError:
@@ -82,7 +81,7 @@ def _standard_form(op_type: str, opset: int) -> _Form:
         return _FIXED_FORM  # sequences and optionals, whose elements have a type elsewhere
     if "dtype" in schema.attributes or any(_is_graph(each) for each in schema.attributes.values()):
         return _FIXED_FORM
-    convertible = {name for name, types in allowed.items() if types >= _NEEDED}
+    convertible = {name for name, types in allowed.items() if types >= {"tensor(float)", narrow}}
     decided = {parameter.type_str for parameter in schema.inputs}
     free, fixed = _FREE_INPUTS.get(op_type, ()), _FIXED_OUTPUTS.get(op_type, ())
 

@@ -1,9 +1,9 @@
-"""Which float32 values of a graph are to be bfloat16, so that the fewest conversions are left.
+"""Which float32 values of a graph are to be of 16 bits, so that the fewest conversions are left.
 
-Products and convolutions are to be bfloat16: they are what takes the time. What bfloat16 is not allowed for or not
+Products and convolutions are to be of 16 bits: they are what takes the time. What these are not allowed for or not
 good enough for, and the interface of the graph, stays float32. Everything between, which could be either, is divided by
 the cheapest cut (`optimizer.ir.min_cut`), where a value that one side makes and the other reads costs one conversion,
-however often it is read; between two cheapest cuts, more is bfloat16.
+however often it is read; between two cheapest cuts, more is of 16 bits.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from optimizer.ir.edit import Scope
+from optimizer.ir.float_range import beyond_range
 from optimizer.ir.float_sensitive import sensitive_nodes
 from optimizer.ir.float_slots import Slot, input_slots, output_slots
 from optimizer.ir.min_cut import SINK, SOURCE, UNLIMITED, Network
+from optimizer.ir.narrow_float import NarrowFloat
 from optimizer.ir.query import constant
 from optimizer.ir.shapes import Shapes
 from optimizer.ir.walk import subgraphs
@@ -30,11 +32,11 @@ HEAVY = frozenset({"Attention", "Conv", "ConvTranspose", "DeformConv", "Gemm", "
 
 @dataclass(frozen=True)
 class Division:
-    """What is to be bfloat16.
+    """What is to be of 16 bits.
 
     Attributes:
-        nodes: The nodes of which all `OWN` inputs and outputs are bfloat16.
-        fixed_heavy: Products and convolutions for which ONNX does not allow bfloat16.
+        nodes: The nodes of which all `OWN` inputs and outputs are of 16 bits.
+        fixed_heavy: Products and convolutions for which ONNX does not allow the type.
         is_float: Whether a value was a float32 tensor when it was divided.
     """
 
@@ -51,12 +53,13 @@ def nested_scopes(scope: Scope) -> Iterator[Scope]:
             yield from nested_scopes(Scope(graph, scope.opset, scope.in_function, parent=scope))
 
 
-def divide(scope: Scope, shapes: Shapes, keep: Collection[str] = ()) -> Division:
+def divide(scope: Scope, shapes: Shapes, to: NarrowFloat, keep: Collection[str] = ()) -> Division:
     """Decide for each node of a graph, and of the graphs inside it.
 
     Args:
         scope: The graph.
         shapes: The types of all values.
+        to: The type of 16 bits.
         keep: Operators that stay float32.
     """
     scopes = list(nested_scopes(scope))
@@ -72,7 +75,9 @@ def divide(scope: Scope, shapes: Shapes, keep: Collection[str] = ()) -> Division
     def is_known(value: ir.Value) -> bool:
         return shapes.type(value) is not None
 
-    problem = _Problem(is_float32, is_known, sensitive_nodes((node for node, _ in nodes), is_float32, keep))
+    plain = [node for node, _ in nodes]
+    fixed = sensitive_nodes(plain, is_float32, keep) | beyond_range(plain, is_float32, to)
+    problem = _Problem(is_float32, is_known, fixed, to.onnx)
     for node, opset in nodes:
         problem.add(node, opset)
     for each in scopes:
@@ -88,11 +93,13 @@ class _Problem:
         is_float: Whether a value is a float32 tensor.
         is_known: Whether the type of a value is known.
         sensitive: The nodes that stay float32.
+        narrow: `NarrowFloat.onnx` of the type of 16 bits.
     """
 
     is_float: IsFloat
     is_known: IsFloat
     sensitive: set[ir.Node]
+    narrow: str
     _network: Network = field(default_factory=Network)
     _side_of: dict[ir.Node, int] = field(default_factory=dict)
     _maker: dict[ir.Value, int] = field(default_factory=dict)
@@ -101,8 +108,8 @@ class _Problem:
 
     def add(self, node: ir.Node, opset: int) -> None:
         """Take a node in."""
-        read = [(value, slot) for value, slot in input_slots(node, opset) if value is not None]
-        given = [(value, slot) for value, slot in output_slots(node, opset) if value.name]
+        read = [(value, slot) for value, slot in input_slots(node, opset, self.narrow) if value is not None]
+        given = [(value, slot) for value, slot in output_slots(node, opset, self.narrow) if value.name]
         inputs, outputs = ([each for each in slots if self.is_float(each[0])] for slots in (read, given))
         if not inputs and not outputs:
             return

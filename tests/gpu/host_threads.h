@@ -49,7 +49,12 @@ static ulong tersor_scratch[1024 * 3];
 inline uint vload4(int i, const uchar* from) { uint word; memcpy(&word, from + 4 * i, 4); return word; }
 inline uint as_uint(uint word) { return word; }
 inline float as_float(uint word) { float value; memcpy(&value, &word, 4); return value; }
-struct half { ushort bits; };
+struct half {
+  ushort bits;
+  half() = default;
+  half(float value);
+  operator float() const;
+};
 inline float vload_half(int i, const half* from) {
   int bits = from[i].bits, exponent = bits >> 10 & 31, rest = bits & 1023;
   float value = exponent == 0    ? ldexpf(rest, -24)
@@ -57,6 +62,21 @@ inline float vload_half(int i, const half* from) {
                                  : ldexpf(rest | 1024, exponent - 25);
   return bits >> 15 ? -value : value;
 }
+inline half::operator float() const { return vload_half(0, this); }
+inline half::half(float value) {  // to the nearest, ties to even
+  float size = fabsf(value);
+  ushort sign = std::signbit(value) ? 0x8000 : 0;
+  if (value != value) bits = 0x7fff;
+  else if (size >= 65520.0f) bits = sign | 0x7c00;
+  else if (size < 0x1p-14f) bits = sign | (ushort)rintf(size * 0x1p24f);
+  else {
+    uint word;
+    memcpy(&word, &size, 4);
+    bits = sign | (ushort)((word + 0xfff + (word >> 13 & 1) - (112u << 23)) >> 13);
+  }
+}
+inline half __float2half_rn(float value) { return half(value); }
+inline float __half2float(half value) { return value; }
 inline void __syncthreads();
 
 struct nv_bfloat16 {

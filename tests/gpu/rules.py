@@ -56,6 +56,9 @@ class PlainTiles:
     def together(self, dtype: str) -> int:
         return 1
 
+    def attends(self, dtype: str) -> bool:
+        return dtype in ("float32", "bfloat16", "float16")
+
     def winograd_width(self, shape: ConvShape) -> int | None:
         return None
 

@@ -259,7 +259,8 @@ def test_whole_graphs_of_bytes_by_emulated_tensor_cores() -> None:
     assert any(node.op_type == "QuantizeLinear" for node in compiled_model.graph.graph)
 
 
-def test_bfloat16_by_emulated_tensor_cores() -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_16_bits_by_emulated_tensor_cores(precision: str) -> None:
     model = parse(
         "g (float[n,64] x) => (float[n,32] y) { h = MatMul(x, a) r = Relu(h) y = MatMul(r, b) }",
         {
@@ -268,7 +269,7 @@ def test_bfloat16_by_emulated_tensor_cores() -> None:
         },
     )
     with host_gpu():
-        done = optimize(model, "cuda:sm_80", precision="bfloat16", fallback="error", progress=False, cache=False)
+        done = optimize(model, "cuda:sm_80", precision=precision, fallback="error", progress=False, cache=False)
     found = done.report.verification
     assert found.error is not None and found.tolerance is not None and found.error <= found.tolerance
 

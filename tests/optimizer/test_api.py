@@ -100,7 +100,6 @@ def test_passes_can_be_chosen() -> None:
             PrecisionError,
             "unknown precision 'fp8'; known: float32, bfloat16, float16, int8, int4",
         ),
-        ({"precision": "float16"}, PrecisionError, "'float16' is not available for target 'onnx'; available: float32"),
         (
             {"precision": "bfloat16"},
             PrecisionError,

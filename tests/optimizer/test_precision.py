@@ -14,6 +14,7 @@ import pytest
 from optimizer import CompiledModel, load, optimize
 from optimizer.bisection import bisect
 from optimizer.cli import main
+from optimizer.errors import PrecisionError
 from optimizer.frontends import load_model
 from optimizer.ir.edit import Editor, Scope, rewrite_nodes
 from optimizer.ir.walk import all_nodes
@@ -159,3 +160,38 @@ def test_bench_and_bisect_take_the_precision(saved: bool, tmp_path: Path, capsys
         assert "no fault" in capsys.readouterr().out
         assert main(["bisect", str(path), "--precision", "bfloat16", "--target", "onnx", "--quiet"]) == 2
         assert "not available for target 'onnx'" in capsys.readouterr().err
+
+
+# --- float16 ---
+
+
+@pytest.mark.parametrize("name", list(tiny_cases()))
+def test_every_family_in_float16_in_onnx_runtime(name: str) -> None:
+    case = tiny_cases()[name]
+    compiled = optimize(
+        case.model, "onnx", precision="float16", example_inputs=case.example_inputs, progress=False, cache=False
+    )
+    verification = compiled.report.verification
+    assert verification.error is not None and verification.tolerance is not None
+    assert 1e-5 < verification.error < verification.tolerance < 0.03
+    made = [node for node in compiled.graph.graph if node.op_type in ("Attention", "Conv", "MatMul", "Gemm")]
+    wide = [node for node in made if ir.DataType.FLOAT in {value.dtype for value in node.outputs}]
+    assert len(wide) <= 1 < len(made)
+
+
+def test_a_processor_refuses_float16_and_names_what_it_has() -> None:
+    with pytest.raises(PrecisionError, match=r"'float16' is not available for target 'cpu'.*; bfloat16 takes as many"):
+        optimize(perceptron(), "cpu", precision="float16", progress=False)
+
+
+def test_what_stays_out_of_float16_is_noted() -> None:
+    model = read("""g (float[4,4] x) => (float[4,4] y) <float[4,4] w = {1,2,3,4,5,6,7,8,1,2,3,4,5,6,7,8}> {
+        a = MatMul(x, w) e = Exp(a) y = MatMul(e, w) }""")
+    (note,) = optimize(model, "onnx", precision="float16", progress=False).report.notes
+    assert note == "precision float16: 1 operators stay float32, for range or accuracy (1 Exp)"
+
+
+def test_float16_models_stay_what_they_are() -> None:
+    model = read("g (float16[4,4] x) => (float16[4,4] y) { a = MatMul(x, x) y = Relu(a) }")
+    compiled = optimize(model, "onnx", precision="float16", progress=False)
+    assert types(compiled.graph) == {ir.DataType.FLOAT16} and compiled.report.notes == ()

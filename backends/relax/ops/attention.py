@@ -109,7 +109,7 @@ def plan_attention(ctx: Emitter, node: ir.Node) -> AttentionSpec:
 
 def emit_attention(ctx: Emitter, spec: AttentionSpec) -> tuple[relax.Expr, relax.Expr | None]:
     """The attention of a spec, and the intermediate scores that it asks for."""
-    if in_one_pass(spec):
+    if in_one_pass(ctx, spec):
         return emit_one_pass(ctx, spec), None
     batch, heads, rows, size = sizes_of(spec.q)
     _, key_heads, keys, value_size = sizes_of(spec.v)
