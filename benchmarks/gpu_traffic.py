@@ -2,8 +2,8 @@
 
 Two numbers. *Requested*: sectors of 32 bytes that warps ask for, no cache counted, as a profiler shows them behind the
 first-level cache when nothing hits there. *Memory*: sectors that pass between the second-level cache and the device's
-memory, when blocks run in their order, a wave at a time, and the cache keeps what was used last in 75% of its bytes; the
-rest is for what else passes. What several blocks of a wave read comes once. The cache is empty at first. Written
+memory, when blocks run in their order, a wave at a time, and the cache keeps what was used last in 75% of its bytes:
+the rest is for what else passes. What several blocks of a wave read comes once. The cache is empty at first. Written
 sectors count once, and again if they were dropped in between.
 """
 
@@ -34,6 +34,9 @@ L2_SHARE = 0.75
 _WARP = 32
 _ELEMENTS = 1 << 18
 """Places that are looked at together, about."""
+_MOST = 1 << 26
+"""Places of a launch that are replayed. Of a larger one whose tensors all stay in the cache, each passes once; else its
+first waves stand for all."""
 _SORTED = 1 << 19
 """Places whose sectors are counted warp by warp, about; of the blocks of a larger launch, a sample."""
 
@@ -80,19 +83,26 @@ def traffic(
     """
     found = [grid for grid in grids(function, sizes) if grid.blocks]
     cache = _Cache(int(L2_SHARE * gpu.l2_bytes / SECTOR))
+    buffers = sum(buffer_bytes(p, sizes) for p in function.params if isinstance(p.ty, tirx.BufferType))
+    stays = buffers <= L2_SHARE * gpu.l2_bytes
     requested, most, blocks, unknown = 0.0, -1.0, 1, False
     for number, grid in enumerate(found):
         taken = resources[min(number, len(resources) - 1)]
         resident = max(1, occupancy(gpu, grid.threads, taken["shared_bytes"], taken["registers"]))
-        own, open_ = _launch(grid, sizes, gpu.multiprocessors * resident, cache)
+        own, open_ = _launch(grid, sizes, gpu.multiprocessors * resident, cache, buffers if stays else None)
         requested, unknown = requested + own, unknown or open_
         if own > most:
             most, blocks = own, grid.blocks
     return Traffic(len(found), blocks, requested, SECTOR * cache.missed, unknown)
 
 
-def _launch(grid: Grid, sizes: Mapping[str, int], wave: int, cache: _Cache) -> tuple[float, bool]:
-    """Bytes that the blocks of a launch request, and whether a place is unknown; the cache sees all of them."""
+def _launch(
+    grid: Grid, sizes: Mapping[str, int], wave: int, cache: _Cache, kept_bytes: int | None
+) -> tuple[float, bool]:
+    """Bytes that the blocks of a launch request, and whether a place is unknown; the cache sees what they touch.
+
+    `kept_bytes`: of all tensors, if the cache keeps them.
+    """
     first = list(accesses(grid, np.zeros(1, np.int64), sizes))
     each = max(1, sum(int(np.prod(np.broadcast_shapes(_shape(a), a.mask.shape))) for a in first))
     sample = _sample(grid.blocks, max(2, _SORTED // each))
@@ -102,13 +112,20 @@ def _launch(grid: Grid, sizes: Mapping[str, int], wave: int, cache: _Cache) -> t
         for start in range(0, len(sample), batch)
         for access in accesses(grid, sample[start : start + batch], sizes)
     )
-    for begin in range(0, grid.blocks, wave):
+    unknown = any(a.first is None for a in first)
+    most = max(wave, _MOST // each // wave * wave)
+    if most < grid.blocks and kept_bytes is not None:
+        cache.missed += kept_bytes / SECTOR
+        return SECTOR * requested * grid.blocks / len(sample), unknown
+    before = cache.missed
+    for begin in range(0, min(grid.blocks, most), wave):
         for start in range(begin, min(begin + wave, grid.blocks), batch):
             stop = min(start + batch, begin + wave, grid.blocks)
             for access in accesses(grid, np.arange(start, stop), sizes):
                 cache.touch(access)
         cache.end_wave()
-    return SECTOR * requested * grid.blocks / len(sample), any(a.first is None for a in first)
+    cache.missed = before + (cache.missed - before) * max(1.0, grid.blocks / most)
+    return SECTOR * requested * grid.blocks / len(sample), unknown
 
 
 def _shape(access: Access) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from backends.cuda.calls import ADDRESS, Calls, CudaError
 from backends.gpu.interface import Argument, Held, Queue
 from backends.gpu.program import Instruction, Program
 from optimizer.errors import CompileError, ExecutionError, TargetError
@@ -34,48 +36,11 @@ _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6
 """CUjit_option: where the driver's compiler writes, and how much."""
 _MILLISECONDS = 1e-3
 
-_POINTER, _SIZE, _UNSIGNED = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint
-_ADDRESS = ctypes.c_uint64
-_SIGNATURES: dict[str, list[Any]] = {
-    "cuGetErrorName": [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)],
-    "cuGetErrorString": [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)],
-    "cuDeviceGetName": [ctypes.c_char_p, ctypes.c_int, ctypes.c_int],
-    "cuDevicePrimaryCtxRetain": [ctypes.POINTER(_POINTER), ctypes.c_int],
-    "cuCtxSetCurrent": [_POINTER],
-    "cuCtxSynchronize": [],
-    "cuModuleLoadDataEx": [
-        *(ctypes.POINTER(_POINTER), ctypes.c_char_p, _UNSIGNED),
-        *(ctypes.POINTER(ctypes.c_int), ctypes.POINTER(_POINTER)),
-    ],
-    "cuModuleUnload": [_POINTER],
-    "cuModuleGetFunction": [ctypes.POINTER(_POINTER), _POINTER, ctypes.c_char_p],
-    "cuMemAlloc_v2": [ctypes.POINTER(_ADDRESS), _SIZE],
-    "cuMemFree_v2": [_ADDRESS],
-    "cuMemcpyHtoD_v2": [_ADDRESS, _POINTER, _SIZE],
-    "cuMemcpyDtoH_v2": [_POINTER, _ADDRESS, _SIZE],
-    "cuMemcpyDtoD_v2": [_ADDRESS, _ADDRESS, _SIZE],
-    "cuLaunchKernel": [
-        *(_POINTER, *[_UNSIGNED] * 7, _POINTER),
-        *(ctypes.POINTER(_POINTER), ctypes.POINTER(_POINTER)),
-    ],
-    "cuEventCreate": [ctypes.POINTER(_POINTER), _UNSIGNED],
-    "cuEventRecord": [_POINTER, _POINTER],
-    "cuEventElapsedTime": [ctypes.POINTER(ctypes.c_float), _POINTER, _POINTER],
-    "cuEventDestroy_v2": [_POINTER],
-}
+_OF_THIS_THREAD = 1
+"""CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile is their business."""
+_STREAM = 8
+"""Position of the stream among the arguments of `cuLaunchKernel`."""
 _NUMBERS = {np.int32: ctypes.c_int32, np.int64: ctypes.c_int64, np.uint32: ctypes.c_uint32, np.uint64: ctypes.c_uint64}
-
-
-class CudaError(Exception):
-    """The driver answers with an error.
-
-    Attributes:
-        status: CUresult.
-    """
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -109,36 +74,11 @@ class Image:
         return self.cubin if found[0] == major else self.ptx + b"\0"
 
 
-class _Calls:
-    """The functions of the library, whose errors are raised."""
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._functions = {}
-        for name, types in _SIGNATURES.items():
-            function = library[name]  # an object of its own: signatures set here are nobody else's
-            function.argtypes, function.restype = types, ctypes.c_int
-            self._functions[name] = function
-
-    def __call__(self, name: str, *arguments: Any) -> None:
-        status = self._functions[name](*arguments)
-        if status:
-            text = ctypes.c_char_p()
-            self._functions["cuGetErrorString"](status, ctypes.byref(text))
-            words = (text.value or b"an error without a name").decode(errors="replace")
-            raise CudaError(status, f"{name}: {words} ({status})")
-
-    def pointer(self, name: str, *arguments: Any) -> ctypes.c_void_p:
-        """What a function leaves where its first argument points."""
-        made = ctypes.c_void_p()
-        self(name, ctypes.byref(made), *arguments)
-        return made
-
-
 class _Memory:
     """A buffer; given back when nothing refers to it."""
 
     def __init__(self, device: CudaDevice, nbytes: int) -> None:
-        address = _ADDRESS()
+        address = ADDRESS()
         device.calls("cuMemAlloc_v2", ctypes.byref(address), max(nbytes, _LEAST))
         self.address = int(address.value)
         weakref.finalize(self, _given_back, device, self.address).atexit = False
@@ -149,11 +89,40 @@ def _given_back(device: CudaDevice, address: int) -> None:
     device.calls("cuMemFree_v2", address)
 
 
+class _Graph:
+    """Recorded calls as one command, and the calls, which hold the buffers."""
+
+    def __init__(self, device: CudaDevice, stream: ctypes.c_void_p, held: Sequence[_Call]) -> None:
+        self._held = list(held)
+        calls = device.calls
+        calls("cuStreamBeginCapture_v2", stream, _OF_THIS_THREAD)
+        graph = ctypes.c_void_p()
+        try:
+            for call in held:
+                calls("cuLaunchKernel", *call.launch[:_STREAM], stream, *call.launch[_STREAM + 1 :])
+        except CudaError:
+            with suppress(CudaError):  # the first error is the one to tell
+                calls("cuStreamEndCapture", stream, ctypes.byref(graph))
+            raise
+        calls("cuStreamEndCapture", stream, ctypes.byref(graph))
+        try:
+            self.handle = calls.pointer("cuGraphInstantiateWithFlags", graph, 0)
+        finally:
+            calls("cuGraphDestroy", graph)
+        weakref.finalize(self, _forgotten, device, self.handle).atexit = False
+
+
+def _forgotten(device: CudaDevice, graph: ctypes.c_void_p) -> None:
+    device.enter()
+    device.calls("cuGraphExecDestroy", graph)
+
+
 class CudaQueue:
     """The default stream; see `backends.gpu.interface.Queue`."""
 
     def __init__(self, device: CudaDevice, *, timed: bool) -> None:
-        self._calls, self._timed = device.calls, timed
+        self._device, self._calls, self._timed = device, device.calls, timed
+        self._recorder: ctypes.c_void_p | None = None
 
     def write(self, to: Held, data: Array) -> None:
         """See `Queue.write`."""
@@ -173,6 +142,16 @@ class CudaQueue:
         self._calls("cuLaunchKernel", *call.launch)
         return None if begin is None else (begin, self._event())
 
+    def record(self, calls: Sequence[_Call]) -> _Graph:
+        """See `Queue.record`; the default stream cannot be recorded, so that another one is."""
+        if self._recorder is None:
+            self._recorder = self._calls.pointer("cuStreamCreate", 0)
+        return _Graph(self._device, self._recorder, calls)
+
+    def replay(self, recorded: _Graph) -> None:
+        """See `Queue.replay`."""
+        self._calls("cuGraphLaunch", recorded.handle, None)
+
     def _event(self) -> ctypes.c_void_p:
         event = self._calls.pointer("cuEventCreate", 0)
         self._calls("cuEventRecord", event, None)
@@ -189,7 +168,7 @@ class CudaDevice:
     failure: type[Exception] = CudaError
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.calls = _Calls(library)
+        self.calls = Calls(library)
         text = ctypes.create_string_buffer(256)
         self.calls("cuDeviceGetName", text, len(text), 0)
         self.name = text.value.decode(errors="replace")
@@ -265,7 +244,7 @@ class CudaCode:
         for argument in arguments:
             if isinstance(argument, tuple):
                 held, _ = argument
-                values.append(_ADDRESS(held.buffer.address + held.offset))
+                values.append(ADDRESS(held.buffer.address + held.offset))
             else:
                 values.append(_NUMBERS[type(argument)](int(argument)))
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))

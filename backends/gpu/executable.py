@@ -79,7 +79,7 @@ class DeviceExecutable:
         self._partitions = dict(saved.partitions)
         self._lock = threading.Lock()
         self._sessions: dict[int, dict[str, Partition]] = {}
-        self._machine = DeviceMachine(plan, saved.program, saved.weights, opened)
+        self._machine = DeviceMachine(plan, saved.program, saved.weights, opened, self.notes.append)
 
     def prepare(self, num_threads: int) -> dict[str, Partition]:
         """The fallback partitions, loaded for so many threads; the device has its own.

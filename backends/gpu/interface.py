@@ -47,6 +47,14 @@ class Queue(Protocol):
         """Start what `Code.call` gave; gives what `Device.seconds` takes, if the queue takes times."""
         ...
 
+    def record(self, calls: Sequence[Any]) -> Any | None:
+        """What `replay` starts as one command; `None` where the device has no such thing. Nothing runs."""
+        ...
+
+    def replay(self, recorded: Any) -> None:
+        """Start all that was recorded, with the arguments that it was recorded with."""
+        ...
+
     def finish(self) -> None:
         """Wait until all is done."""
         ...

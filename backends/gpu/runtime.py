@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ Opened = Callable[[], tuple[Device, Code]]
 """Opens the device and brings the program there."""
 
 _FAULT_BYTES = 4
+_RECORDED_RUN = 2
+"""Of the same sizes: what runs once is not worth a recording."""
 _INDICES: dict[str, type[np.integer[Any]]] = {
     "int32": np.int32,
     "int64": np.int64,
@@ -39,12 +41,23 @@ _INDICES: dict[str, type[np.integer[Any]]] = {
 
 @dataclass
 class _Laid:
-    """A routine for some sizes."""
+    """A routine for some sizes.
+
+    Attributes:
+        sizes: the sizes.
+        inputs: where they are brought.
+        starts: functions with their arguments.
+        results: where they lie.
+        runs: how often it ran.
+        recorded: the starts in parts, behind each of which the host looks at something, and what replays a part.
+    """
 
     sizes: Mapping[str, int]
     inputs: list[Held]
     starts: list[tuple[Instruction, Any]]
     results: list[Tensor]
+    runs: int = 0
+    recorded: list[tuple[Any, list[tuple[Instruction, Any]]]] = field(default_factory=list)
 
 
 class DeviceMachine:
@@ -55,9 +68,13 @@ class DeviceMachine:
         program: the routines.
         weights: the weight buffer.
         opened: opens the device.
+        say: is told what a user should know.
     """
 
-    def __init__(self, plan: Plan, program: Program, weights: Array, opened: Opened) -> None:
+    def __init__(
+        self, plan: Plan, program: Program, weights: Array, opened: Opened, say: Callable[[str], None]
+    ) -> None:
+        self._say = say
         self.plan = plan
         self.program = program
         self._open = opened
@@ -82,7 +99,7 @@ class DeviceMachine:
         if self._loaded is None:
             device, code = self._open()
             device.enter()
-            self._loaded = _Loaded(device, code, self.plan, self.program, self._host_weights)
+            self._loaded = _Loaded(device, code, self.plan, self.program, self._host_weights, self._say)
         self._loaded.device.enter()
         return self._loaded
 
@@ -144,7 +161,11 @@ class DeviceMachine:
 class _Loaded:
     """What is on the device."""
 
-    def __init__(self, device: Device, code: Code, plan: Plan, program: Program, weights: Array) -> None:
+    def __init__(
+        self, device: Device, code: Code, plan: Plan, program: Program, weights: Array, say: Callable[[str], None]
+    ) -> None:
+        self._recordable = True
+        self._say = say
         self.device = device
         self.plan = plan
         self.program = program
@@ -169,6 +190,12 @@ class _Loaded:
             laid = self._lay_out(index, step, sizes)
         for held, value in zip(laid.inputs, taken, strict=True):
             self._bring(held, value, queue)
+        laid.runs += 1
+        if timed is None and laid.runs == _RECORDED_RUN and self._recordable:
+            self._record(laid, queue)
+        if timed is None and laid.recorded:
+            self._replay(laid, queue)
+            return laid.results
         for instruction, call in laid.starts:
             event = queue.start(call)
             if timed is not None:
@@ -176,6 +203,34 @@ class _Loaded:
             if instruction.demands:
                 self._check_demands(instruction, queue)
         return laid.results
+
+    def _record(self, laid: _Laid, queue: Queue) -> None:
+        """Record what can be started as one command: its sizes came twice, and may come again."""
+        parts: list[list[tuple[Instruction, Any]]] = [[]]
+        for start in laid.starts:
+            parts[-1].append(start)
+            if start[0].demands:
+                parts.append([])
+        try:
+            found = [
+                (queue.record([call for _, call in part]) if len(part) > 1 else None, part) for part in parts if part
+            ]
+        except self.device.failure as error:
+            self._recordable = False
+            self._say(f"kernels are started one by one, as the device {self.device.name!r} records none: {error}")
+            return
+        if any(recorded is not None for recorded, _ in found):
+            laid.recorded = found
+
+    def _replay(self, laid: _Laid, queue: Queue) -> None:
+        for recorded, part in laid.recorded:
+            if recorded is not None:
+                queue.replay(recorded)
+            else:
+                for _, call in part:
+                    queue.start(call)
+            if part[-1][0].demands:
+                self._check_demands(part[-1][0], queue)
 
     def on_host(self, value: Any, queue: Queue) -> Any:
         """What lies on the device, copied; anything else as it is."""

@@ -61,6 +61,17 @@ class OpenClQueue:
         kernel, _, total, block = call
         return self._cl.enqueue_nd_range_kernel(self._queue, kernel, total, block)
 
+    def record(self, calls: Sequence[Any]) -> None:
+        """See `Queue.record`; the standard has no such thing."""
+
+    def replay(self, recorded: Any) -> None:
+        """See `Queue.replay`.
+
+        Raises:
+            NotImplementedError: nothing can be recorded.
+        """
+        raise NotImplementedError
+
     def finish(self) -> None:
         """See `Queue.finish`."""
         self._queue.finish()

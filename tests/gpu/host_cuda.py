@@ -96,7 +96,8 @@ def host_gpu(capability: int = 80, count: int = 1, init: int = 0, *, compiler: b
         for name, value in {"CAPABILITY": capability, "COUNT": count, "INIT": init}.items():
             patch.setenv(f"HOST_GPU_{name}", str(value))
         loaded = ctypes.CDLL(str(library()))
-        loaded.host_calls.restype = loaded.host_allocations.restype = ctypes.c_long
+        for function in (loaded.host_calls, loaded.host_allocations, loaded.host_graphs):
+            function.restype = ctypes.c_long
         loaded.host_forget()
         yield loaded
     nvidia._library.cache_clear()
