@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import tirx
 from tvm.ir import Call, TensorLoad
 
@@ -144,6 +145,7 @@ class _Follower:
     lengths: list[int] = field(default_factory=list)
     aliases: dict[Any, Any] = field(default_factory=dict)
     found: list[Access] = field(default_factory=list)
+    read: list[TensorLoad] = field(default_factory=list)
 
     def follow(self, stmt: Any) -> None:
         """A statement, and all that is in it."""
@@ -181,6 +183,7 @@ class _Follower:
             self.loads(value)
 
     def _store(self, stmt: Any) -> None:
+        self.read.clear()
         for index in stmt.indices:
             self.loads(index)
         self.loads(stmt.value)
@@ -229,7 +232,8 @@ class _Follower:
         if isinstance(value, TensorLoad):
             for index in value.indices:
                 self.loads(index)
-            if in_memory(value.source):
+            if in_memory(value.source) and not any(tvm.ir.structural_equal(value, each) for each in self.read):
+                self.read.append(value)  # what a statement reads twice, the compiler reads once
                 first, lanes, stride = self._place(value.indices)
                 self._lanes(value.source, False, first, lanes, stride)
         elif isinstance(value, Call) and name_of(value) == "if_then_else":

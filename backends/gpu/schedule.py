@@ -8,7 +8,7 @@ import tvm
 from tvm import tirx
 
 from backends.cpu.half import computed_in_float32
-from backends.gpu import attention, conv2d, four_bits, generic, matmul
+from backends.gpu import attention, conv2d, depthwise, four_bits, generic, matmul
 from backends.gpu.forecast import forecast
 from backends.gpu.launch import Launch, scheduled
 from backends.gpu.procedures import lower_procedure
@@ -22,7 +22,7 @@ __all__ = ["RULES", "Rule", "scheduler"]
 Rule = Callable[[Kernel, Gpu], list[Launch] | None]
 """The launches of a kernel, or `None`: not mine."""
 
-RULES: tuple[Rule, ...] = (matmul.lower, four_bits.lower, attention.lower, conv2d.lower, generic.lower)
+RULES: tuple[Rule, ...] = (matmul.lower, four_bits.lower, attention.lower, conv2d.lower, depthwise.lower, generic.lower)
 
 
 def scheduler(gpu: Gpu, refused: dict[str, str], estimates: dict[str, Estimate] | None = None) -> tvm.transform.Pass:

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from backends.gpu import attention, four_bits, matmul
+from backends.gpu import attention, depthwise, four_bits, matmul
 from optimizer.gpus import GPUS
 from tests.backends.running import parse
 from tests.gpu.rules import agrees
@@ -42,7 +42,21 @@ def plain() -> None:
     agrees(parse(text, {"w": weight}), "matmul", matmul.lower, {"s": 67}, GPUS["sm_80"])
 
 
-CASES = {"attention": attend, "four bits": decode_weights, "tensor cores": on_tensor_cores, "product": plain}
+def pixels() -> None:
+    """A depthwise convolution whose tiles reach over the edges."""
+    text = """g (float[1,8,h,w] x) => (float[1,8,y,z] y) {
+        t = Conv<group=8, kernel_shape=[3,3], pads=[1,1,1,1]>(x, w, b) y = Relu(t) }"""
+    model = parse(text, {"w": np.ones((8, 1, 3, 3), np.float32), "b": np.ones(8, np.float32)})
+    agrees(model, "depthwise", depthwise.lower, {"h": 9, "w": 11}, GPUS["sm_80"])
+
+
+CASES = {
+    "attention": attend,
+    "four bits": decode_weights,
+    "tensor cores": on_tensor_cores,
+    "product": plain,
+    "depthwise": pixels,
+}
 
 if __name__ == "__main__":
     CASES[sys.argv[1]]()
