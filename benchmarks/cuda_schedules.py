@@ -25,7 +25,10 @@ from backends.gpu.schedule import scheduler
 from backends.gpu.tile_model import Estimate
 from backends.gpu.tiles import GpuTiles
 from backends.relax.build import Builder
+from backends.relax.kernel import decode, inline
+from backends.relax.loops import product
 from backends.relax.runtime import learn_sizes
+from backends.relax.size_formula import formula
 from backends.relax.size_value import evaluate
 from benchmarks.gpu_traffic import Traffic, flat, seconds_of, traffic
 from benchmarks.gpu_values import element_bytes
@@ -138,8 +141,8 @@ def kernels_of(model: ir.Model, gpu: Gpu, inputs: Sequence[Any] | Mapping[str, A
     for position, value in enumerate(plan.inputs if inputs else ()):
         given = inputs[value.name] if isinstance(inputs, Mapping) else inputs[position]
         learn_sizes(sizes, value, np.asarray(given))
-    for name, formula in plan.derived.items():
-        sizes[name] = int(evaluate(formula, sizes))
+    for name, how in plan.derived.items():
+        sizes[name] = int(evaluate(how, sizes))
     called = {name: f for name, f in recorded.scheduled.items() if recorded.calls[name]}
     functions = {name: f for name, f in recorded.functions.items() if name in called}
     return Kernels(functions, called, recorded.calls, estimates, sizes)
@@ -282,7 +285,8 @@ def _judged(
     estimate = kernels.estimates.get(name)
     seconds = None
     if moved is not None and estimate is not None:
-        seconds = seconds_of(moved, estimate.flops, _peak(kernels.functions[name]) if tensor else "float32", gpu)
+        flops = _flops(kernels.functions[name], kernels.sizes) if kernels.sizes else estimate.flops
+        seconds = seconds_of(moved, flops, _peak(kernels.functions[name]) if tensor else "float32", gpu)
     return Scheduled(
         "",
         max((r["registers"] for r in resources), default=0),
@@ -292,6 +296,13 @@ def _judged(
         moved,
         seconds,
     )
+
+
+def _flops(function: tirx.PrimFunc, sizes: Mapping[str, int]) -> float:
+    """Of a kernel with these symbolic sizes: two for each step of a sum."""
+    kernel = decode(function)
+    stages = [] if kernel is None else [stage for stage in inline(kernel).stages if stage.reduction]
+    return sum(2.0 * float(evaluate(formula(product([a.extent for a in s.axes])), dict(sizes))) for s in stages)
 
 
 def _peak(function: tirx.PrimFunc) -> str:

@@ -38,6 +38,9 @@ _MILLISECONDS = 1e-3
 
 _OF_THIS_THREAD = 1
 """CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile is their business."""
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: what others start in the default stream meanwhile does not wait for this one, and may not
+while it is captured."""
 _STREAM = 8
 """Position of the stream among the arguments of `cuLaunchKernel`."""
 _NUMBERS = {np.int32: ctypes.c_int32, np.int64: ctypes.c_int64, np.uint32: ctypes.c_uint32, np.uint64: ctypes.c_uint64}
@@ -145,7 +148,7 @@ class CudaQueue:
     def record(self, calls: Sequence[_Call]) -> _Graph:
         """See `Queue.record`; the default stream cannot be recorded, so that another one is."""
         if self._recorder is None:
-            self._recorder = self._calls.pointer("cuStreamCreate", 0)
+            self._recorder = self._calls.pointer("cuStreamCreate", _NON_BLOCKING)
         return _Graph(self._device, self._recorder, calls)
 
     def replay(self, recorded: _Graph) -> None:

@@ -158,7 +158,12 @@ int cuLaunchKernel(void* which, unsigned gx, unsigned gy, unsigned gz, unsigned 
   return OK;
 }
 
-int cuStreamCreate(void** stream, unsigned flags) { ENTER("stream"); *stream = new Stream; return flags; }
+// A stream that blocks would, while it is captured, let everyone fail who starts something in the default stream.
+int cuStreamCreate(void** stream, unsigned flags) {
+  ENTER("stream");
+  *stream = new Stream;
+  return flags == 1 ? OK : INVALID_VALUE;
+}
 int cuStreamBeginCapture_v2(void* stream, int mode) {
   ENTER("begin");
   if (!stream || mode != 1 || recording) return INVALID_VALUE;  // the default stream cannot be recorded
