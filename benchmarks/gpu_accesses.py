@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, TensorLoad
 
@@ -232,7 +232,7 @@ class _Follower:
         if isinstance(value, TensorLoad):
             for index in value.indices:
                 self.loads(index)
-            if in_memory(value.source) and not any(tvm.ir.structural_equal(value, each) for each in self.read):
+            if in_memory(value.source) and not any(tvm_ffi.structural_equal(value, each) for each in self.read):
                 self.read.append(value)  # what a statement reads twice, the compiler reads once
                 first, lanes, stride = self._place(value.indices)
                 self._lanes(value.source, False, first, lanes, stride)

@@ -68,6 +68,18 @@ def test_elements_far_apart_take_a_sector_each() -> None:
     assert found.memory_bytes == 2 * 64 * 32  # the 64 sectors of x, and of y, stay in the cache
 
 
+def test_what_a_statement_reads_twice_counts_once() -> None:
+    x, y = (tirx.decl_buffer([i64(64)], "float32", name) for name in "xy")
+
+    def body(_block: Ids, thread: Ids) -> Stmt:
+        own, next_ = (BufferLoad(x, [place]) for place in (thread[0], (thread[0] + 32) % 64))
+        return BufferStore(y, own * own + next_, [thread[0]])
+
+    launch = Launch("square", (i64(1), i64(1), i64(1)), (64, 1, 1), body)
+    function = tirx.PrimFunc([x, y], tirx.Evaluate(tirx.const(0, "int32")))
+    assert counted(flat(scheduled(function, [launch]), target())).requested_bytes == 3 * 64 * 4
+
+
 def test_what_is_not_executed_does_not_count() -> None:
     found = counted(copied(8, side_by_side, 512, limit=16))
     assert found.requested_bytes == found.memory_bytes == 2 * 8 * 16 * 4
