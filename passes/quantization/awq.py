@@ -96,7 +96,7 @@ def fold_scales(editor: Editor, layers: Sequence[Layer], scales: Floats) -> list
     nodes = [node for layer in layers for node in layer.nodes]
     value = nodes[0].inputs[0]
     assert value is not None, "a layer has an input"
-    reciprocal = np.asarray(1 / scales, np.float32)
+    reciprocal = np.asarray(1 / scales, layers[0].dtype.numpy())
     maker = value.producer()
     alone = not value.is_graph_output() and all(user in nodes and index == 0 for user, index in value.uses())
     if maker is None or not alone or not _scale_maker(editor, layers[0], maker, reciprocal):
@@ -120,7 +120,7 @@ def _scale_maker(editor: Editor, layer: Layer, maker: ir.Node, reciprocal: Float
     for index, old in zip(places, constants, strict=True):
         assert old is not None, "it is constant"
         name = f"{maker.inputs[index].name}_scaled"  # type: ignore[union-attr]
-        new = editor.constant(layer.scope, maker, name, np.asarray(old, np.float32) * reciprocal)
+        new = editor.constant(layer.scope, maker, name, (np.asarray(old, np.float32) * reciprocal).astype(old.dtype))
         maker.replace_input_with(index, new)
     editor.modified = True
     return True
@@ -146,9 +146,7 @@ def _scale_value(
 
 
 def _with_rows(editor: Editor, layer: Layer, scales: Floats) -> Layer:
-    old = array(layer.weight)
-    assert old is not None, "it is constant"
-    rows = np.asarray(old, np.float32) * (scales if layer.transposed else scales[:, None])
-    new = editor.constant(layer.scope, layer.nodes[0], layer.weight.name, rows)
+    rows = layer.stored.numpy().astype(np.float32) * (scales if layer.transposed else scales[:, None])
+    new = editor.constant(layer.scope, layer.nodes[0], layer.weight.name, rows.astype(layer.dtype.numpy()))
     layer.replace_weight(editor, new)
     return dataclasses.replace(layer, weight=new)

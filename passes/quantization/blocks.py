@@ -7,8 +7,11 @@ Everything here works on weights as a matrix `[K, N]`, whatever the operator tha
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -21,14 +24,17 @@ __all__ = [
     "Floats",
     "Grid",
     "Quantized",
+    "Tile",
     "column_slices",
+    "in_threads",
     "joined",
-    "output_error",
+    "output_energy",
     "round_to",
 ]
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
+Part = TypeVar("Part")
 
 SCALE_TYPES: dict[str, type[np.generic]] = {
     "float32": np.float32,
@@ -39,6 +45,10 @@ SCALE_TYPES: dict[str, type[np.generic]] = {
 
 _SMALLEST = {"float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
 """The least normal numbers of these types."""
+_ROWS, _COLUMNS = 512, 4096
+"""Parts of a matrix that are multiplied at a time."""
+_TILE = 1 << 16
+"""Elements of a part of a matrix that is gone through very often."""
 _CHUNK = 1 << 18
 """Elements of a matrix that are worked on at once: they and a few like them stay in a second-level cache."""
 
@@ -111,6 +121,16 @@ class Blocks:
         """The block of each row `[K]`."""
         return np.repeat(np.arange(len(self.starts)), np.diff([*self.starts, self.rows]))
 
+    def tiles(self, columns: int) -> Iterator[Tile]:
+        """A matrix with so many columns in parts that stay in a cache, each of whole blocks."""
+        longest = int(np.diff([*self.starts, self.rows]).max(initial=1))
+        width = min(max(_TILE // longest, 32), 1024)
+        height = max(1, _TILE // (longest * width))
+        for first in range(0, len(self.starts), height):
+            ends = [*self.starts[first : first + height + 1], self.rows][: height + 1]
+            for left in range(0, columns, width):
+                yield Tile(slice(first, first + height), tuple(ends), slice(left, left + width))
+
     def slices(self) -> list[slice]:
         """The rows of each block."""
         return [slice(*bounds) for bounds in zip(self.starts, (*self.starts[1:], self.rows), strict=True)]
@@ -122,6 +142,37 @@ class Blocks:
     def total(self, values: Floats) -> Floats:
         """The sum of each block: `[K, N]` to `[G, N]`."""
         return np.add.reduceat(values, self.starts, axis=0)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a matrix.
+
+    Attributes:
+        blocks: Its blocks.
+        ends: The first row of each of them, and the row behind the last.
+        columns: Its columns.
+    """
+
+    blocks: slice
+    ends: tuple[int, ...]
+    columns: slice
+
+    @property
+    def rows(self) -> slice:
+        """Of its blocks."""
+        return slice(self.ends[0], self.ends[-1])
+
+    def boxed(self, part: Floats) -> Floats:
+        """Its rows `[rows, N]` as `[blocks, rows of the longest, N]`; what is missing of a shorter one is zero."""
+        lengths = np.diff(self.ends)
+        if (lengths == lengths[0]).all():
+            return np.ascontiguousarray(part).reshape(len(lengths), lengths[0], -1)
+        result = np.zeros((len(lengths), lengths.max(), part.shape[1]), np.float32)
+        for index, length in enumerate(lengths):
+            start = self.ends[index] - self.ends[0]
+            result[index, :length] = part[start : start + length]
+        return result
 
 
 @dataclass(frozen=True)
@@ -196,18 +247,28 @@ def column_slices(weights: Floats) -> Iterator[slice]:
     return (slice(first, first + step) for first in range(0, columns, step))
 
 
-def output_error(weights: Floats, quantized: Floats, gram: Floats) -> float:
-    """The squared error of the product, summed over the inputs that `gram` is from.
+def in_threads(work: Callable[[Part], None], parts: Iterable[Part]) -> None:
+    """Do something for each part; most of it is numpy, which lets others compute meanwhile."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(work, parts):  # an error of a part is raised here
+            pass
 
-    ‖X (W - W')‖² is the sum of the elements of (W - W') ∘ (XᵀX (W - W')).
+
+def output_energy(weights: Floats, gram: Floats) -> float:
+    """The squares of the product with the inputs that `gram` is from, summed up.
+
+    ‖X W‖² is the sum of the elements of W ∘ (XᵀX W).
 
     Args:
-        weights: W, `[K, N]`.
-        quantized: W', `[K, N]`.
+        weights: W, `[K, N]`: those of a layer, or how far others are off them.
         gram: XᵀX, `[K, K]`.
     """
     total = 0.0
-    for columns in column_slices(weights):
-        difference = weights[:, columns] - quantized[:, columns]
-        total += float(np.vdot(difference, gram @ difference))
+    for first in range(0, weights.shape[1], _COLUMNS):
+        part = weights[:, first : first + _COLUMNS]
+        # XᵀX is symmetric: what stands below the squares of its diagonal counts as much as what stands above.
+        for top in range(0, len(gram), _ROWS):
+            rows, after = slice(top, top + _ROWS), slice(top + _ROWS, None)
+            total += float(np.vdot(part[rows], gram[rows, rows] @ part[rows]))
+            total += 2 * float(np.vdot(part[rows], gram[rows, after] @ part[after]))
     return total

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor
 from optimizer.ir.provenance import inherit
+from optimizer.ir.query import is_op
 from passes.quantization.blocks import SCALE_TYPES, Grid, Quantized
 from passes.quantization.nf4 import SCALES_PER_BLOCK, NormalFloats, codebook
 from passes.quantization.weight_layers import Layer
@@ -27,7 +28,8 @@ def emit_codes(editor: Editor, layer: Layer, quantized: Quantized, grid: Grid) -
     """`DequantizeLinear` of 4-bit codes. Scales of 16 bits are cast to float32 in front of it.
 
     ONNX Runtime 1.31 has no `DequantizeLinear` of bfloat16, and its optimizer makes an invalid node of one that is
-    given float16 and gives float32.
+    given float16 and gives float32. It has one of float16 for scales and weights of that type. Else the weight is cast
+    behind it, where the layer does not read float32.
 
     Returns:
         The weight.
@@ -35,7 +37,8 @@ def emit_codes(editor: Editor, layer: Layer, quantized: Quantized, grid: Grid) -
     type_ = ir.DataType.INT4 if grid.symmetric else ir.DataType.UINT4
     stored = layer.stored_scales(quantized.scales.astype(SCALE_TYPES[grid.scale_type]))
     scales = _constant(editor, layer, "scales", ir.tensor(stored))
-    if grid.scale_type != "float32":
+    direct = stored.dtype == np.float16 and layer.dtype == ir.DataType.FLOAT16
+    if grid.scale_type != "float32" and not direct:
         scales = _node(editor, layer, "Cast", [scales], {"to": _FLOAT}, "scales_float32", stored.shape)
     codes = _constant(editor, layer, "codes", _packed(layer.stored_codes(quantized.codes), type_))
     inputs = [codes, scales]
@@ -44,7 +47,9 @@ def emit_codes(editor: Editor, layer: Layer, quantized: Quantized, grid: Grid) -
     attributes = {"axis": layer.axis(quantized.blocks)}
     if len(quantized.blocks.starts) > 1:
         attributes["block_size"] = quantized.blocks.size
-    return _node(editor, layer, "DequantizeLinear", inputs, attributes, "dequantized", layer.shape)
+    type_ = ir.DataType.FLOAT16 if direct else _FLOAT
+    found = _node(editor, layer, "DequantizeLinear", inputs, attributes, "dequantized", layer.shape, type_)
+    return found if direct else _in_type_of(editor, layer, found)
 
 
 def emit_normal_floats(editor: Editor, layer: Layer, quantized: NormalFloats) -> ir.Value:
@@ -77,12 +82,14 @@ def emit_normal_floats(editor: Editor, layer: Layer, quantized: NormalFloats) ->
     scales = _reshaped(editor, layer, scales, spread)
 
     stored = _constant(editor, layer, "codes", _packed(codes, ir.DataType.UINT4))
-    indices = _node(editor, layer, "Cast", [stored], {"to": ir.DataType.INT32}, "indices", codes.shape)
+    indices = _node(
+        editor, layer, "Cast", [stored], {"to": ir.DataType.INT32}, "indices", codes.shape, ir.DataType.INT32
+    )
     numbers = _constant(editor, layer, "codebook", ir.tensor(codebook()))
     found = _node(editor, layer, "Gather", [numbers, indices], {}, "normal_floats", codes.shape)
     blocks = _reshaped(editor, layer, found, split)
     scaled = _node(editor, layer, "Mul", [blocks, scales], {}, "scaled", split)
-    return _reshaped(editor, layer, scaled, codes.shape)
+    return _in_type_of(editor, layer, _reshaped(editor, layer, scaled, codes.shape))
 
 
 def replace_weight(editor: Editor, layer: Layer, new: ir.Value, note: Mapping[str, object]) -> None:
@@ -96,8 +103,17 @@ def replace_weight(editor: Editor, layer: Layer, new: ir.Value, note: Mapping[st
     """
     maker = new.producer()
     assert maker is not None, "it is dequantized by a node"
+    if is_op(maker, "Cast") and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer() or maker
     maker.metadata_props[NOTE] = json.dumps(note)
     layer.replace_weight(editor, new)
+
+
+def _in_type_of(editor: Editor, layer: Layer, weight: ir.Value) -> ir.Value:
+    if layer.dtype == _FLOAT:
+        return weight
+    name = f"dequantized_{layer.dtype.name.lower()}"
+    return _node(editor, layer, "Cast", [weight], {"to": layer.dtype}, name, layer.shape, layer.dtype)
 
 
 def _constant(editor: Editor, layer: Layer, part: str, tensor: ir.TensorProtocol) -> ir.Value:
@@ -128,11 +144,12 @@ def _node(
     attributes: Mapping[str, int | list[int]],
     part: str,
     shape: Sequence[int],
+    type_: ir.DataType = _FLOAT,
 ) -> ir.Value:
     node = ir.node(op_type, inputs, dict(attributes))
     result = node.outputs[0]
     result.name = editor.fresh_name(f"{layer.weight.name}_{part}")
-    result.type = ir.TensorType(ir.DataType.INT32 if attributes.get("to") == ir.DataType.INT32 else _FLOAT)
+    result.type = ir.TensorType(type_)
     result.shape = ir.Shape(shape)
     inherit(node, layer.nodes)
     layer.scope.graph.insert_before(layer.nodes[0], node)

@@ -12,6 +12,7 @@ tried and left out: it takes three times as long, and the perplexity of a decode
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,15 @@ __all__ = ["Elimination", "gptq"]
 
 _DAMPING = 0.01
 """Part of the mean of the diagonal that is added to it, as in the paper."""
-_ROWS = 32
-"""Rows between two updates of all that follow."""
+_ROWS = 16
+"""Rows that are rounded one after the other, between updates of those that follow."""
 _COLUMNS = 2048
 """Columns at a time: these rows of them stay in a second-level cache."""
+_LEAF = 256
+"""Rows of a matrix that LAPACK factorizes as a whole."""
+_SINGLE_FROM = 4096
+"""Rows from which the inverse is computed in single precision: two matrices in double precision would take 16 K² bytes
+more. What is added to the diagonal keeps it well-conditioned enough, mostly."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,21 @@ class Elimination:
         With the rows and columns turned round, L Lᵀ is the matrix itself as R Rᵀ with an upper triangular R: U = R⁻¹.
         """
         order = np.argsort(-np.diagonal(gram), kind="stable")
-        turned = gram[np.ix_(order[::-1], order[::-1])].astype(np.float64)
-        diagonal = np.einsum("ii->i", turned)
-        diagonal[diagonal <= 0] = 1  # an input that was always zero
-        diagonal += _DAMPING * diagonal.mean()
-        lower = np.asarray(np.linalg.cholesky(turned), np.float64)
-        del turned, diagonal  # 8 K² bytes
-        _invert_lower(lower)
-        return cls(order, lower[::-1, ::-1].astype(np.float32))
+        if len(gram) >= _SINGLE_FROM:
+            try:
+                return cls(order, _factor(gram, order, np.float32))
+            except np.linalg.LinAlgError:  # single precision took it for indefinite
+                pass
+        return cls(order, _factor(gram, order, np.float64))
+
+
+def _factor(gram: Floats, order: npt.NDArray[np.intp], type_: type[np.floating[Any]]) -> Floats:
+    turned = gram[np.ix_(order[::-1], order[::-1])].astype(type_, copy=False)
+    diagonal = np.einsum("ii->i", turned)
+    diagonal[diagonal <= 0] = 1  # an input that was always zero
+    diagonal += _DAMPING * diagonal.mean()
+    _invert_factor(turned)
+    return np.asarray(turned[::-1, ::-1], np.float32)
 
 
 def gptq(weights: Floats, elimination: Elimination, start: Quantized, grid: Grid) -> Quantized:
@@ -80,31 +93,48 @@ def gptq(weights: Floats, elimination: Elimination, start: Quantized, grid: Grid
 def _rounded(
     rest: Floats, factor: Floats, block_of: npt.NDArray[np.intp], scales: Floats, zeros: Codes | None, grid: Grid
 ) -> Codes:
-    """Codes of rows in their order; the rows are overwritten with what is left to make up for."""
+    """Codes of rows in their order; the rows are overwritten with the errors that were made up for.
+
+    Half of the rows at a time, and of these half: what the first half leaves to make up for is then one product.
+    """
     codes = np.empty(rest.shape, np.int8)
-    errors = np.empty((_ROWS, rest.shape[1]), np.float32)
-    for first in range(0, len(rest), _ROWS):
-        last = min(first + _ROWS, len(rest))
-        for row in range(first, last):
-            block = block_of[row]
-            codes[row], nearest = _nearest(rest[row], scales[block], None if zeros is None else zeros[block], grid)
-            error = np.divide(rest[row] - nearest, factor[row, row], out=errors[row - first])
-            rest[row + 1 : last] -= factor[row, row + 1 : last, None] * error
-        rest[last:] -= factor[first:last, last:].T @ errors[: last - first]
+
+    def rows(first: int, last: int) -> None:
+        if last - first <= _ROWS:
+            for row in range(first, last):
+                block = block_of[row]
+                codes[row], nearest = _nearest(rest[row], scales[block], None if zeros is None else zeros[block], grid)
+                np.subtract(rest[row], nearest, out=rest[row])
+                rest[row] /= factor[row, row]
+                rest[row + 1 : last] -= factor[row, row + 1 : last, None] * rest[row]
+            return
+        middle = (first + last) // 2
+        rows(first, middle)
+        rest[middle:last] -= factor[first:middle, middle:last].T @ rest[first:middle]
+        rows(middle, last)
+
+    rows(0, len(rest))
     return codes
 
 
-def _invert_lower(matrix: npt.NDArray[np.float64]) -> None:
-    """Invert a lower triangular matrix in place, by halves: a sixth of the work of a general inverse."""
+def _invert_factor(matrix: npt.NDArray[np.floating[Any]]) -> None:
+    """Overwrite a positive definite matrix with the inverse of its lower Cholesky factor, by halves.
+
+    What stands above the diagonal is not read, and is zero afterwards. Nearly all of it are products of matrices, which
+    are several times faster than a Cholesky factorization in one piece.
+    """
     size = len(matrix)
-    if size <= _ROWS:
-        matrix[:] = np.tril(np.linalg.inv(matrix))
+    if size <= _LEAF:
+        matrix[:] = np.tril(np.linalg.inv(np.linalg.cholesky(matrix)))
         return
     half = size // 2
-    _invert_lower(matrix[:half, :half])
-    _invert_lower(matrix[half:, half:])
-    below = matrix[half:, :half]
-    below[:] = -matrix[half:, half:] @ (below @ matrix[:half, :half])
+    first, below, last = matrix[:half, :half], matrix[half:, :half], matrix[half:, half:]
+    _invert_factor(first)
+    below[:] = below @ first.T
+    last -= below @ below.T
+    _invert_factor(last)
+    below[:] = -(last @ (below @ first))
+    matrix[:half, half:] = 0
 
 
 def _nearest(row: Floats, scales: Floats, zeros: Codes | None, grid: Grid) -> tuple[Floats, Floats]:

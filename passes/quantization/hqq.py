@@ -13,7 +13,7 @@ import dataclasses
 
 import numpy as np
 
-from passes.quantization.blocks import Blocks, Floats, Grid, Quantized, column_slices, joined, round_to
+from passes.quantization.blocks import Blocks, Floats, Grid, Quantized, column_slices, in_threads, joined, round_to
 from passes.quantization.rtn import round_to_nearest
 
 __all__ = ["half_quadratic"]
@@ -32,8 +32,13 @@ def half_quadratic(weights: Floats, blocks: Blocks, grid: Grid) -> Quantized:
         blocks: The rows of a scale.
         grid: The codes.
     """
-    parts = [_optimized(np.ascontiguousarray(weights[:, columns]), blocks, grid) for columns in column_slices(weights)]
-    return joined(parts)
+    found: dict[int, Quantized] = {}
+
+    def optimize(columns: slice) -> None:
+        found[columns.start] = _optimized(np.ascontiguousarray(weights[:, columns]), blocks, grid)
+
+    in_threads(optimize, column_slices(weights))
+    return joined([found[start] for start in sorted(found)])
 
 
 def _optimized(weights: Floats, blocks: Blocks, grid: Grid) -> Quantized:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from optimizer.calibration import Samples, observe
 from optimizer.errors import InputError
+from optimizer.executable import Array
 from optimizer.ir.query import int_attribute, ints_attribute, string_attribute
 from passes.quantization.blocks import Floats
 from passes.quantization.gptq import Elimination
@@ -23,6 +23,8 @@ __all__ = ["Inputs", "Source", "measure", "source_of"]
 
 _PATCHES_BYTES = 1 << 26
 """Of the rows of X that are made from an image at a time."""
+_ROWS = 1024
+"""That are gathered before they are added to XᵀX."""
 
 
 @dataclass(frozen=True)
@@ -131,38 +133,63 @@ def _source(node: ir.Node, layer: Layer) -> Source | None:
     )
 
 
-def measure(model: ir.Model, wanted: Sequence[tuple[Source, ...]], samples: Samples) -> list[Inputs]:
-    """The inputs of layers on all samples. One sample's values are held at a time, beside the results.
+class _Sum:
+    """XᵀX of rows that come bit by bit: they are gathered, since each product goes through all of the sum."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.gram = np.zeros((0, 0), np.float32)
+        self.magnitude = np.zeros(0, np.float32)
+        self._rows: list[Floats] = []
+        self._waiting = 0
+
+    def add(self, rows: Floats) -> None:
+        """Take rows into account."""
+        if not self.count:
+            self.gram = np.zeros((rows.shape[1], rows.shape[1]), np.float32)
+            self.magnitude = np.zeros(rows.shape[1], np.float32)
+        self.count += len(rows)
+        self.magnitude += np.abs(rows).sum(axis=0)
+        self._rows.append(rows)
+        self._waiting += len(rows)
+        if self._waiting >= _ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Add up what waits."""
+        if self._rows:
+            rows = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows)
+            self.gram += rows.T @ rows
+            self._rows, self._waiting = [], 0
+
+
+def measure(
+    observe: Callable[[Sequence[str]], Iterator[list[Array]]], wanted: Sequence[tuple[Source, ...]]
+) -> list[Inputs]:
+    """The inputs of layers on all samples. A few rows of them are held at a time, beside the results.
 
     Args:
-        model: Run as it is.
+        observe: Gives the values of these names, sample by sample.
         wanted: For each result, where its rows are from.
-        samples: What to run it on.
 
     Raises:
         InputError: An input of a layer is not finite, or all have no rows.
     """
-    grams: list[Floats] = [np.zeros(0, np.float32)] * len(wanted)
-    sums: list[Floats] = [np.zeros(0, np.float32)] * len(wanted)
-    counts = [0] * len(wanted)
+    sums = [_Sum() for _ in wanted]
     names = list(dict.fromkeys(source.value for sources in wanted for source in sources))
-    for values in observe(model, names, samples):
+    for values in observe(names):
         seen = dict(zip(names, values, strict=True))
-        for index, sources in enumerate(wanted):
+        for total, sources in zip(sums, wanted, strict=True):
             for source in sources:
                 for rows in source.rows(seen[source.value]):
-                    if not counts[index]:
-                        grams[index] = np.zeros((rows.shape[1], rows.shape[1]), np.float32)
-                        sums[index] = np.zeros(rows.shape[1], np.float32)
-                    grams[index] += rows.T @ rows
-                    sums[index] += np.abs(rows).sum(axis=0)
-                    counts[index] += len(rows)
-    for sources, gram, count in zip(wanted, grams, counts, strict=True):
-        if not count:
+                    total.add(rows)
+    for sources, total in zip(wanted, sums, strict=True):
+        total.flush()
+        if not total.count:
             raise InputError(f"calibration data gives no rows of {sources[0].value!r}; give inputs that are not empty")
-        if not np.isfinite(gram).all():
+        if not np.isfinite(total.gram).all():
             raise InputError(
                 f"{sources[0].value!r} is NaN, infinite or too large on the calibration data; leave out "
                 "the sets of inputs that make it so"
             )
-    return [Inputs(gram, total / np.float32(count)) for gram, total, count in zip(grams, sums, counts, strict=True)]
+    return [Inputs(total.gram, total.magnitude / np.float32(total.count)) for total in sums]

@@ -6,7 +6,8 @@
    them than a block has rows, there is one scale for each output channel.
 4. `Gather(W, indices)` on the first axis, the table of an embedding `[rows, K]`; blocks along the second axis.
 
-Several of them can share a weight, if the blocks run along the same axis.
+Several of them can share a weight, if the blocks run along the same axis. A weight is of float32, float16 or bfloat16,
+or a `Cast` of such a constant to one of these, as a file is that stores in 16 bits what is computed in 32.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ __all__ = ["OPERATORS", "Layer", "find_layers"]
 OPERATORS = ("MatMul", "Gemm", "Conv", "Gather")
 """What has weights that can be quantized."""
 
+_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -35,7 +38,7 @@ class Layer:
 
     Attributes:
         scope: The graph that they stand in.
-        weight: The value that is constant.
+        weight: The value that they read: constant, or a constant in another type of float.
         nodes: In the order of the graph.
         transposed: Whether the first axis is that of the outputs (cases 2 to 4).
     """
@@ -52,11 +55,22 @@ class Layer:
         return node.name or node.outputs[0].name or node.op_type
 
     @property
+    def stored(self) -> ir.TensorProtocol:
+        """The weight as the model holds it; it is not read before it is asked for its elements."""
+        tensor = _stored(self.weight)
+        assert tensor is not None, "it is constant"
+        return tensor
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """What the nodes read."""
+        maker = self.weight.producer()
+        return ir.DataType(int_attribute(maker, "to", 0)) if is_op(maker, "Cast") and maker else self.stored.dtype
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of the weight."""
-        tensor = constant(self.weight)
-        assert tensor is not None, "it is constant"
-        return tuple(tensor.shape.numpy())
+        return tuple(self.stored.shape.numpy())
 
     @property
     def rows(self) -> int:
@@ -70,9 +84,7 @@ class Layer:
 
     def matrix(self) -> Floats:
         """The weight as `[K, N]`; the channels of a convolution's input are next to each other."""
-        tensor = constant(self.weight)
-        assert tensor is not None, "it is constant"
-        return np.ascontiguousarray(self._rows_first(tensor.numpy()).reshape(self.rows, -1), np.float32)
+        return np.ascontiguousarray(self._rows_first(self.stored.numpy()).reshape(self.rows, -1), np.float32)
 
     def _rows_first(self, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         return array.transpose(*range(2, array.ndim), 1, 0) if self.transposed else array
@@ -112,6 +124,7 @@ class Layer:
         weight, old = self.weight, self.weight.producer()
         if old is not None:
             editor.remove_if_unused(old)
+            editor.drop_weights()
         elif weight.graph is not None and weight.name is not None:
             del weight.graph.initializers[weight.name]
         editor.modified = True
@@ -137,7 +150,7 @@ def find_layers(editor: Editor, scope: Scope, op_types: Collection[str], exclude
             continue
         for index in range(min(len(node.inputs), 2)):
             weight = node.inputs[index]
-            tensor = constant(weight)
+            tensor = _stored(weight)
             if weight is None or tensor is None or weight in refused or not tensor.dtype.is_floating_point():
                 continue
             reason = _obstacle(node, index, weight, tensor)
@@ -172,8 +185,9 @@ def _obstacle(node: ir.Node, index: int, weight: ir.Value, tensor: ir.TensorProt
     place = 0 if node.op_type == "Gather" else 1
     if index != place:
         return f"the constant {weight.name!r} is its input {index}; weights of {node.op_type} are input {place}"
-    if tensor.dtype != ir.DataType.FLOAT:
-        return f"its weight {weight.name!r} is {tensor.dtype.name.lower()}; only float32 is quantized"
+    if tensor.dtype not in _TYPES:
+        known = "float32, float16 and bfloat16 are"
+        return f"its weight {weight.name!r} is {tensor.dtype.name.lower()}; only {known} quantized"
     if weight.is_graph_output():
         return f"its weight {weight.name!r} is an output of the graph"
     if len(shape) < 3 if node.op_type == "Conv" else len(shape) != 2:
@@ -183,6 +197,16 @@ def _obstacle(node: ir.Node, index: int, weight: ir.Value, tensor: ir.TensorProt
     if node.op_type == "Gather" and int_attribute(node, "axis", 0) not in (0, -2):
         return f"it does not look up rows of its table {weight.name!r}"
     return None
+
+
+def _stored(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The constant that a value is, or that it is in another type of float."""
+    maker = None if value is None else value.producer()
+    if maker is not None and is_op(maker, "Cast") and int_attribute(maker, "to", 0) in _TYPES:
+        value = maker.inputs[0]
+        tensor = constant(value)
+        return tensor if tensor is not None and tensor.dtype in _TYPES else None
+    return constant(value)
 
 
 def _is_transposed(node: ir.Node) -> bool:

@@ -223,11 +223,10 @@ def test_a_default_is_no_constant() -> None:
     assert reasons(model, QuantizeInt4()) == []
 
 
-@pytest.mark.parametrize(("type_", "name"), [(np.float16, "float16"), (np.float64, "double")])
-def test_other_floats_stay(type_: type[np.generic], name: str) -> None:
-    text = MATMUL.replace("float[", f"{name}[")
-    assert reasons(model_of(text, {"w": np.ones((96, 40), type_)}), QuantizeInt4()) == [
-        f"its weight 'w' is {name}; only float32 is quantized"
+def test_float64_stays() -> None:
+    text = MATMUL.replace("float[", "double[")
+    assert reasons(model_of(text, {"w": np.ones((96, 40), np.float64)}), QuantizeInt4()) == [
+        "its weight 'w' is double; only float32, float16 and bfloat16 are quantized"
     ]
 
 
@@ -327,3 +326,83 @@ def test_progress_is_told() -> None:
     told: list[tuple[int, int, str]] = []
     quantized(model, QuantizeInt4(method="rtn", progress=lambda *what: told.append(what)))
     assert told == [(1, 2, "a"), (2, 2, "y")]
+
+
+# --- Weights of 16 bits ---
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+@pytest.mark.parametrize("options", [{"method": "rtn"}, {"method": "nf4", "block_size": 32}, {"scale_type": "float16"}])
+def test_weights_that_are_cast_to_float32(stored: str, options: dict[str, object]) -> None:
+    type_ = ir.DataType[stored.upper()]
+    text = "g (float[M,96] x) => (float[M,40] y) { f = Cast<to = 1>(w) y = MatMul(x, f) }"
+    weights = RNG.normal(size=(96, 40)).astype(type_.numpy())
+    result = quantized(model_of(text, {"w": weights}), QuantizeInt4(**options))  # type: ignore[arg-type]
+    plain = quantized(
+        model_of(MATMUL, {"w": weights.astype(np.float32)}),
+        QuantizeInt4(**options),  # type: ignore[arg-type]
+    )
+    assert [node.op_type for node in result.graph] == [node.op_type for node in plain.graph]
+    assert "w" not in result.graph.initializers
+    inputs = {"x": input_of(result)}
+    np.testing.assert_array_equal(answers(result, inputs)[0], answers(plain, inputs)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"method": "rtn"}, ["DequantizeLinear", "Cast", "MatMul"]),
+        ({"method": "rtn", "scale_type": "float16"}, ["DequantizeLinear", "MatMul"]),
+        ({"method": "rtn", "scale_type": "bfloat16"}, ["Cast", "DequantizeLinear", "Cast", "MatMul"]),
+        ({"method": "gptq", "block_size": 32}, ["DequantizeLinear", "Cast", "MatMul"]),
+    ],
+)
+def test_a_graph_of_float16(options: dict[str, object], wanted: list[str]) -> None:
+    weights = RNG.normal(size=(96, 40)).astype(np.float16)
+    model = model_of(MATMUL.replace("float[", "float16["), {"w": weights})
+    inputs = {"x": RNG.normal(size=(50, 96)).astype(np.float16)}
+    samples = Samples([[inputs["x"]]]) if options["method"] == "gptq" else None
+    result = quantized(model, QuantizeInt4(samples=samples, **options))  # type: ignore[arg-type]
+    assert [node.op_type for node in result.graph] == wanted
+    maker = next(node for node in result.graph if node.op_type == "DequantizeLinear")
+    assert json.loads(maker.metadata_props[NOTE])["method"] == options["method"]
+    exact = inputs["x"].astype(np.float32) @ weights.astype(np.float32)
+    for optimized in (False, True):
+        (found,) = answers(result, inputs, optimized=optimized)
+        assert found.dtype == np.float16
+        assert 0 < np.linalg.norm(found - exact) < 0.2 * np.linalg.norm(exact)
+
+
+def test_awq_leaves_a_graph_of_float16_whole() -> None:
+    weights = RNG.normal(size=(96, 40)).astype(np.float16)
+    model = model_of(MATMUL.replace("float[", "float16["), {"w": weights})
+    x = correlated(200, 96).astype(np.float16) / np.float16(8)
+    result = quantized(model, QuantizeInt4(method="awq", samples=Samples([[x]])))
+    exact = x.astype(np.float32) @ weights.astype(np.float32)
+    (found,) = answers(result, {"x": x})
+    assert "Mul" in [node.op_type for node in result.graph]
+    assert np.linalg.norm(found - exact) < 0.2 * np.linalg.norm(exact)
+
+
+def test_a_weight_of_float64_that_is_cast_stays() -> None:
+    text = "g (float[M,96] x) => (float[M,40] y) { f = Cast<to = 1>(w) y = MatMul(x, f) }"
+    assert reasons(model_of(text, {"w": np.ones((96, 40), np.float64)}), QuantizeInt4()) == []
+    text = "g (double[M,96] x) => (double[M,40] y) { f = Cast<to = 11>(w) y = MatMul(x, f) }"
+    assert reasons(model_of(text, {"w": np.ones((96, 40), np.float32)}), QuantizeInt4()) == []
+
+
+def test_a_cast_that_something_else_reads_stays() -> None:
+    text = "g (float[M,96] x) => (float[M,40] y, float[96,40] z) { f = Cast<to = 1>(w) y = MatMul(x, f) z = Neg(f) }"
+    model = model_of(text, {"w": np.ones((96, 40), np.float16)})
+    assert reasons(model, QuantizeInt4()) == ["its weight 'f' is also read by Neg 'z'"]
+    text = "g (float[M,96] x) => (float[M,40] y, float[96,40] f) { f = Cast<to = 1>(w) y = MatMul(x, f) }"
+    model = model_of(text, {"w": np.ones((96, 40), np.float16)})
+    assert reasons(model, QuantizeInt4()) == ["its weight 'f' is an output of the graph"]
+
+
+def test_16_bits_that_would_not_become_fewer_stay() -> None:
+    text = "g (float[M,2] x) => (float[M,40] y) { f = Cast<to = 1>(w) y = MatMul(x, f) }"
+    model = model_of(text, {"w": np.ones((2, 40), np.float16)})
+    assert reasons(model, QuantizeInt4()) == ["its weight 'f' would not become smaller"]
+    model = model_of(text, {"w": np.ones((2, 40), np.float16)})
+    assert QuantizeInt4(scale_type="float16", symmetric=True)(model).modified

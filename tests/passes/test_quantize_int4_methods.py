@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from optimizer.calibration import Samples
+from optimizer.calibration import observe
 from optimizer.errors import InputError
-from passes.quantization.blocks import Blocks, Floats, Grid, Quantized, output_error
+from optimizer.ort_session import OrtSession
+from passes.quantization.blocks import Blocks, Floats, Grid, Quantized, output_energy
 from passes.quantization.emit import NOTE
-from passes.quantization.gptq import Elimination, gptq
+from passes.quantization.gptq import Elimination, _factor, gptq
 from passes.quantization.hqq import half_quadratic
 from passes.quantization.inputs import Inputs, Source, measure
-from passes.quantization.methods import best
+from passes.quantization.methods import best, relative_error
 from passes.quantization.nf4 import codebook, normal_float
 from passes.quantization.rtn import round_to_nearest, search_scales
 from passes.quantize_int4 import QuantizeInt4
 from tests.passes.int4_graphs import answers, correlated, model_of, quantized, reference_answers, samples_of
 
+Observe = Callable[[Sequence[str]], Iterator[list[np.ndarray]]]
 GRIDS = [
     Grid(symmetric, scale_type) for symmetric in (True, False) for scale_type in ("float32", "float16", "bfloat16")
 ]
@@ -93,6 +97,28 @@ def test_searched_scales_are_better_and_follow_importance(grid: Grid) -> None:
     assert important < 0.7 * np.square(weights - searched.dequantized())[::8].sum()
 
 
+def test_columns_are_quantized_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, x = weights_of(70, 50), correlated(200, 70)
+    inputs, blocks = Inputs(x.T @ x, np.abs(x).mean(axis=0)), Blocks.of(70, 32)
+    whole = best(weights, blocks, Grid(symmetric=False), "gptq", inputs)
+    monkeypatch.setattr("passes.quantization.methods._COLUMNS", 16)
+    parts = best(weights, blocks, Grid(symmetric=False), "gptq", inputs)
+    assert (whole.quantized.codes == parts.quantized.codes).mean() > 0.99  # what is decided by a hair
+    assert parts.error == pytest.approx(whole.error, rel=1e-2)
+    assert parts.error == pytest.approx(relative_error(weights, parts.quantized.dequantized(), inputs), rel=1e-3)
+
+
+@pytest.mark.parametrize(("size", "part"), [(32, None), (32, 50), (0, None), (16, 100)])
+def test_scales_are_searched_for_in_tiles(size: int, part: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, blocks = weights_of(200, 70), Blocks.of(200, size, part)
+    importance = np.square(weights_of(200, 1, 5)[:, 0])
+    whole = search_scales(weights, blocks, Grid(symmetric=False), importance)
+    monkeypatch.setattr("passes.quantization.blocks._TILE", 64)
+    tiles = search_scales(weights, blocks, Grid(symmetric=False), importance)
+    np.testing.assert_array_equal(tiles.codes, whole.codes)
+    np.testing.assert_array_equal(tiles.scales, whole.scales)
+
+
 # --- HQQ ---
 
 
@@ -139,9 +165,9 @@ def test_gptq_is_much_better_on_correlated_inputs(size: int, grid: Grid) -> None
     plain = round_to_nearest(weights, blocks, grid)
     found = gptq(weights, Elimination.of(gram), plain, grid)
     assert np.array_equal(found.scales, plain.scales)
-    assert output_error(weights, found.dequantized(), gram) < 0.3 * output_error(weights, plain.dequantized(), gram)
+    assert output_energy(weights - found.dequantized(), gram) < 0.3 * output_energy(weights - plain.dequantized(), gram)
     exact = float(np.square(x.astype(np.float64) @ (weights - found.dequantized())).sum())
-    assert output_error(weights, found.dequantized(), gram) == pytest.approx(exact, rel=1e-3)
+    assert output_energy(weights - found.dequantized(), gram) == pytest.approx(exact, rel=1e-3)
 
 
 def test_gptq_is_as_the_paper_says_row_by_row() -> None:
@@ -172,6 +198,35 @@ def test_gptq_with_inputs_that_are_always_zero_or_too_few() -> None:
     assert np.isfinite(choice.quantized.dequantized()).all()
     silent = best(weights, Blocks.of(64, 16), Grid(), "gptq", Inputs(0 * x.T @ x, 0 * x[0]))
     assert silent.error == 0
+
+
+def test_the_inverse_factor() -> None:
+    """U with UᵀU the inverse, in both precisions."""
+    x = correlated(900, 600)
+    gram = x.T @ x
+    order = np.argsort(-np.diagonal(gram), kind="stable")
+    damped = gram.astype(np.float64) + 0.01 * np.diagonal(gram).mean() * np.eye(600)
+    wanted = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)]))
+    for type_, tolerance in ((np.float64, 1e-5), (np.float32, 1e-2)):
+        found = _factor(gram, order, type_)
+        assert not np.tril(found, -1).any()
+        np.testing.assert_allclose(found.T, wanted, atol=tolerance * np.abs(wanted).max())
+
+
+def test_a_matrix_that_single_precision_takes_for_indefinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    gram = correlated(300, 64).T @ correlated(300, 64)
+    types: list[object] = []
+
+    def failing(gram: Floats, order: np.ndarray, type_: type[np.floating]) -> Floats:
+        types.append(type_)
+        if type_ is np.float32:
+            raise np.linalg.LinAlgError
+        return _factor(gram, order, type_)
+
+    monkeypatch.setattr("passes.quantization.gptq._SINGLE_FROM", 64)
+    monkeypatch.setattr("passes.quantization.gptq._factor", failing)
+    assert Elimination.of(gram).factor.shape == (64, 64)
+    assert types == [np.float32, np.float64]
 
 
 # --- The inputs of layers ---
@@ -227,7 +282,7 @@ def test_data_that_make_a_layer_infinite_or_empty() -> None:
 def test_statistics_are_of_all_samples() -> None:
     model = model_of("g (float[M,8] x) => (float[M,8] y) { y = MatMul(x, w) }", {"w": weights_of(8, 8)})
     parts = [weights_of(rows, 8, rows) for rows in (3, 5)]
-    (found,) = measure(model, [(Source("x"),)], samples_of(model, *parts))
+    (found,) = measure(partial(observe, model, samples=samples_of(model, *parts)), [(Source("x"),)])
     whole = np.concatenate(parts)
     np.testing.assert_allclose(found.gram, whole.T @ whole, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.magnitude, np.abs(whole).mean(axis=0), rtol=1e-5)
@@ -259,13 +314,29 @@ def test_layers_that_read_the_same_value_share_its_statistics(monkeypatch: pytes
     model = model_of(text, {"w": weights_of(64, 8), "v": weights_of(64, 8, 2)})
     asked: list[int] = []
 
-    def counting(model: ir.Model, wanted: list[tuple[Source, ...]], samples: Samples) -> list[Inputs]:
+    def counting(observe: Observe, wanted: list[tuple[Source, ...]]) -> list[Inputs]:
         asked.append(len(wanted))
-        return measure(model, wanted, samples)
+        return measure(observe, wanted)
 
-    monkeypatch.setattr("passes.quantize_int4.measure", counting)
+    monkeypatch.setattr("passes.quantization.int4_run.measure", counting)
     quantized(model, QuantizeInt4(samples=samples_of(model, correlated(50, 64)), max_statistics_bytes=1))
     assert asked == [1]
+
+
+def test_nothing_is_run_twice_that_stands_in_front_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = deep(), list[int]()
+    load = OrtSession.from_model
+
+    def counting(part: ir.Model, num_threads: int) -> OrtSession:
+        sizes.append(sum(node.op_type == "MatMul" for node in part.graph))
+        return load(part, num_threads=num_threads)
+
+    monkeypatch.setattr(OrtSession, "from_model", counting)
+    quantized(model, QuantizeInt4(samples=samples_of(model, correlated(100, 64)), max_statistics_bytes=1))
+    assert sizes == [1, 1, 1]  # what a layer reads is there already: it was kept when the one before it was finished
+    sizes.clear()
+    quantized(model, QuantizeInt4(method="awq", samples=samples_of(model, correlated(100, 64)), max_statistics_bytes=1))
+    assert sizes == [1, 2, 3]
 
 
 class Killed(Exception):
@@ -293,7 +364,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
         computed.append(1)
         return best(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("passes.quantize_int4.best", counted)
+    monkeypatch.setattr("passes.quantization.int4_run.best", counted)
     resumed = quantized(model, QuantizeInt4(samples=samples, max_statistics_bytes=1, resume=str(tmp_path)))
     assert len(computed) == 3
     x = correlated(50, 64, 9)
