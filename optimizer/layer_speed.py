@@ -21,6 +21,8 @@ class LayerWork:
         images, height, width: Of a convolution's result.
         three: Whether it is a convolution of 3 x 3 without strides, which has a faster method in float32.
         dynamic: Whether the range of each row is found while the model runs.
+        stored_rounded: Whether what is read comes from a kernel that stores it rounded instead of as float32, so that
+            rounding costs no pass over it.
     """
 
     rows: int | None
@@ -33,6 +35,7 @@ class LayerWork:
     width: int | None = None
     three: bool = False
     dynamic: bool = False
+    stored_rounded: bool = False
 
 
 Speed = Callable[[LayerWork], tuple[float, float]]

@@ -28,6 +28,8 @@ _RANGE = 2.0
 def predicted_seconds(work: LayerWork, cpu: Cpu) -> tuple[float, float]:
     """In float32, and in int8 with the rounding of what the layer reads.
 
+    A kernel that stores its result rounded stores a quarter of the bytes: that makes up for the rounding.
+
     Args:
         work: The layer.
         cpu: The processor.
@@ -43,6 +45,8 @@ def predicted_seconds(work: LayerWork, cpu: Cpu) -> tuple[float, float]:
     rounding = read * operations / tiles.lanes() / cpu.fma_pipes
     if work.dynamic:  # it is read once more
         rounding = max(rounding, 4 * read / cpu.l2_bytes_a_cycle)
+    elif work.stored_rounded:
+        rounding = 0.0
     per_second = cpu.clock * cpu.cores
     return float32 / per_second, (_cycles(work, tiles, "int8", 1) + rounding) / per_second
 

@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.query import array, constant, input_at, is_op, only_user, string_attribute
-from passes.quantization.layers import LAYERS, Layer
+from passes.quantization.layers import LAYERS, SKIPS, Layer
 
 __all__ = ["CARRIES", "COMPUTES", "Rounding", "plan_rounding"]
 
@@ -37,8 +37,6 @@ COMPUTES = ("Add", "AveragePool", "GlobalAveragePool", "Mul")
 
 _JOINED = ("Clip", "Relu")
 """Their bounds are those of the grid behind them."""
-
-_SKIPS = ("Add", "AveragePool", "GlobalAveragePool")
 
 
 @dataclass
@@ -131,7 +129,7 @@ def _skip_connections(plan: Rounding, scope: Scope) -> None:
     for value in dict.fromkeys(layer.x for layer in convolutions):
         others = [(user, index) for user, index in value.uses() if index not in plan.reads.get(user, ())]
         users = [user for user, _ in others]
-        if others and plan.covers(value, *users) and all(is_op(u, *_SKIPS) and u.graph is scope.graph for u in users):
+        if others and plan.covers(value, *users) and all(is_op(u, *SKIPS) and u.graph is scope.graph for u in users):
             for user, index in others:
                 plan.add(user, index)
 

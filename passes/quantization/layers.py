@@ -7,8 +7,9 @@ A layer is taken when
 3. its weight is a constant of float32, and its other input, which is none, has the same type;
 4. a product has a matrix for its weight, and a Gemm neither factors nor a transposed input;
 5. it is worth while. Where a target has a tile model, that predicts the layer to take less time in int8, the rounding
-   of what it reads counted. Where there is none, a product uses each element of the input often enough: `MIN_REUSE`;
-   what a Conv reads is rounded by the layer before it, and it reads a quarter of the bytes.
+   of what it reads counted; where a kernel stores that rounded right away, the layer need only be as fast. Where there
+   is no model, a product uses each element of the input often enough: `MIN_REUSE`; what a Conv reads is rounded by the
+   layer before it, and it reads a quarter of the bytes.
 
 What is left out is a near miss, with the reason. A layer whose weight is quantized already is passed over.
 """
@@ -34,9 +35,12 @@ from optimizer.text import seconds
 from passes.quantization.grids import Kind, channel_scales
 from passes.quantization.writer import WeightGrids
 
-__all__ = ["LAYERS", "MIN_REUSE", "Layer", "Selection", "find_layers"]
+__all__ = ["LAYERS", "MIN_REUSE", "SKIPS", "Layer", "Selection", "find_layers"]
 
 LAYERS = ("Conv", "Gemm", "MatMul")
+
+SKIPS = ("Add", "AveragePool", "GlobalAveragePool")
+"""What reads the rounded form of what a Conv reads, if nothing else asks for it as float32."""
 
 MIN_REUSE = 8
 """Multiplications by each element of the input that make up for rounding it. An int8 product does four times as many
@@ -191,9 +195,12 @@ def _worth(editor: Editor, node: ir.Node, selection: Selection) -> str:
     if selection.for_size:
         return ""
     if selection.speed is not None:
-        before, after = selection.speed(_work(editor, node, shape, selection.dynamic))
+        work = _work(editor, node, shape, selection.dynamic)
+        before, after = selection.speed(work)
         times = f"{seconds(after)} in int8, {seconds(before)} in float32"
-        return "" if after < before else f"it is predicted to be no faster: {times}"
+        # Where the layer itself is as fast, its neighbours gain from what is stored as bytes.
+        is_worth = after <= before if work.stored_rounded else after < before
+        return "" if is_worth else f"it is predicted to be no faster: {times}"
     reuse = shape[_channel_axis(node)]
     if node.op_type != "Conv" and reuse < MIN_REUSE:
         return f"it multiplies each element of its input {reuse} times only: rounding it would cost more"
@@ -218,7 +225,20 @@ def _work(editor: Editor, node: ir.Node, weight: Sequence[int], dynamic: bool) -
     height, width = pixels if len(pixels) == 2 else (None, None)
     rows = None if images is None or count is None else images * count
     depth, three = math.prod(weight[1:]), tuple(weight[2:]) == (3, 3) and plain
-    return LayerWork(rows, depth, columns // groups, groups, once, images, height, width, three, dynamic)
+    return LayerWork(
+        rows, depth, columns // groups, groups, once, images, height, width, three, dynamic, _is_stored_rounded(node)
+    )
+
+
+def _is_stored_rounded(node: ir.Node) -> bool:
+    """Whether what a Conv reads is computed, and by its readers nothing else is asked for than its rounded form."""
+    x = node.inputs[0]
+    return (
+        x is not None
+        and x.producer() is not None
+        and not x.is_graph_output()
+        and all(is_op(user, "Conv", *SKIPS) and user.graph is node.graph for user, _ in x.uses())
+    )
 
 
 def _product(sizes: Sequence[int | None]) -> int | None:

@@ -59,6 +59,13 @@ def test_one_channel_by_itself_gains_nothing() -> None:
     assert gain(LayerWork(112 * 112, 9, 1, 96, 96.0, 1, 112, 112)) < 1
 
 
+def test_what_is_stored_rounded_costs_no_pass_of_its_own() -> None:
+    channels = LayerWork(112 * 112, 9, 1, 96, 96.0, 1, 112, 112, stored_rounded=True)
+    assert gain(channels) == 1
+    assert gain(PRODUCT) < gain(replace(PRODUCT, stored_rounded=True))
+    assert gain(replace(PRODUCT, dynamic=True)) == gain(replace(PRODUCT, dynamic=True, stored_rounded=True))
+
+
 def test_a_symbolic_number_of_rows_is_that_of_some() -> None:
     assert gain(replace(PRODUCT, rows=None)) == pytest.approx(gain(PRODUCT))
 
@@ -90,7 +97,9 @@ def test_size_can_be_asked_for() -> None:
     assert done == {"first", "second"} and not left
 
 
-def test_each_layer_is_in_int8_or_has_its_reason() -> None:
+@pytest.mark.parametrize("reader", ["", "a skip connection", "the input", "Sigmoid", "the caller"])
+def test_each_layer_is_in_int8_or_has_its_reason(reader: str) -> None:
+    """Channels by themselves are no faster as bytes: they are bytes if nothing else is made of what is before them."""
     weights = {
         "k": RNG.standard_normal((32, 3, 3, 3)).astype(np.float32),
         "d": RNG.standard_normal((32, 1, 3, 3)).astype(np.float32),
@@ -100,16 +109,29 @@ def test_each_layer_is_in_int8_or_has_its_reason() -> None:
     nodes = [
         node("Conv", ["x", "k"], ["a"], name="stem", pads=[1, 1, 1, 1]),
         node("Relu", ["a"], ["b"]),
-        node("Conv", ["b", "d"], ["c"], name="depthwise", pads=[1, 1, 1, 1], group=32),
+        node("Conv", ["b" if reader != "the input" else "v", "d"], ["c"], name="depthwise", pads=[1] * 4, group=32),
         node("Relu", ["c"], ["e"]),
         node("Conv", ["e", "p"], ["f"], name="pointwise"),
-        node("GlobalAveragePool", ["f"], ["g"]),
+        node("Relu", ["f"], ["r"]),
+        node("GlobalAveragePool", ["r"], ["g"]),
         node("Flatten", ["g"], ["h"]),
         node("MatMul", ["h", "w"], ["y"], name="head"),
     ]
-    network: onnx.ModelProto = build(nodes, [value("x", [1, 3, 32, 32])], [value("y", [1, 10])], weights)
+    inputs, outputs = [value("x", [1, 3, 32, 32])], [value("y", [1, 10])]
     sets = [{"x": RNG.standard_normal((1, 3, 32, 32)).astype(np.float32)} for _ in range(3)]
+    if reader == "the input":
+        inputs.append(value("v", [1, 32, 32, 32]))
+        sets = [{**each, "v": RNG.standard_normal((1, 32, 32, 32)).astype(np.float32)} for each in sets]
+    if reader in ("a skip connection", "the input"):
+        nodes[4:5] = [node("Add", ["e", "b"], ["m"]), node("Conv", ["m", "p"], ["f"], name="pointwise")]
+    elif reader == "Sigmoid":
+        nodes.append(node("Sigmoid", ["b"], ["s"]))
+        outputs.append(value("s", [1, 32, 32, 32]))
+    elif reader == "the caller":
+        outputs.append(value("b", [1, 32, 32, 32]))
+    network: onnx.ModelProto = build(nodes, inputs, outputs, weights)
     compiled = optimize(network, VNNI, precision="int8", calibration=sets, progress=False, cache=False)
     done, left = quantized_and_left(compiled)
-    assert {"pointwise", "head"} <= done and "depthwise" in left
+    assert {"pointwise", "head"} <= done
+    assert ("depthwise" in done) == (reader in ("", "a skip connection"))
     assert done | set(left) == {"stem", "depthwise", "pointwise", "head"} and not done & set(left)
