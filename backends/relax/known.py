@@ -15,6 +15,7 @@ import tvm
 from tvm import sym, tirx
 
 from backends.relax.forms import definition_of, is_choice, spelled_out
+from backends.relax.loops import loads_of
 from backends.relax.values import ChannelsLast, Result, SymbolicInts, prim, static_int
 
 if TYPE_CHECKING:
@@ -97,8 +98,9 @@ def simplified(ctx: Emitter, expr: tirx.Expr) -> tirx.Expr:
 
 
 def not_negative(ctx: Emitter, expr: tirx.Expr) -> bool:
-    """Whether the expression is at least zero, whatever the symbolic sizes."""
-    return bool(_analyzer(ctx).can_prove(tirx.GE(expr, prim(0))))
+    """Whether the expression is at least zero, whatever the symbolic sizes; of an element of a tensor nobody knows."""
+    condition = tirx.GE(expr, prim(0))
+    return not loads_of(condition) and bool(_analyzer(ctx).can_prove(condition))
 
 
 def same(ctx: Emitter, a: tirx.Expr, b: tirx.Expr) -> bool:

@@ -69,10 +69,11 @@ def test_integer_division_truncates_and_never_traps(dtype: str) -> None:
     assert emitted(model, [a, b])[0][:4].tolist() == [-3, -3, -2, -2]
 
 
+@pytest.mark.parametrize("size", ["6", "n"])
 @pytest.mark.parametrize("divisor", [3, -3])
-def test_division_by_a_constant_truncates(divisor: int) -> None:
+def test_division_by_a_constant_truncates(divisor: int, size: str) -> None:
     a = np.array([-7, 7, -9, 9, -1, 1], np.int64)
-    model = parse("g (int64[6] a) => (int64[6] y) { y = Div(a, b) }", {"b": np.array(divisor)})
+    model = parse(f"g (int64[{size}] a) => (int64[{size}] y) {{ y = Div(a, b) }}", {"b": np.array(divisor)})
     assert emitted(model, [a])[0].tolist() == [int(v / divisor) for v in a]
 
 
