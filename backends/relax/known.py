@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 import tvm
+import tvm_ffi
 from tvm import sym, tirx
 
 from backends.relax.forms import definition_of, is_choice, spelled_out
-from backends.relax.loops import loads_of
 from backends.relax.values import ChannelsLast, Result, SymbolicInts, prim, static_int
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ Elements = np.ndarray[Any, np.dtype[Any]]
 
 _MOST = 64
 _LARGEST_SIZE = 1 << 40
+_LOAD = tvm.ir.Op.get("te.tensor_load")
 
 
 def known(ctx: Emitter, value: ir.Value | None) -> Elements | None:
@@ -100,7 +101,14 @@ def simplified(ctx: Emitter, expr: tirx.Expr) -> tirx.Expr:
 def not_negative(ctx: Emitter, expr: tirx.Expr) -> bool:
     """Whether the expression is at least zero, whatever the symbolic sizes; of an element of a tensor nobody knows."""
     condition = tirx.GE(expr, prim(0))
-    return not loads_of(condition) and bool(_analyzer(ctx).can_prove(condition))
+    return not _reads(condition) and bool(_analyzer(ctx).can_prove(condition))
+
+
+def _reads(expr: tirx.Expr) -> bool:
+    """Whether an expression of `te` reads a tensor, of which TVM's analyzer cannot take note."""
+    found: list[tvm.ir.Call] = []
+    tvm_ffi.structural_walk(expr, (tvm.ir.Call, lambda call: found.append(call) if call.op.same_as(_LOAD) else None))
+    return bool(found)
 
 
 def same(ctx: Emitter, a: tirx.Expr, b: tirx.Expr) -> bool:
