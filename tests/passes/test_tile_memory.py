@@ -140,11 +140,11 @@ def test_a_graph_of_symbolic_sizes_stays_as_it_is() -> None:
     assert_stays(TileMemory(100), f"g (float[N,2] x) => (float[N,1] y) <{weights}> {{ {nodes} }}")
 
 
-def test_a_skip_connection_is_computed_again_where_that_is_the_only_way() -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_skip_connection_is_computed_again_where_that_is_the_only_way(fused: bool) -> None:
+    """The channels are so few that a kept row costs more than one that is computed again."""
     model = unet()
-    result = check_pass(TileMemory(Search(Facts(model, True)).smallest().peak), model)
-    first = [node for node in result.graph if node.op_type == "Conv" and node.inputs[1] is not None]
-    assert sum(node.inputs[1].name == "w" for node in first if node.inputs[1]) > 16  # in two regions, of 16 pieces each
+    result = check_pass(TileMemory(Search(Facts(model, fused)).smallest().peak, fused), model)
     assert model_costs(result).flops > 1.2 * model_costs(model).flops
 
 
