@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -42,16 +41,29 @@ from optimizer.pass_manager import PassManager
 from passes.pipelines import default_pipeline
 from passes.quantize_int4 import QuantizeInt4
 
-__all__ = ["METHODS", "SECTION", "Row", "calibration_tokens", "main", "measured_tokens", "perplexity"]
+__all__ = [
+    "METHODS",
+    "SECTION",
+    "Row",
+    "calibration_tokens",
+    "cells",
+    "main",
+    "measured_tokens",
+    "ordered",
+    "perplexity",
+    "plain_session",
+    "text_of",
+]
 
 Tokens = npt.NDArray[np.int64]
-METHODS = ("rtn", "hqq", "awq", "auto", "onnxruntime-rtn", "onnxruntime-gptq")
+METHODS = ("rtn", "hqq", "awq", "auto", "nf4", "onnxruntime-rtn", "onnxruntime-gptq")
 """Those of `quantize-int4`, and peers: the quantizer of MatMulNBits, and Neural Compressor's GPTQ, which it brings."""
 
 _CALIBRATION = (32, 256)
 _MEASURED = (12, 512)
 """Texts, and tokens in each."""
 _OPERATORS = "MatMul+Gemm"
+_BASELINE = "float32 (as stored, 4 bits in blocks of 32)"
 
 SECTION = Section(
     title="Perplexity of SmolLM2-135M with weights of 4 bits",
@@ -83,16 +95,16 @@ class Row:
 
 def calibration_tokens(tokenizer: Tokenizer) -> Tokens:
     """`[B, S]`, from every second topic."""
-    return _tokens(tokenizer, _text(0), *_CALIBRATION)
+    return _tokens(tokenizer, text_of(0), *_CALIBRATION)
 
 
 def measured_tokens(tokenizer: Tokenizer) -> Tokens:
     """`[B, S]`, from the other topics."""
-    return _tokens(tokenizer, _text(1), *_MEASURED)
+    return _tokens(tokenizer, text_of(1), *_MEASURED)
 
 
-def _text(half: int) -> str:
-    """The paragraphs that stand first in a topic with an even or an odd number."""
+def text_of(half: int) -> str:
+    """Of the manual: the paragraphs that stand first in a topic with an even or an odd number."""
     first: dict[str, tuple[int, str]] = {}
     for number, name in enumerate(sorted(topics)):
         for paragraph in topics[name].split("\n\n"):
@@ -112,13 +124,17 @@ def inputs_of(tokens: Tokens) -> dict[str, Tokens]:
     return {"input_ids": tokens[None], "attention_mask": np.ones_like(tokens[None])}
 
 
-def perplexity(model: Path, tokens: Tokens, threads: int) -> float:
-    """E to the mean negative logarithm of the probability of each token after those before it."""
+def plain_session(model: Path, threads: int) -> onnxruntime.InferenceSession:
+    """A model in ONNX Runtime, with products in float32 for all contestants: what is compared is the weights."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Products in float32, for all contestants: what is compared is the weights.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    session = onnxruntime.InferenceSession(model, options)
+    return onnxruntime.InferenceSession(model, options)
+
+
+def perplexity(model: Path, tokens: Tokens, threads: int) -> float:
+    """E to the mean negative logarithm of the probability of each token after those before it."""
+    session = plain_session(model, threads)
     total = 0.0
     for text in tokens:
         (logits,) = session.run(None, inputs_of(text))
@@ -205,11 +221,11 @@ def measure(
             done(rows[-1])
 
 
-def cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
+def cells(row: Row, rows: Sequence[Row], baseline_name: str = "float32") -> tuple[str, ...]:
     """A row as text, beside the baseline and RTN at its setting."""
     baseline = next(each.perplexity for each in rows if each.method == "float32")
     if row.method == "float32":
-        return "none", "", "float32 (as stored, 4 bits in blocks of 32)", f"{baseline:.3f}", "", "", ""
+        return "none", "", baseline_name, f"{baseline:.3f}", "", "", ""
     plain = [
         each.perplexity - baseline
         for each in rows
@@ -235,20 +251,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = console()
     kept: list[dict[str, Any]] = []
     if options.keep is not None and options.keep.exists():
-        kept = json.loads(options.keep.read_text())
+        kept = json.loads(options.keep.readtext_of())
     rows = [Row(**row) for row in kept]
 
     def done(row: Row) -> None:
-        out.print(*cells(row, rows))
+        out.print(*cells(row, rows, _BASELINE))
         if options.keep is not None:
             with atomic_write(options.keep) as file:
                 file.write(json.dumps([asdict(each) for each in rows], indent=1).encode())
 
     settings = [(size, options.symmetric, method) for size in options.block_sizes for method in options.methods]
     measure(settings, options.threads, rows, done)
-    order = partial(_order, METHODS)
-    rows.sort(key=order)
-    table = [cells(row, rows) for row in rows]
+    table = [cells(row, rows, _BASELINE) for row in ordered(rows, METHODS)]
     out.print(SECTION.table(table))
     if options.write:
         heading = (
@@ -261,9 +275,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out.print("written to RESULTS.md")
 
 
-def _order(methods: Sequence[str], row: Row) -> tuple[int, bool, int]:
-    size = {-1: -1, 0: 1 << 20}.get(row.block_size, row.block_size)
-    return size, row.symmetric, methods.index(row.method) if row.method in methods else -1
+def ordered(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
+    """The model as it is, then by block size, per channel last, and by method."""
+
+    def key(row: Row) -> tuple[int, bool, int]:
+        size = {-1: -1, 0: 1 << 20}.get(row.block_size, row.block_size)
+        return size, row.symmetric, methods.index(row.method) if row.method in methods else -1
+
+    return sorted(rows, key=key)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ Before and after, for each layer that `passes/quantization/weight_layers.py` lis
    bits are cast to float32 first.
 2. With `method=nf4` -> `MatMul(x, Reshape(Mul(Reshape(Gather(codebook, Cast(codes))), scales)))`, in which
    the scales are dequantized from 8 bits.
+3. With `activations=int8` the rows of what such a `MatMul` or `Gemm` reads are rounded in front of it, as
+   `passes/quantization/dynamic.py` does for weights of 8 bits.
 
-Only weights are quantized; what is computed with them stays float32. Which codes and scales are best is decided layer
-by layer in the order of the graph. With calibration data each layer is judged by the error of its product, on inputs
-that come from the model as it stands then; see `passes/quantization/int4_run.py`. Without calibration data a layer is
-judged by the error of its weights.
+Else only weights are quantized, and what is computed with them stays as it is. Which codes and scales are best is
+decided layer by layer in the order of the graph. With calibration data each layer is judged by the error of its
+product, on inputs that come from the model as it stands then; see `passes/quantization/int4_run.py`. Without
+calibration data a layer is judged by the error of its weights.
 
 A layer stays as it is when it would not become smaller, and where the reason is one of those in `weight_layers.py`.
 """
@@ -49,6 +51,8 @@ class QuantizeInt4(Pass):
         block_size: How many weights share a scale: 0 for all of an output, or 16, 32, 64, 128 or 256.
         symmetric: INT4 without zero points, else UINT4 with them.
         scale_type: What scales are stored as: `"float32"`, `"float16"` or `"bfloat16"`.
+        activations: What products of matrices read: `"float32"`, or `"int8"`: rounded while the model runs, with a
+            scale for each row. That is twice as fast or more where there are many rows, and costs some accuracy.
         op_types_to_quantize: Operators, separated by `+`.
         nodes_to_exclude: Names of nodes (or of what they compute) that stay as they are, separated by `+`.
         max_error: A layer that would lose more than this stays as it is: the norm of the error of its product on the
@@ -66,6 +70,7 @@ class QuantizeInt4(Pass):
     block_size: int = 64
     symmetric: bool = False
     scale_type: str = "float32"
+    activations: str = "float32"
     op_types_to_quantize: str = "+".join(OPERATORS)
     nodes_to_exclude: str = ""
     max_error: float = 0.0
@@ -77,6 +82,7 @@ class QuantizeInt4(Pass):
     def __post_init__(self) -> None:
         self._expect("method", self.method, _METHODS)
         self._expect("block_size", self.block_size, _BLOCK_SIZES)
+        self._expect("activations", self.activations, ("float32", "int8"))
         self._expect("scale_type", self.scale_type, tuple(SCALE_TYPES))
         if not self.max_error >= 0:
             raise PipelineError(f"quantize-int4{{max_error}} must not be negative, and is {self.max_error!r}")

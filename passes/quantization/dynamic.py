@@ -21,7 +21,7 @@ from optimizer.ir.shape_info import Dims
 from passes.quantization.layers import Layer
 from passes.quantization.writer import WeightGrids, Writer
 
-__all__ = ["quantize_rows"]
+__all__ = ["Rows", "quantize_rows"]
 
 _TOP = 127.0
 _TINY = 127 * float(np.finfo(np.float32).tiny)
@@ -40,24 +40,21 @@ def quantize_rows(editor: Editor, scope: Scope, layers: Sequence[Layer], grids: 
         layers: Gemm and MatMul, in topological order.
         grids: For the weight of a layer.
     """
-    rows = _Rows(editor, Writer(editor, scope))
+    rows = Rows(editor, Writer(editor, scope))
     for layer in layers:
         # Not `layer.x`: a layer before this one may have replaced it.
         x = layer.node.inputs[0]
         assert x is not None, "a layer has an activation"
-        dims = editor.shapes.dims(x)
-        if scope.opset < _FIRST_OPSET:
-            editor.miss(layer.node, f"opset {scope.opset} cannot scale rows, {_FIRST_OPSET} is needed")
-        elif dims is None:
-            editor.miss(layer.node, f"the rank of {x.name!r} is not known, so neither are its rows")
-        elif 0 in dims:
-            editor.miss(layer.node, f"{x.name!r} has no elements")
+        reason = rows.obstacle(x, scope.opset)
+        if reason is not None:
+            editor.miss(layer.node, reason)
         else:
-            rows.quantize(layer, x, dims, grids(layer))
+            weight = rows.writer.weight(layer.weight, grids(layer), layer.node)
+            rows.multiply(layer.node, weight, layer.channels)
 
 
 @dataclass
-class _Rows:
+class Rows:
     """Rounds activations by rows.
 
     Attributes:
@@ -69,12 +66,30 @@ class _Rows:
     writer: Writer
     _rounded: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
-    def quantize(self, layer: Layer, x: ir.Value, dims: Dims, grids: WeightGrids) -> None:
-        """Let a layer multiply rounded rows with a rounded weight."""
-        node = layer.node
+    def obstacle(self, x: ir.Value, opset: int) -> str | None:
+        """Why the rows of an activation cannot be rounded."""
+        dims = self.editor.shapes.dims(x)
+        if opset < _FIRST_OPSET:
+            return f"opset {opset} cannot scale rows, {_FIRST_OPSET} is needed"
+        if dims is None:
+            return f"the rank of {x.name!r} is not known, so neither are its rows"
+        return f"{x.name!r} has no elements" if 0 in dims else None
+
+    def multiply(self, node: ir.Node, weight: ir.Value, channels: int) -> None:
+        """Let a product multiply its rows, rounded, with a weight.
+
+        Args:
+            node: Gemm or MatMul; of all that read an activation, in the order of the graph.
+            weight: Rounded.
+            channels: Of the product.
+        """
+        x = node.inputs[0]
+        assert x is not None, "a layer has an activation"
+        dims = self.editor.shapes.dims(x)
+        assert dims is not None, "there is no obstacle"
         if x not in self._rounded:
             self._rounded[x] = self._round(x, dims, node)
-        operands = [self._rounded[x], self.writer.weight(layer.weight, grids, node)]
+        operands = [self._rounded[x], weight]
         if len(dims) == 2:
             for index, operand in enumerate(operands):
                 node.replace_input_with(index, operand)
@@ -82,7 +97,7 @@ class _Rows:
         name = f"{node.outputs[0].name}_rows"
         product = self.writer.node("MatMul", operands, name, node)
         product.name = label(node)
-        shape = self._shape(x, dims, layer.channels, node)
+        shape = self._shape(x, dims, channels, node)
         self.editor.substitute(node, ir.node("Reshape", [product.outputs[0], shape], name=f"{label(node)}_axes"))
 
     def _shape(self, x: ir.Value, dims: Dims, channels: int, before: ir.Node) -> ir.Value:

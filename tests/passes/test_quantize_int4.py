@@ -302,6 +302,7 @@ def test_options_print_back() -> None:
         ({"method": "best"}, "method} must be one of auto, rtn, .* not 'best'"),
         ({"block_size": 48}, "block_size} must be one of 0, 16, 32, 64, 128, 256, not 48"),
         ({"scale_type": "double"}, "scale_type} must be one of float32, float16, bfloat16, not 'double'"),
+        ({"activations": "int4"}, "activations} must be one of float32, int8, not 'int4'"),
         ({"max_error": -0.1}, "max_error} must not be negative, and is -0.1"),
         ({"max_error": 0.1, "method": "awq"}, "max_error} is not for method=awq, which scales all that read a value"),
         ({"max_error": float("nan")}, "max_error} must not be negative, and is nan"),
@@ -406,3 +407,56 @@ def test_16_bits_that_would_not_become_fewer_stay() -> None:
     assert reasons(model, QuantizeInt4()) == ["its weight 'f' would not become smaller"]
     model = model_of(text, {"w": np.ones((2, 40), np.float16)})
     assert QuantizeInt4(scale_type="float16", symmetric=True)(model).modified
+
+
+# --- 3. Activations of 8 bits ---
+
+
+@pytest.mark.parametrize("graph", ["MatMul", "Gemm", "Gemm transB"])
+def test_rows_are_rounded_while_the_model_runs(graph: str) -> None:
+    text, shapes = GRAPHS[graph]
+    model = model_of(text, weights_of(shapes))
+    result, plain = (
+        quantized(model, QuantizeInt4(method="rtn", activations=activations)) for activations in ("int8", "float32")
+    )
+    inputs = {"x": input_of(model)}
+    (found,), (exact,), (again,) = answers(result, inputs), answers(plain, inputs), reference_answers(result, inputs)
+    # Half of a step is 1/254 of the largest of a row, which is about 2.5 times the mean square of normal numbers.
+    assert 0 < np.linalg.norm(found - exact) < 0.015 * np.linalg.norm(exact)
+    np.testing.assert_allclose(found, again, rtol=1e-3, atol=1e-3)
+    assert [node.op_type for node in result.graph].count("QuantizeLinear") == 1
+    assert not QuantizeInt4(method="rtn", activations="int8")(result.clone()).modified
+
+
+def test_rows_of_more_axes_that_two_products_read_are_rounded_once() -> None:
+    text = "g (float[B,M,96] x) => (float[B,M,40] y, float[B,M,24] z) { y = MatMul(x, w) z = MatMul(x, v) }"
+    model = model_of(text, weights_of({"w": (96, 40), "v": (96, 24)}))
+    result = quantized(model, QuantizeInt4(method="rtn", activations="int8"))
+    assert [node.op_type for node in result.graph].count("QuantizeLinear") == 1
+    x = RNG.normal(size=(2, 3, 96)).astype(np.float32)
+    plain = quantized(model, QuantizeInt4(method="rtn"))
+    for found, exact in zip(answers(result, {"x": x}), answers(plain, {"x": x}), strict=True):
+        assert found.shape == exact.shape
+        assert 0 < np.linalg.norm(found - exact) < 0.015 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize(
+    ("text", "weight", "type_", "reason"),
+    [
+        (GRAPHS["Gemm transA"][0], (96, 40), np.float32, "its rows are turned"),
+        (MATMUL.replace("float[", "float16["), (96, 40), np.float16, "what it reads is not float32: 'x'"),
+        (MATMUL.replace("M,96", "0,96"), (96, 40), np.float32, "'x' has no elements"),
+    ],
+)
+def test_activations_that_stay(text: str, weight: tuple[int, int], type_: type[np.generic], reason: str) -> None:
+    model = model_of(text, {"w": RNG.normal(size=weight).astype(type_)})
+    result = PassManager([QuantizeInt4(method="rtn", activations="int8")]).run(model)
+    assert result.modified
+    assert "QuantizeLinear" not in [node.op_type for node in model.graph]
+    assert [miss.reason for miss in result.near_misses] == [f"its activations stay as they are: {reason}"]
+
+
+def test_convolutions_keep_their_activations() -> None:
+    text, shapes = GRAPHS["Conv"]
+    result = quantized(model_of(text, weights_of(shapes)), QuantizeInt4(method="rtn", activations="int8"))
+    assert [node.op_type for node in result.graph] == ["DequantizeLinear", "Conv"]

@@ -1,0 +1,196 @@
+"""Perplexity of Whisper base's decoder with weights of 4 bits, when it is told what was said before each token.
+
+    python -m benchmarks.speech_perplexity --data /usr/share/pocketsphinx/test/data
+    python -m benchmarks.speech_perplexity --data DATA --block-sizes 64 --methods rtn hqq auto
+    python -m benchmarks.speech_perplexity --data DATA --write         # into benchmarks/RESULTS.md
+
+The sound is that of Debian's package pocketsphinx-testdata: five sentences of a novel are measured, with what is said
+in them; calibration data are the names of cards in other voices, and the same sounds with texts of Python's manual, so
+that there are enough tokens. The encoder stays in float32; all matrices of the decoder are quantized, its word list is
+not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import tempfile
+import time
+import wave
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from tokenizers import Tokenizer
+from transformers import WhisperFeatureExtractor
+
+from benchmarks.perplexity import Row, cells, ordered, plain_session, text_of
+from benchmarks.results import Section, console, versions
+from models import whisper_base
+from optimizer.calibration import Samples
+from optimizer.frontends import load_model
+from optimizer.pass_manager import PassManager
+from passes.pipelines import default_pipeline
+from passes.quantize_int4 import QuantizeInt4
+
+__all__ = ["SECTION", "Utterance", "main", "perplexity", "transcripts"]
+
+Inputs = dict[str, npt.NDArray[np.generic]]
+METHODS = ("rtn", "hqq", "awq", "auto")
+_START = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+_END = "<|endoftext|>"
+_RATE = 16000
+_TEXTS, _LENGTH = 4, 128
+"""Of the manual, for each sound of the calibration data, and tokens in each."""
+
+SECTION = Section(
+    title="Perplexity of Whisper base's decoder with weights of 4 bits",
+    columns=("scales", "zero points", "method", "perplexity", "increase", "of RTN's increase", "seconds"),
+    texts=frozenset({"scales", "zero points", "method"}),
+    begin="<!-- begin: written by benchmarks.speech_perplexity -->",
+    end="<!-- end of benchmarks.speech_perplexity -->",
+)
+
+
+class Utterance:
+    """What the decoder is given for a sound.
+
+    Args:
+        hidden: The encoder's hidden states `[1, T, D]`.
+        tokens: What was said, between the tokens of the start and the end.
+        prefix: How many tokens stand in front of what was said.
+    """
+
+    def __init__(self, hidden: npt.NDArray[np.float32], tokens: Sequence[int], prefix: int) -> None:
+        self.inputs: Inputs = {"input_ids": np.array([tokens[:-1]]), "encoder_hidden_states": hidden}
+        self.targets = np.array(tokens[prefix:])
+        self.prefix = prefix
+
+
+def transcripts(folder: Path, file: str) -> dict[str, str]:
+    """What is said in the sounds of a folder, by their names."""
+    lines = (folder / file).read_text().splitlines()
+    found = (re.fullmatch(r"<s> (.*?) *</s> \((.*)\)", line.strip()) for line in lines)
+    return {match[2]: match[1] for match in found if match is not None}
+
+
+def perplexity(model: Path, utterances: Sequence[Utterance], threads: int) -> float:
+    """E to the mean negative logarithm of the probability of each token after those before it."""
+    session = plain_session(model, threads)
+    total, count = 0.0, 0
+    for each in utterances:
+        (logits,) = session.run(None, each.inputs)
+        scores = logits[0, each.prefix - 1 :].astype(np.float64)
+        scores -= scores.max(axis=1, keepdims=True)
+        right = scores[np.arange(len(each.targets)), each.targets]
+        total += float((np.log(np.exp(scores).sum(axis=1)) - right).sum())
+        count += len(each.targets)
+    return math.exp(total / count)
+
+
+def utterances(data: Path) -> tuple[list[Utterance], list[Utterance]]:
+    """For calibration, and to be measured.
+
+    Args:
+        data: The folder of pocketsphinx's test data.
+    """
+    tokenizer = whisper_base.tokenizer()
+    start, end = _ids(tokenizer, "".join(_START)), _ids(tokenizer, _END)
+    encoder, features = whisper_base.encoder(), WhisperFeatureExtractor(feature_size=80)  # type: ignore[no-untyped-call]
+
+    def hidden(path: Path) -> npt.NDArray[np.float32]:
+        with wave.open(str(path)) as file, torch.no_grad():
+            sound = np.frombuffer(file.readframes(file.getnframes()), np.int16) / np.float32(32768)
+            given = features(sound, sampling_rate=_RATE, return_tensors="pt").input_features
+            return np.asarray(encoder(given).last_hidden_state.numpy(), np.float32)
+
+    def said(states: npt.NDArray[np.float32], text: Sequence[int]) -> Utterance:
+        return Utterance(states, [*start, *text, *end], len(start))
+
+    def spoken(folder: str, file: str) -> Iterator[tuple[npt.NDArray[np.float32], list[int]]]:
+        for name, text in transcripts(data / folder, file).items():
+            yield hidden(data / folder / f"{name}.wav"), _ids(tokenizer, f" {text.capitalize()}")
+
+    measured = [said(*each) for each in spoken("librivox", "transcription")]
+    manual = _ids(tokenizer, text_of(0)[:200_000])
+    given = []
+    for number, (states, text) in enumerate(spoken("cards", "cards.transcription")):
+        given.append(said(states, text))
+        for place in range(_TEXTS):
+            first = (number * _TEXTS + place) * _LENGTH
+            given.append(said(states, manual[first : first + _LENGTH]))
+    return given, measured
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def float_model() -> ir.Model:
+    """The decoder as an optimized graph."""
+    hidden = torch.zeros(1, 1500, 512)
+    model = load_model(
+        whisper_base.decoder(),
+        example_inputs=(torch.zeros((1, 8), dtype=torch.int64), hidden),
+        dynamic_shapes={"input_ids": {1: torch.export.Dim("length", min=2, max=448)}, "encoder_hidden_states": None},
+    )
+    PassManager(default_pipeline("onnx")).run(model)
+    return model
+
+
+def measure(settings: Sequence[tuple[int, str]], symmetric: bool, data: Path, threads: int) -> Iterator[Row]:
+    """A row for the model as it is, and one for each block size and method."""
+    given, measured = utterances(data)
+    model = float_model()
+    samples = Samples.of(model.graph, [each.inputs for each in given])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "decoder.onnx"
+        for block_size, method in ((-1, "float32"), *settings):
+            start, now = time.perf_counter(), model.clone()
+            if method != "float32":
+                chosen = samples if method in ("awq", "auto") else None
+                pass_ = QuantizeInt4(
+                    method=method,
+                    block_size=block_size,
+                    symmetric=symmetric,
+                    op_types_to_quantize="MatMul+Gemm",
+                    samples=chosen,
+                )
+                PassManager([pass_]).run(now)
+            seconds = time.perf_counter() - start
+            ir.save(now, path)
+            yield Row(block_size, symmetric, method, perplexity(path, measured, threads), seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speech_perplexity", description=SECTION.title)
+    parser.add_argument("--data", type=Path, required=True, help="of pocketsphinx: usr/share/pocketsphinx/test/data")
+    parser.add_argument("--block-sizes", type=int, nargs="+", default=[64, 128, 0], help="0 is one scale an output")
+    parser.add_argument("--methods", nargs="+", default=["rtn", "auto"], choices=METHODS)
+    parser.add_argument("--symmetric", action="store_true", help="without zero points")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md")
+    options = parser.parse_args(arguments)
+    out, rows = console(), []
+    settings = [(size, method) for size in options.block_sizes for method in options.methods]
+    for row in measure(settings, options.symmetric, options.data, options.threads):
+        rows.append(row)
+        out.print(*cells(row, rows))
+    table = [cells(row, rows) for row in ordered(rows, METHODS)]
+    out.print(SECTION.table(table))
+    if options.write:
+        heading = (
+            f"`python -m benchmarks.speech_perplexity`, {time.strftime('%Y-%m-%d')}; {versions('onnxruntime')}.\n"
+            "Five sentences of pocketsphinx-testdata are measured. Seconds are those of the quantization."
+        )
+        SECTION.write(SECTION.markdown(heading, table))
+        out.print("written to RESULTS.md")
+
+
+if __name__ == "__main__":
+    main()
