@@ -2,6 +2,7 @@
 
     python -m benchmarks.perplexity                             # blocks of 64 and 128, and per channel
     python -m benchmarks.perplexity --block-sizes 64 --methods rtn auto
+    python -m benchmarks.perplexity --block-sizes 64 128 --methods rtn auto onnxruntime-gptq --symmetric
     python -m benchmarks.perplexity --keep rows.json --write    # goes on where it was; into benchmarks/RESULTS.md
 
 The text is Python's own manual (`pydoc_data.topics`): every second topic is calibration data, the others are measured.
@@ -190,8 +191,11 @@ def _quantize_in_onnxruntime(
     config = None
     if method == "onnxruntime-gptq":
         config = matmul_nbits_quantizer.GPTQWeightOnlyQuantConfig(Reader(), actorder=False, mse=True)
+    loaded = onnx.load(model)
+    for number, node in enumerate(loaded.graph.node):
+        node.name = f"node{number}"  # it knows nodes by their names, and needs one for each
     quantizer = matmul_nbits_quantizer.MatMulNBitsQuantizer(
-        onnx.load(model), block_size=block_size, is_symmetric=symmetric, algo_config=config
+        loaded, block_size=block_size, is_symmetric=symmetric, algo_config=config
     )
     quantizer.process()
     onnx.save(quantizer.model.model, result, save_as_external_data=True, location=f"{result.name}.data")
@@ -248,6 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", type=Path, help="a file of rows: what is in it is not measured again")
     parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md")
     options = parser.parse_args(arguments)
+    if "onnxruntime-gptq" in options.methods and (not options.symmetric or 0 in options.block_sizes):
+        # onnxruntime 1.31: an odd number of blocks is packed as if rows had no ends, and a block is never a whole row
+        parser.error("onnxruntime-gptq needs --symmetric, and block sizes that are not 0: it cannot pack other weights")
     out = console()
     kept: list[dict[str, Any]] = []
     if options.keep is not None and options.keep.exists():

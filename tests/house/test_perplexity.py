@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from benchmarks.perplexity import SECTION, Row, calibration_tokens, cells, measured_tokens, perplexity, quantize
+from benchmarks.perplexity import SECTION, Row, calibration_tokens, cells, main, measured_tokens, perplexity, quantize
 from benchmarks.results import RESULTS
 
 WORDS = 32
@@ -40,14 +40,21 @@ def test_one_who_knows_the_next_word_is_not(tmp_path: Path) -> None:
     assert perplexity(saved(tmp_path, following), tokens, 1) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("method", ["rtn", "auto", "onnxruntime-rtn"])
+@pytest.mark.parametrize("method", ["rtn", "auto", "nf4", "onnxruntime-rtn", "onnxruntime-gptq"])
 def test_contestants_write_a_model_that_runs(method: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     original = saved(tmp_path, rng.normal(size=(WORDS, WORDS)).astype(np.float32))
     tokens = rng.integers(0, WORDS, (4, 10))
     result = tmp_path / "quantized.onnx"
-    quantize(original, method, 16, False, tokens, result)
+    quantize(original, method, 16, method == "onnxruntime-gptq", tokens, result)
     assert perplexity(result, tokens, 1) == pytest.approx(perplexity(original, tokens, 1), rel=0.1)
+
+
+@pytest.mark.parametrize("more", [["--block-sizes", "64"], ["--block-sizes", "64", "0", "--symmetric"]])
+def test_what_a_peer_cannot_pack_is_refused(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--methods", "onnxruntime-gptq", *more])
+    assert "onnxruntime-gptq needs --symmetric, and block sizes that are not 0" in capsys.readouterr().err
 
 
 def test_the_measured_text_is_not_calibrated_on() -> None:
