@@ -74,7 +74,8 @@ def encoder() -> WhisperEncoder:
     weights = _weights("encoder")
     state = {f"conv{i}.{part}": weights.pop(f"conv{i}/{part}") for i in (1, 2) for part in ("weight", "bias")}
     result.load_state_dict(_state(weights, state))
-    return result.eval()
+    result.train(False)
+    return result
 
 
 def decoder() -> Writer:

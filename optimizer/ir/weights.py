@@ -74,6 +74,8 @@ def weight_bytes(model: ir.Model) -> int:
 
 def tensor_bytes(tensor: ir.TensorProtocol) -> Array:
     """The tensor as ONNX stores it: little-endian, elements below one byte packed."""
+    if isinstance(tensor, ir.PackedTensor):
+        return np.ascontiguousarray(tensor.numpy_packed()).reshape(-1).view(np.uint8)
     if tensor.dtype.bitwidth < 8:
         return np.frombuffer(tensor.tobytes(), dtype=np.uint8)
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
