@@ -86,35 +86,54 @@ def gptq(weights: Floats, elimination: Elimination, start: Quantized, grid: Grid
         columns = slice(first, first + _COLUMNS)
         scales = start.scales[:, columns]
         zeros = None if start.zeros is None else start.zeros[:, columns]
-        codes[order, columns] = _rounded(weights[order, columns], factor, block_of, scales, zeros, grid)
+        rest = weights[order, columns]
+        rounding = _Rounding(rest, factor, block_of, scales, zeros, grid, np.empty(rest.shape, np.int8))
+        rounding.run(0, len(rest))
+        codes[order, columns] = rounding.codes
     return Quantized(codes, start.scales, start.zeros, start.blocks)
 
 
-def _rounded(
-    rest: Floats, factor: Floats, block_of: npt.NDArray[np.intp], scales: Floats, zeros: Codes | None, grid: Grid
-) -> Codes:
-    """Codes of rows in their order; the rows are overwritten with the errors that were made up for.
+@dataclass(frozen=True, eq=False)
+class _Rounding:
+    """Rows in their order, rounded one after the other.
 
-    Half of the rows at a time, and of these half: what the first half leaves to make up for is then one product.
+    No function inside a function: one that calls itself keeps what it sees until the next collection of garbage, and
+    that is hundreds of megabytes here.
+
+    Attributes:
+        rest: The rows; overwritten with the errors that were made up for.
+        factor: See `Elimination`.
+        block_of: The block of each row.
+        scales: Of each block.
+        zeros: Its zero points.
+        grid: The codes.
+        codes: The result.
     """
-    codes = np.empty(rest.shape, np.int8)
 
-    def rows(first: int, last: int) -> None:
-        if last - first <= _ROWS:
-            for row in range(first, last):
-                block = block_of[row]
-                codes[row], nearest = _nearest(rest[row], scales[block], None if zeros is None else zeros[block], grid)
-                np.subtract(rest[row], nearest, out=rest[row])
-                rest[row] /= factor[row, row]
-                rest[row + 1 : last] -= factor[row, row + 1 : last, None] * rest[row]
+    rest: Floats
+    factor: Floats
+    block_of: npt.NDArray[np.intp]
+    scales: Floats
+    zeros: Codes | None
+    grid: Grid
+    codes: Codes
+
+    def run(self, first: int, last: int) -> None:
+        """Half of the rows at a time, and of these half: what the first half leaves to make up for is one product."""
+        rest, factor = self.rest, self.factor
+        if last - first > _ROWS:
+            middle = (first + last) // 2
+            self.run(first, middle)
+            rest[middle:last] -= factor[first:middle, middle:last].T @ rest[first:middle]
+            self.run(middle, last)
             return
-        middle = (first + last) // 2
-        rows(first, middle)
-        rest[middle:last] -= factor[first:middle, middle:last].T @ rest[first:middle]
-        rows(middle, last)
-
-    rows(0, len(rest))
-    return codes
+        for row in range(first, last):
+            block = self.block_of[row]
+            zeros = None if self.zeros is None else self.zeros[block]
+            self.codes[row], nearest = _nearest(rest[row], self.scales[block], zeros, self.grid)
+            np.subtract(rest[row], nearest, out=rest[row])
+            rest[row] /= factor[row, row]
+            rest[row + 1 : last] -= factor[row, row + 1 : last, None] * rest[row]
 
 
 def _invert_factor(matrix: npt.NDArray[np.floating[Any]]) -> None:

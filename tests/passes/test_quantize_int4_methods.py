@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -227,6 +229,20 @@ def test_a_matrix_that_single_precision_takes_for_indefinite(monkeypatch: pytest
     monkeypatch.setattr("passes.quantization.gptq._factor", failing)
     assert Elimination.of(gram).factor.shape == (64, 64)
     assert types == [np.float32, np.float64]
+
+
+def test_what_is_known_of_inputs_is_freed_with_them() -> None:
+    """Not by the next collection of garbage: `optimize()` puts that off."""
+    x = correlated(100, 64)
+    inputs = Inputs(x.T @ x, np.abs(x).mean(axis=0))
+    gc.disable()
+    try:
+        best(weights_of(64, 10), Blocks.of(64, 16), Grid(), "gptq", inputs)
+        factor = weakref.ref(inputs.elimination.factor)
+        del inputs
+        assert factor() is None
+    finally:
+        gc.enable()
 
 
 # --- The inputs of layers ---
