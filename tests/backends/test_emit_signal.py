@@ -122,6 +122,14 @@ def test_frames_of_a_signal_through_a_window() -> None:
     check(model, [normal(2, 40, 1)])
 
 
+def test_frames_of_a_signal_without_an_axis_of_parts() -> None:
+    model = parse(
+        "g (float[b,t] x) => (float[b,f,5,2] y) { w = HannWindow(n) y = STFT(x, s, w, n) }",
+        {"n": np.array(8), "s": np.array(7)},
+    )
+    agrees(model, [normal(2, 40)], atol=1e-5)
+
+
 @pytest.mark.parametrize("op", ["HannWindow", "HammingWindow", "BlackmanWindow"])
 @pytest.mark.parametrize("periodic", [0, 1])
 def test_windows(op: str, periodic: int) -> None:

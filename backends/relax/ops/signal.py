@@ -52,10 +52,13 @@ def dft(ctx: Emitter, node: ir.Node) -> Result:
 
 @emits("STFT")
 def stft(ctx: Emitter, node: ir.Node) -> Result:
-    """The Fourier transform of overlapping frames [L, frames, F, 2] of a signal [L, T, P]."""
+    """The Fourier transform of overlapping frames [L, frames, F, 2] of a signal [L, T, P].
+
+    A signal [L, T] is real, as ONNX Runtime takes it.
+    """
     signal, step, window, length = [*node.inputs, None, None][:4]
-    batch, samples, parts_ = ctx.shape(signal)
-    parts = static_int(parts_)
+    batch, samples, *last = ctx.shape(signal)
+    parts = static_int(last[0]) if last else 1
     known = ctx.static_ints(length, "frame_length") if length is not None else None
     size = known[0] if known else static_int(ctx.shape(window)[0]) if window is not None else None
     if size is None or parts is None:
@@ -74,7 +77,7 @@ def stft(ctx: Emitter, node: ir.Node) -> Result:
         hop = steps[0] if steps is not None else cast(rest[-1](prim(0)), "int64")
 
         def element(b: tirx.Expr, f: tirx.Expr, t: tirx.Expr, p: tirx.Expr) -> tirx.Expr:
-            value = signal_(b, f * hop + t, p)
+            value = signal_(b, f * hop + t, *([p] if last else []))
             return value * rest[0](t) if window is not None else value
 
         return te.compute((batch, frames, prim(size), prim(parts)), element, name="frames")
