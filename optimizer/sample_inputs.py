@@ -1,8 +1,9 @@
 """Inputs to try a model with: seeded, never trivial, and inside the ranges that the graph asks for.
 
 * Floats are drawn from the normal distribution: no zeros, which would hide what is multiplied with them.
-* Integers that a `Gather` reads as indices (token ids, positions) are drawn from its table's range. Integers that are
-  compared or cast to a truth value, or whose name says so, are masks of 0 and 1. Others are small and positive.
+* Integers that a `Gather` reads as indices (token ids, positions), or that are made one of several classes, are drawn
+  from the range of those. Integers that are compared or cast to a truth value, or whose name says so, are masks of 0
+  and 1. Others are small and positive.
 * Masks begin with 1 in each row: a row without any 1 is a corner case on which runtimes differ.
 * Symbolic dimensions get the sizes of the example inputs, if there are any, else sizes that are tried one after the
   other until the model runs.
@@ -18,12 +19,14 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.executable import Array
-from optimizer.ir.query import constant, int_attribute, is_op
+from optimizer.ir.query import array, constant, int_attribute, is_op
 from optimizer.ir.symbolic import parse_dim
 
 __all__ = ["candidate_inputs", "inputs_of_other_sizes"]
 
 _SPATIAL_FROM_AXIS = 2
+_TRUTHS = 2
+"""Numbers to compare with, up to which it is a question of true or false."""
 _TRIED_SIZES = ((2, 8, 64), (1, 8, 224), (1, 1, 1), (4, 4, 4), (1, 32, 32), (1, 320, 320))
 """Sizes of symbolic dimensions: the first axis (a batch), the second, and the rest (pixels)."""
 
@@ -93,8 +96,8 @@ def inputs_of_other_sizes(graph: ir.Graph, seed: int, first: Sequence[Any]) -> I
 
 def _sizes_of_symbols(graph: ir.Graph, inputs: Sequence[Any]) -> dict[str, int]:
     sizes: dict[str, int] = {}
-    for value, array in zip(graph.inputs, inputs, strict=True):
-        if value.shape is None or not isinstance(array, np.ndarray) or len(value.shape) != array.ndim:
+    for value, given in zip(graph.inputs, inputs, strict=True):
+        if value.shape is None or not isinstance(given, np.ndarray) or len(value.shape) != given.ndim:
             continue
         for dim, size in zip(value.shape, array.shape, strict=True):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
@@ -189,7 +192,22 @@ def index_bound(value: ir.Value) -> int | None:
             size = table.shape[axis] if -rank <= axis < rank else 1  # type: ignore[index]
             if isinstance(size, int) and (constant(table) is not None or is_op(node, "GatherElements")):
                 bounds.append(size)
+        elif (classes := _classes(node)) is not None:
+            bounds.append(classes)
     return min(bounds, default=None)
+
+
+def _classes(node: ir.Node) -> int | None:
+    """How many numbers from 0 on a node tells apart: the depth of a OneHot, or what an Equal compares with."""
+    if is_op(node, "OneHot"):
+        depth = array(node.inputs[1])
+        return int(depth.item()) if depth is not None and depth.size == 1 and depth.item() > 0 else None
+    if not is_op(node, "Equal"):
+        return None
+    others = [elements for value in node.inputs if (elements := array(value)) is not None]
+    if len(others) != 1 or others[0].dtype.kind not in "iu" or others[0].size <= _TRUTHS or others[0].min() < 0:
+        return None
+    return int(others[0].max()) + 1
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:

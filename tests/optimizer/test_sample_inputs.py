@@ -59,6 +59,23 @@ def test_the_bound_is_that_of_the_smallest_table() -> None:
     assert index_bound(graph_of(proto).inputs[0]) == 3
 
 
+@pytest.mark.parametrize(
+    ("op", "other", "bound"),
+    [
+        ("Equal", np.arange(7).reshape(1, 7), 7),
+        ("Equal", np.array([0, 1]), None),  # a question of true or false
+        ("Equal", np.array([-1, 0, 3]), None),
+        ("OneHot", np.array(5), 5),
+    ],
+)
+def test_classes_are_what_a_number_is_compared_with(op: str, other: np.ndarray, bound: int | None) -> None:
+    operands = ["i", "other"] if op == "Equal" else ["i", "other", "values"]
+    weights = {"other": other.astype(np.int64), "values": np.array([0, 1], np.float32)}
+    nodes = [node("Unsqueeze", ["x", "axis"], ["i"]), node(op, operands, ["y"])]
+    proto = model(nodes, [value("x", [4], INT64)], [value("y", None)], {**weights, "axis": np.array([1], np.int64)})
+    assert index_bound(graph_of(proto).inputs[0]) == bound
+
+
 def test_floats_are_never_zero_and_follow_the_seed() -> None:
     (x,) = first(perceptron())
     (same,) = first(perceptron())
