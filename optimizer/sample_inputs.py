@@ -99,7 +99,7 @@ def _sizes_of_symbols(graph: ir.Graph, inputs: Sequence[Any]) -> dict[str, int]:
     for value, given in zip(graph.inputs, inputs, strict=True):
         if value.shape is None or not isinstance(given, np.ndarray) or len(value.shape) != given.ndim:
             continue
-        for dim, size in zip(value.shape, array.shape, strict=True):
+        for dim, size in zip(value.shape, given.shape, strict=True):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
                 sizes.setdefault(dim.value, size)
     return sizes
