@@ -70,7 +70,7 @@ def test_the_bound_is_that_of_the_smallest_table() -> None:
 )
 def test_classes_are_what_a_number_is_compared_with(op: str, other: np.ndarray, bound: int | None) -> None:
     operands = ["i", "other"] if op == "Equal" else ["i", "other", "values"]
-    weights = {"other": other.astype(np.int64), "values": np.array([0, 1], np.float32)}
+    weights: dict[str, np.ndarray] = {"other": other.astype(np.int64), "values": np.array([0, 1], np.float32)}
     nodes = [node("Unsqueeze", ["x", "axis"], ["i"]), node(op, operands, ["y"])]
     proto = model(nodes, [value("x", [4], INT64)], [value("y", None)], {**weights, "axis": np.array([1], np.int64)})
     assert index_bound(graph_of(proto).inputs[0]) == bound
