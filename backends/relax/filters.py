@@ -6,6 +6,7 @@ of floats; any other zero point is stored around the image.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,8 @@ from tvm import relax, te, tirx
 from backends.relax.byte_products import MOST_TERMS
 from backends.relax.contraction import FLOATS
 from backends.relax.emitter import Emitter
-from backends.relax.quantized import Activation, Weight, activation, weight
+from backends.relax.quantized import Activation, RunTimeZero, Weight, activation, weight
+from backends.relax.scalars import cast
 from backends.relax.values import prim, static_int
 from backends.relax.window import Window
 
@@ -31,18 +33,18 @@ class Filters:
 
     Attributes:
         value: [G*O, C, spatial...].
-        quantized: what is known of them, if they are bytes.
+        bytewise: how to pack them as bytes with a sign (`Weight.options`); `None` for floats.
     """
 
     value: ir.Value
-    quantized: Weight | None = None
+    bytewise: Mapping[str, int] | None = None
 
     def packed(self, ctx: Emitter, transform: str, shape: list[int], **options: Any) -> relax.Var:
         """As an argument of the compiled function; see `Emitter.weight`."""
-        if self.quantized is None:
+        if self.bytewise is None:
             return ctx.weight(self.value, transform, shape, **options)
         dtype = "int32" if transform == "depthwise" else "int8"
-        return ctx.weight(self.value, f"byte_{transform}", shape, dtype, **options, **self.quantized.options)
+        return ctx.weight(self.value, f"byte_{transform}", shape, dtype, **options, **self.bytewise)
 
 
 def byte_factors(ctx: Emitter, x: ir.Value | None, w: ir.Value | None) -> tuple[Activation, Weight] | None:
@@ -59,7 +61,7 @@ def byte_factors(ctx: Emitter, x: ir.Value | None, w: ir.Value | None) -> tuple[
 
 
 def stored_image(
-    ctx: Emitter, data: relax.Var, window: Window, zero: int, *, together: int
+    ctx: Emitter, data: relax.Var, window: Window, zero: int | RunTimeZero, *, together: int
 ) -> tuple[relax.Var, Window]:
     """The image with its padding stored, if kernels cannot leave it out; and the window over that image.
 
@@ -75,21 +77,23 @@ def stored_image(
     if channels is None or (dtype in FLOATS and channels > _FEW_CHANNELS):
         return data, window
     wanted = -(-channels // together) * together
-    stored = zero != 0 and not window.inside()
+    stored = (not isinstance(zero, int) or zero != 0) and not window.inside()
     if not stored and wanted == channels:
         return data, window
     moved = replace(window, before=(prim(0),) * 2, after=(prim(0),) * 2, sizes=window.padded()) if stored else window
     before, sizes = (window.before, moved.sizes) if stored else ((prim(0),) * 2, data.ty.shape.values[1:3])
 
-    def build(x: te.Tensor) -> te.Tensor:
+    def build(x: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
         def element(image: tirx.Expr, y: tirx.Expr, column: tirx.Expr, channel: tirx.Expr) -> tirx.Expr:
+            outside = tirx.const(zero, dtype) if isinstance(zero, int) else cast(zero.read(zeros[0]), dtype)
             places = [(y - before[0], x.shape[1]), (column - before[1], x.shape[2])]
             inside = [c for p, size in places for c in (tirx.GE(p, prim(0)), tirx.LT(p, size))] if stored else []
             if wanted != channels:
                 inside.append(tirx.LT(channel, prim(channels)))
             value = x[image, places[0][0], places[1][0], channel]
-            return tirx.if_then_else(tirx.all(*inside), value, tirx.const(zero, dtype))
+            return tirx.if_then_else(tirx.all(*inside), value, outside)
 
         return te.compute((x.shape[0], *sizes, prim(wanted)), element, name="padded")
 
-    return ctx.te(build, data, primfunc_name_hint="pad"), moved
+    operands = [data] if isinstance(zero, int) else [data, zero.expr]
+    return ctx.te(build, *operands, primfunc_name_hint="pad"), moved

@@ -112,6 +112,8 @@ def _stage(nest: Stmt) -> Stage | None:
         return None
     axes = tuple(Axis(iv.var, iv.dom.extent, int(iv.iter_type) == tirx.IterVar.CommReduce) for iv in block.iter_vars)
     store = block.body
+    if not store.indices:  # one number: TVM gives its block an axis of one element, which nothing reads
+        axes = tuple(a for a in axes if a.reduce or known(a.extent) != 1)
     spatial = [a for a in axes if not a.reduce]
     if len(store.indices) != len(spatial):
         return None

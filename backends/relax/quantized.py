@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int, get_ints
 from backends.relax.emitter import Emitter
@@ -24,6 +24,7 @@ __all__ = [
     "BYTES",
     "OFFSET",
     "Activation",
+    "RunTimeZero",
     "Weight",
     "activation",
     "dequantizes",
@@ -57,6 +58,27 @@ class Activation:
     scale: float | None
     scales: ir.Value | None
     zero: int
+
+
+@dataclass(frozen=True)
+class RunTimeZero:
+    """A zero point that only the run knows.
+
+    It is read where it is needed: a kernel of its own would be fused with the product behind it, whose rule wants to
+    see the product first.
+
+    Attributes:
+        expr: a tensor of one byte.
+        shift: what makes it that of the uint8 form.
+    """
+
+    expr: relax.Expr
+    shift: int
+
+    def read(self, tensor: te.Tensor) -> tirx.Expr:
+        """The number, as int32, in an expression over `expr`."""
+        number = cast(tensor(*[tirx.const(0, "int64")] * len(tensor.shape)), "int32")
+        return number + tirx.const(self.shift, "int32") if self.shift else number
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from backends.relax.contraction import FLOATS, Panels, product
 from backends.relax.emitter import Emitter
 from backends.relax.filters import Filters, byte_factors, stored_image
 from backends.relax.forms import is_known
+from backends.relax.quantized import RunTimeZero
 from backends.relax.registry import emits
 from backends.relax.scalars import cast
 from backends.relax.values import ChannelsLast, ConvShape, Refused, Result, prim, static_int
@@ -35,7 +36,7 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
     if w is None or ctx.dtype(x) not in FLOATS:
         raise Refused(f"a convolution of {ctx.dtype(x)}")
     quantized = byte_factors(ctx, x, w)
-    filters = Filters(w) if quantized is None else Filters(quantized[1].value, quantized[1])
+    filters = Filters(w) if quantized is None else Filters(quantized[1].value, quantized[1].options)
     x, w = (x if quantized is None else quantized[0].value), filters.value
     weights = ctx.static_shape(w, "the weights' shape")
     spatial = len(weights) - 2
@@ -55,28 +56,55 @@ def conv(ctx: Emitter, node: ir.Node) -> Result:
     data = ctx.channels_last(x)
     if spatial == 1:
         data = ctx.emit(relax.op.expand_dims(data, [1]))
-        window = _with_height_one(window)
-    depthwise = groups == weights[0] and weights[1] == 1
-    pointwise = groups == 1 and _is_pointwise(window)
-    if quantized is not None and not pointwise:
-        together = ctx.tiles.together("uint8") if groups == 1 else 1
-        data, window = stored_image(ctx, data, window, quantized[0].zero, together=together)
+        window = with_height_one(window)
+    if quantized is not None:
+        data, window = as_stored(ctx, data, window, weights, groups, quantized[0].zero)
     if spatial > 2 or not ctx.is_weight(w):
         result = _general(ctx, data, w, groups, window)
-    elif depthwise:
-        result = _depthwise(ctx, data, filters, window)
-    elif pointwise:
-        result = _pointwise(ctx, data, filters, weights)
-    elif (width := _winograd_width(ctx, data, w, groups, window)) is not None:
-        result = _winograd(ctx, data, w, width, window)
     else:
-        result = _direct(ctx, data, filters, weights, groups, window)
+        result = by_rule(ctx, data, filters, weights, groups, window)
     if spatial == 1:
         result = ctx.emit(relax.op.squeeze(result, [1]))
     if quantized is not None:
         result = rescaled(ctx, result, *quantized, weights[0], 0)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     return ChannelsLast(result if bias is None else relax.op.add(result, ctx.x(bias)))
+
+
+def as_stored(
+    ctx: Emitter, data: relax.Var, window: Window, weights: list[int], groups: int, zero: int | RunTimeZero
+) -> tuple[relax.Var, Window]:
+    """An image of bytes as the rules take it; see `stored_image`."""
+    if groups == 1 and _is_pointwise(window):
+        return data, window
+    together = ctx.tiles.together("uint8") if groups == 1 else 1
+    return stored_image(ctx, data, window, zero, together=together)
+
+
+def by_rule(
+    ctx: Emitter, data: relax.Var, filters: Filters, weights: list[int], groups: int, window: Window
+) -> relax.Var:
+    """One or two spatial axes and constant weights: the form for which there is the best rule.
+
+    Args:
+        ctx: the emitter.
+        data: [N, H, W, G*C]: floats, or bytes (`as_stored`).
+        filters: the weights.
+        weights: their shape, [G*O, C, taps...].
+        groups: G.
+        window: over H and W.
+
+    Returns:
+        [N, OH, OW, G*O]; of bytes the sums of products, int32.
+    """
+    if groups == weights[0] and weights[1] == 1:
+        return _depthwise(ctx, data, filters, window)
+    if groups == 1 and _is_pointwise(window):
+        return _pointwise(ctx, data, filters, weights)
+    floats = filters.bytewise is None
+    if floats and (width := _winograd_width(ctx, data, filters.value, groups, window)) is not None:
+        return _winograd(ctx, data, filters.value, width, window)
+    return _direct(ctx, data, filters, weights, groups, window)
 
 
 def _absorbed_padding(ctx: Emitter, x: ir.Value | None) -> tuple[ir.Value, list[int], list[int]] | None:
@@ -103,7 +131,8 @@ def _absorbed_padding(ctx: Emitter, x: ir.Value | None) -> tuple[ir.Value, list[
     return source, before[2:], after[2:]
 
 
-def _with_height_one(window: Window) -> Window:
+def with_height_one(window: Window) -> Window:
+    """A window over one axis as one over two, the first of size one."""
     zero, one = (prim(0),), (prim(1),)
     return Window(
         one + window.sizes,

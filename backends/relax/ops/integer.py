@@ -14,12 +14,13 @@ from tvm import relax, te, tirx
 from backends.relax.attributes import get_int
 from backends.relax.contraction import product
 from backends.relax.emitter import Emitter
+from backends.relax.integer_products import integer_convolution, integer_product
 from backends.relax.narrow import is_narrow
 from backends.relax.ops.quantize import quantized
 from backends.relax.pointwise import kernel
 from backends.relax.registry import emits
 from backends.relax.scalars import cast
-from backends.relax.values import Refused, Result, prim, static_int
+from backends.relax.values import ChannelsLast, Refused, Result, prim, static_int
 from backends.relax.window import Window
 
 _FLOAT = "float32"
@@ -46,6 +47,9 @@ def qlinear_matmul(ctx: Emitter, node: ir.Node) -> Result:
 def conv_integer(ctx: Emitter, node: ir.Node) -> Result:
     """The convolution of (x - x zero point) with (w - w zero point)."""
     x, w, x_zero, w_zero = (*node.inputs, None, None)[:4]
+    total = integer_convolution(ctx, node, x, w, x_zero, w_zero)
+    if total is not None:
+        return ChannelsLast(total)
     return _convolution(ctx, node, x, w, x_zero, w_zero)
 
 
@@ -53,6 +57,10 @@ def conv_integer(ctx: Emitter, node: ir.Node) -> Result:
 def qlinear_conv(ctx: Emitter, node: ir.Node) -> Result:
     """The convolution of quantized tensors, with a bias, quantized again."""
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, bias = (*node.inputs, None)[:9]
+    by_rule = integer_convolution(ctx, node, x, w, x_zero, w_zero)
+    if by_rule is not None:
+        own = None if bias is None else ctx.x(bias)
+        return ChannelsLast(_requantized(ctx, by_rule, [ctx.x(x_scale), ctx.x(w_scale)], y_scale, y_zero, own))
     total = _convolution(ctx, node, x, w, x_zero, w_zero)
     rank = ctx.rank(x)
     scales = [ctx.x(x_scale), _per_channel(ctx, w_scale, rank)]
@@ -68,6 +76,9 @@ def _product(
             raise Refused("a matrix product of 8-bit floats")
     if ctx.rank(a) < 2 or ctx.rank(b) < 2:
         raise Refused("a product with a vector")
+    by_bytes = integer_product(ctx, a, b, a_zero, b_zero)
+    if by_bytes is not None:
+        return by_bytes
     left = _shifted(ctx, ctx.x(a), None if a_zero is None else _as_rows(ctx, a_zero))
     right = _shifted(ctx, ctx.x(b), None if b_zero is None else ctx.x(b_zero))
 
@@ -125,7 +136,7 @@ def _requantized(
     y_scale: ir.Value | None,
     y_zero: ir.Value | None,
     bias: relax.Expr | None,
-) -> Result:
+) -> relax.Var:
     """round(sum * a scale * b scale / y scale) + y zero point."""
     if y_scale is None or y_zero is None or y_zero.dtype is None:
         raise Refused("the output's scale or zero point is missing")
