@@ -128,7 +128,7 @@ def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], error: typ
 
 def test_options_are_checked_before_the_model_is_read() -> None:
     with pytest.raises(PrecisionError):
-        quick("missing.onnx", precision="float16")
+        quick("missing.onnx", precision="float64")
 
 
 # --- Verification ---

@@ -142,7 +142,7 @@ def test_calibration_that_nothing_uses_is_refused() -> None:
     with pytest.raises(InputError, match="calibration set 0: "):
         quantized(calibration=[{"x": np.zeros((2, 5), np.float32)}])
     with pytest.raises(PrecisionError, match="'float16' is not available"):
-        quantized(precision="float16")
+        quantized(target="cpu", precision="float16")
 
 
 def test_the_pass_is_added_once_and_for_the_kernels_of_the_target() -> None:
