@@ -97,9 +97,9 @@ def ask(request: dict[str, Any]) -> list[Any]:
         answer = PROCESS.ask(request)
     except ChildDiedError as error:
         raise VerificationError(
-            f"the runtime that computes the results to compare with died on this model ({error}); the model may be "
-            "damaged: check it with onnx.checker.check_model(full_check=True), or compile it unchecked with "
-            'verify="off"'
+            f"the runtime that computes the results to compare with died on this model ({error}); it may not bear "
+            "inputs that are made up: give example_inputs; or the model may be damaged: check it with "
+            'onnx.checker.check_model(full_check=True), or compile it unchecked with verify="off"'
         ) from error
     if "unsupported" in answer:
         raise UnsupportedError(answer["unsupported"])
