@@ -68,9 +68,9 @@ class OpenClQueue:
         """See `Queue.replay`.
 
         Raises:
-            NotImplementedError: nothing can be recorded.
+            RuntimeError: always, since `record` gives nothing to replay.
         """
-        raise NotImplementedError
+        raise RuntimeError("OpenCL records nothing that could be replayed")
 
     def finish(self) -> None:
         """See `Queue.finish`."""
