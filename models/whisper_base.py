@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
-from torch import nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
 from models.case import package_file
+from models.whisper import TextDecoder
 
 __all__ = ["Writer", "decoder", "encoder", "tokenizer"]
 
@@ -50,18 +50,12 @@ _NORMS = {
 State = dict[str, torch.Tensor]
 
 
-class Writer(nn.Module):
+class Writer(TextDecoder):
     """Tokens `[B, S] int64` and the encoder's hidden states `[B, T, D]` to the logits of the next ones `[B, S, V]`."""
-
-    def __init__(self, decoder: WhisperDecoder) -> None:
-        super().__init__()
-        self.decoder = decoder
 
     def forward(self, input_ids: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
         """The logits; the table of the tokens is the last matrix, too."""
-        found = self.decoder(input_ids=input_ids, encoder_hidden_states=encoder_hidden_states, use_cache=False)
-        logits: torch.Tensor = found.last_hidden_state @ self.decoder.embed_tokens.weight.T
-        return logits
+        return super().forward(input_ids, encoder_hidden_states) @ self.decoder.embed_tokens.weight.T
 
 
 def encoder() -> WhisperEncoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -11,9 +12,26 @@ from onnx_ir.passes.common import ShapeInferencePass
 from backends import get_backend
 from optimizer.executable import Executable
 from optimizer.target import Target
-from tests.backends.running import Array, distance, oracle
+from tests.backends.running import Array, distance, oracle, parse
 
-__all__ = ["check", "compiled"]
+__all__ = ["NET", "RANDOM", "check", "compiled", "rows"]
+
+RANDOM = np.random.default_rng(0)
+NET = parse(
+    """g (float[n,16] x) => (float[n,8] y, float[k,4] z)
+    { h = Gemm(x, w, b) r = Relu(h) y = Softmax(r) z = Reshape(r, s) }""",
+    {
+        "w": RANDOM.normal(size=(16, 8)).astype(np.float32),
+        "b": RANDOM.normal(size=8).astype(np.float32),
+        "s": np.array([-1, 4]),
+    },
+)
+"""A product with a tail, of any number of rows, and a view of it."""
+
+
+def rows(count: int) -> Array:
+    """What `NET` takes."""
+    return RANDOM.normal(size=(count, 16)).astype(np.float32)
 
 
 def compiled(model: onnx.ModelProto, fallback: str = "error") -> Executable:

@@ -24,23 +24,10 @@ from optimizer.target import Target
 from tests.backends.running import distance, oracle, parse
 from tests.gpu.host_cuda import host_gpu
 from tests.gpu.rules import nvidia
+from tests.gpu.running import NET, RANDOM, rows
 
 pytestmark = pytest.mark.without_device
-RANDOM = np.random.default_rng(0)
-NET = parse(
-    """g (float[n,16] x) => (float[n,8] y, float[k,4] z)
-    { h = Gemm(x, w, b) r = Relu(h) y = Softmax(r) z = Reshape(r, s) }""",
-    {
-        "w": RANDOM.normal(size=(16, 8)).astype(np.float32),
-        "b": RANDOM.normal(size=8).astype(np.float32),
-        "s": np.array([-1, 4]),
-    },
-)
 GATHER = parse("g (float[5,3] x, int64[n] i) => (float[n,3] y) { y = Gather(x, i) }")
-
-
-def rows(count: int) -> np.ndarray:
-    return RANDOM.normal(size=(count, 16)).astype(np.float32)
 
 
 def compiled(model: onnx.ModelProto, target: str = "cuda:sm_80", fallback: str = "error") -> Executable:

@@ -15,26 +15,11 @@ from backends.opencl.device import open_device
 from optimizer import load, optimize
 from optimizer.errors import ArtifactError, ExecutionError, TargetError, UnsupportedError
 from tests.backends.running import distance, oracle, parse
-from tests.gpu.running import check, compiled
-
-RANDOM = np.random.default_rng(0)
-NET = parse(
-    """g (float[n,16] x) => (float[n,8] y, float[k,4] z)
-    { h = Gemm(x, w, b) r = Relu(h) y = Softmax(r) z = Reshape(r, s) }""",
-    {
-        "w": RANDOM.normal(size=(16, 8)).astype(np.float32),
-        "b": RANDOM.normal(size=8).astype(np.float32),
-        "s": np.array([-1, 4]),
-    },
-)
-
-
-def _rows(count: int) -> np.ndarray:
-    return RANDOM.normal(size=(count, 16)).astype(np.float32)
+from tests.gpu.running import NET, RANDOM, check, compiled, rows
 
 
 def test_the_arena_grows_and_is_kept() -> None:
-    executable = check(NET, [_rows(2)], [_rows(500)], [_rows(3)], [_rows(500)])
+    executable = check(NET, [rows(2)], [rows(500)], [rows(3)], [rows(500)])
     memory = executable.memory
     assert memory is not None and memory.arena >= 500 * 16 * 4
 
@@ -59,13 +44,13 @@ def test_an_index_out_of_range_is_an_error_and_the_next_run_is_not() -> None:
 def test_sizes_that_do_not_fit_are_an_error() -> None:
     model = parse("g (float[n,3] x, float[m,3] z) => (float[n,3] y) { y = Add(x, z) }")
     with pytest.raises(ExecutionError, match="are not the same"):
-        compiled(model).run([_rows(4)[:, :3].copy(), _rows(5)[:, :3].copy()], 1)
+        compiled(model).run([rows(4)[:, :3].copy(), rows(5)[:, :3].copy()], 1)
 
 
 def test_times_are_of_kernels_and_name_their_nodes() -> None:
-    rows = compiled(NET).profile([_rows(64)], 1, 3)
-    assert {node for row in rows for node in row.nodes} >= {"node", "node_1", "node_2"}
-    assert all(row.seconds > 0 and row.calls == 1 for row in rows)
+    kernels = compiled(NET).profile([rows(64)], 1, 3)
+    assert {node for kernel in kernels for node in kernel.nodes} >= {"node", "node_1", "node_2"}
+    assert all(kernel.seconds > 0 and kernel.calls == 1 for kernel in kernels)
 
 
 def test_a_partition_runs_in_onnx_runtime_between_routines() -> None:
@@ -83,7 +68,7 @@ def test_a_partition_runs_in_onnx_runtime_between_routines() -> None:
 
 
 def test_a_saved_model_runs_without_tvm(tmp_path: Path) -> None:
-    file, x = tmp_path / "net.tersor", _rows(7)
+    file, x = tmp_path / "net.tersor", rows(7)
     model = optimize(NET, "opencl", fallback="error", progress=False)
     model.save(file)
     np.save(tmp_path / "x.npy", x)
@@ -108,7 +93,7 @@ def test_a_plan_survives_json_and_a_damaged_one_is_an_error(tmp_path: Path) -> N
     parts: dict[str, Any] = dict(executable.parts())
     files: dict[str, Any] = {"weights.bin": parts["weights.bin"], "kernels.cl": tmp_path / "kernels.cl"}
     files["kernels.cl"].write_bytes(parts["kernels.cl"])
-    x = _rows(3)
+    x = rows(3)
     again = get_backend("opencl").load(files, manifest)
     assert all(map(np.array_equal, again.run([x], 1), executable.run([x], 1)))
     for missing in ("plan", "program", "device"):
@@ -158,7 +143,7 @@ def test_a_model_for_no_device_is_compiled_and_refuses_to_run(monkeypatch: pytes
     model = optimize(NET, "opencl", progress=False)
     assert model.report.verification.error is None
     with pytest.raises(TargetError, match="no OpenCL device"):
-        model(_rows(2))
+        model(rows(2))
 
 
 @pytest.mark.parametrize(
@@ -173,14 +158,14 @@ def test_what_a_device_lacks_is_named(field: str, value: object, text: str) -> N
     executable = compiled(NET)
     setattr(executable._program, field, value)  # type: ignore[attr-defined]
     with pytest.raises(TargetError, match=text):
-        executable.run([_rows(2)], 1)
+        executable.run([rows(2)], 1)
 
 
 def test_a_device_without_room_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model = parse("g (float[n,16] x) => (float[n,16] y) { y = Exp(x) }")
     executable = compiled(model)
-    executable.run([_rows(2)], 1)
+    executable.run([rows(2)], 1)
     real = memory_module.Growing.reserve
     monkeypatch.setattr(memory_module.Growing, "reserve", lambda self, nbytes: real(self, nbytes << 50))
     with pytest.raises(ExecutionError, match="in one buffer"):
-        executable.run([_rows(3000)], 1)
+        executable.run([rows(3000)], 1)
