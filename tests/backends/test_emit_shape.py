@@ -44,6 +44,16 @@ def test_shape_arithmetic_over_a_symbolic_size(batch: int) -> None:
     agrees(model, [normal(batch, 6, 8)])
 
 
+@pytest.mark.parametrize(("batch", "length"), [(2, 5), (1, 1), (3, 17)])
+def test_a_reshape_completes_beside_a_symbolic_size_that_is_not_the_first(batch: int, length: int) -> None:
+    model = parse(
+        "g (float[b,4,n,6] x) => (float[m,n,6] y) { t = Shape<start=2>(x) s = Concat<axis=0>(minus, t)"
+        " y = Reshape(x, s) }",
+        {"minus": ints(-1)},
+    )
+    agrees(model, [normal(batch, 4, length, 6)])
+
+
 def test_shapes_stay_known_beyond_a_fallback_partition() -> None:
     model = parse(
         "g (float[n,4] x, bool t) => (float[n,2,2] y) { s = Shape<start=0, end=1>(x) u = Concat<axis=0>(s, two)"

@@ -230,12 +230,14 @@ def _complete(ctx: Emitter, sizes: Sequence[tirx.Expr], target: Sequence[tirx.Ex
     if not open_places:
         return list(target)
     numerator, denominator = list(sizes), [t for i, t in enumerate(target) if i != open_places[0]]
-    for size in list(denominator):
-        match = next((s for s in numerator if same(ctx, s, size)), None)
-        if match is not None:
-            numerator.remove(match)
-            denominator.remove(size)
-    left = tirx.floordiv(math.prod(numerator, start=prim(1)), math.prod(denominator, start=prim(1)))
+    kept = []
+    for size in denominator:
+        place = next((i for i, s in enumerate(numerator) if same(ctx, s, size)), None)
+        if place is None:
+            kept.append(size)
+        else:
+            del numerator[place]  # by its place: == of two sizes is an expression
+    left = tirx.floordiv(math.prod(numerator, start=prim(1)), math.prod(kept, start=prim(1)))
     return [simplified(ctx, left) if i == open_places[0] else t for i, t in enumerate(target)]
 
 
