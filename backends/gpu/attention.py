@@ -28,12 +28,15 @@ from backends.cpu.key_bounds import key_bounds
 from backends.gpu.attention_block import AttentionBlock
 from backends.gpu.attention_tile import AttentionSizes, AttentionTile, best_attention_tile
 from backends.gpu.launch import Ids, Launch
+from backends.gpu.operands import copied
+from backends.gpu.tensor_attention import TensorAttention
+from backends.gpu.tensor_attention_tile import TensorAttentionTile, best_tensor_attention_tile
 from backends.gpu.threads import block_places
 from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import Expr, Stmt, TensorLoad, i64, known, product, simplify, uses
 from optimizer.gpus import Gpu
 
-__all__ = ["AttentionParts", "lower"]
+__all__ = ["AttentionParts", "lower", "sizes_of", "tile_of"]
 
 _KIND = "attention"
 
@@ -81,9 +84,27 @@ def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
     parts = AttentionParts.of(kernel)
     if parts is None or not kernel.is_output(parts.output.buffer):
         return None
-    sizes = sizes_of(parts)
-    tile = best_attention_tile(sizes, gpu) if sizes is not None else None
+    tile = tile_of(parts, gpu)
     return None if tile is None else [_launch(parts, tile)]
+
+
+def tile_of(parts: AttentionParts, gpu: Gpu) -> AttentionTile | TensorAttentionTile | None:
+    """The tile, of the kind that the type and the layout allow; `None` where there is none."""
+    sizes = sizes_of(parts)
+    if sizes is None:
+        return None
+    on_tensor_cores = best_tensor_attention_tile(sizes, gpu) if _suits_tensor_cores(parts, gpu) else None
+    return on_tensor_cores or best_attention_tile(sizes, gpu)
+
+
+def _suits_tensor_cores(parts: AttentionParts, gpu: Gpu) -> bool:
+    """Whether all factors are of 16 bits, and their rows begin at multiples of what an asynchronous copy takes."""
+    sources = [load.source for load in (parts.query, parts.key, parts.value)]
+    (dtype, *others) = {str(source.dtype) for source in sources}
+    if not (gpu.tensor_cores and gpu.async_copies and not others and dtype in ("float16", "bfloat16")):
+        return False
+    elements = (parts.scores.reduction[0].extent, parts.context.spatial[3].extent)
+    return all(copied(size, dtype) > 1 for size in (*elements, *(source.shape[-1] for source in sources)))
 
 
 def sizes_of(parts: AttentionParts) -> AttentionSizes | None:
@@ -98,7 +119,7 @@ def sizes_of(parts: AttentionParts) -> AttentionSizes | None:
     return AttentionSizes(heads, rows, keys, size, value_size, 1.0 if high is None else 0.5, element)
 
 
-def _launch(parts: AttentionParts, tile: AttentionTile) -> Launch:
+def _launch(parts: AttentionParts, tile: AttentionTile | TensorAttentionTile) -> Launch:
     batch, head, row, column = parts.scores.spatial
     blocks = simplify(tirx.floordiv(row.extent + (tile.rows - 1), i64(tile.rows)))
 
@@ -113,7 +134,8 @@ def _launch(parts: AttentionParts, tile: AttentionTile) -> Launch:
         low, high = key_bounds(parts.masked, first, last, (image, own))
         begin: Expr = i64(0) if low is None else tirx.Max(i64(0), low)
         end: Expr = column.extent if high is None else tirx.Max(i64(0), tirx.Min(column.extent, high))
-        return AttentionBlock(parts, tile).build(image, own, first, (begin, end), thread)
+        block = TensorAttention(parts, tile) if isinstance(tile, TensorAttentionTile) else AttentionBlock(parts, tile)
+        return block.build(image, own, first, (begin, end), thread)
 
     grid = (product([batch.extent, head.extent, blocks]), i64(1), i64(1))
     return Launch(_KIND, grid, (tile.threads, 1, 1), body)

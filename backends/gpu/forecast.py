@@ -5,10 +5,11 @@ from __future__ import annotations
 from tvm.tirx import Var
 
 from backends.gpu import attention, four_bits, matmul
-from backends.gpu.attention_tile import best_attention_tile, estimate_attention
+from backends.gpu.attention_tile import AttentionTile, estimate_attention
 from backends.gpu.blocked import best_of
 from backends.gpu.conv2d import Convolution
 from backends.gpu.operands import element_bytes
+from backends.gpu.tensor_attention_tile import TensorAttentionTile, estimate_tensor_attention
 from backends.gpu.tensor_tile import TensorTile, estimate_tensor
 from backends.gpu.tile_model import Estimate, Sizes, Tile, best_tile, estimate
 from backends.relax.kernel import Kernel
@@ -39,8 +40,10 @@ def forecast(kernel: Kernel, gpu: Gpu) -> Estimate:
         return _of_product(sizes, best_tile(sizes, gpu), gpu)
     found = attention.AttentionParts.of(kernel)
     sizes_of_heads = None if found is None else attention.sizes_of(found)
-    tile = None if sizes_of_heads is None else best_attention_tile(sizes_of_heads, gpu)
-    if sizes_of_heads is not None and tile is not None:
+    tile = None if found is None else attention.tile_of(found, gpu)
+    if sizes_of_heads is not None and isinstance(tile, TensorAttentionTile):
+        return estimate_tensor_attention(sizes_of_heads, tile, gpu)
+    if sizes_of_heads is not None and isinstance(tile, AttentionTile):
         return estimate_attention(sizes_of_heads, tile, gpu)
     return _of_memory(kernel, gpu)
 

@@ -10,6 +10,8 @@ memory is counted in words of 32 bits.
     tersor_matrices_turned(b, from)               the same, each transposed
     tersor_product_f16, _bf16(sums, a, b)         16 x 8 sums of float32 += a (16 x 16) x b (16 x 8)
     tersor_product_u8(sums, a, b)                 16 x 8 sums of int32 += a (16 x 32 of uint8) x b (32 x 8 of int8)
+    tersor_pair_f16, _bf16(low, high)             two float32, rounded, in 32 bits
+    tersor_quad_max, _sum(x)                      of the four neighbours that share a row of sums, to each of them
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from tvm.tirx import BufferLoad, Expr, Stmt, Var
 
 from backends.gpu.threads import Place, i32
 
-__all__ = ["PRODUCTS", "commit", "copy", "matrices", "multiply", "wait", "with_instructions"]
+__all__ = ["PRODUCTS", "commit", "copy", "matrices", "multiply", "pair", "quad", "wait", "with_instructions"]
 
 PRODUCTS = {"float16": "tersor_product_f16", "bfloat16": "tersor_product_bf16", "uint8": "tersor_product_u8"}
 """The product of each type that tensor cores multiply."""
@@ -46,12 +48,27 @@ _MATRICES = """__device__ __forceinline__ void tersor_matricesNAME(unsigned* a, 
     : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(place));
 }
 """
+_PAIR = """__device__ __forceinline__ unsigned tersor_pair_NAME(float low, float high) {
+  unsigned both;
+  asm("cvt.rn.NAMEx2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+"""
+_QUAD = """__device__ __forceinline__ void tersor_quad_NAME(float* x) {
+  *x = FUNCTION(*x, __shfl_xor_sync(0xffffffffu, *x, 1));
+  *x = FUNCTION(*x, __shfl_xor_sync(0xffffffffu, *x, 2));
+}
+"""
 _CUDA = (
     _MATRICES.replace("NAME", "").replace("TURN", "")
     + _MATRICES.replace("NAME", "_turned").replace("TURN", ".trans")
     + _PRODUCT.replace("NAME", "f16")
     + _PRODUCT.replace("NAME", "bf16")
     + _BYTES
+    + _PAIR.replace("NAME", "f16")
+    + _PAIR.replace("NAME", "bf16")
+    + _QUAD.replace("NAME", "max").replace("FUNCTION(", "fmaxf(")
+    + _QUAD.replace("NAME", "sum").replace("FUNCTION(", "__fadd_rn(")
     + """template <int bytes>
 __device__ __forceinline__ void tersor_copy_bytes(unsigned* to, const void* from, bool exists) {
   unsigned place = (unsigned)__cvta_generic_to_shared(to);
@@ -110,3 +127,13 @@ def matrices(target: Var, place: Place, memory: Var, word: Expr, *, turned: bool
 def multiply(dtype: str, sums: Var, at: Place, a: Var, a_at: Place, b: Var, b_at: Place) -> Stmt:
     """One instruction of a tensor core."""
     return _call(PRODUCTS[dtype], _address(sums, at), _address(a, a_at), _address(b, b_at))
+
+
+def pair(dtype: str, low: Expr, high: Expr) -> Expr:
+    """Two float32 as neighbours of 16 bits in a uint32."""
+    return tirx.call_pure_extern("uint32", f"tersor_pair_{'f16' if dtype == 'float16' else 'bf16'}", low, high)
+
+
+def quad(function: str, values: Var, place: Place) -> Stmt:
+    """The `"max"` or `"sum"` of a float32 of four threads, in its place in each of them."""
+    return _call(f"tersor_quad_{function}", _address(values, place))

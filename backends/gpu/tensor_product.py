@@ -41,7 +41,7 @@ from backends.gpu.threads import (
 )
 from backends.relax.loops import allocate, i64, sequence, simplify
 
-__all__ = ["TensorProduct"]
+__all__ = ["TensorProduct", "flat_index"]
 
 _ROWS, _COLUMNS = 16, 8
 """Of one instruction, which takes 32 bytes along the reduced axis."""
@@ -213,13 +213,18 @@ class _Copier:
             element, conditions = self.factor.load(place, k, self.together)
             found = [c for c in (inside, k < self.depth, *conditions) if c is not None]
             ask = copy(
-                self.memory, stage + word, element.source, _flat(element), self.bytes * self.lanes, tirx.all(*found)
+                self.memory,
+                stage + word,
+                element.source,
+                flat_index(element),
+                self.bytes * self.lanes,
+                tirx.all(*found),
             )
             statements.append(holds([own], ask))
         return sequence(statements)
 
 
-def _flat(element: BufferLoad) -> Expr:
+def flat_index(element: BufferLoad) -> Expr:
     """The place of an element in its buffer."""
     index: Expr = i64(0)
     for at, size in zip(element.indices, element.source.shape, strict=True):

@@ -22,6 +22,33 @@ FUNCTIONS = """
 #define tersor_product_f16(d, a, b) tersor_product_(d, a, b, (__local uint*)tersor_scratch, 0)
 #define tersor_product_u8(d, a, b) tersor_product_u8_(d, a, b, (__local uint*)tersor_scratch)
 #define tersor_product_bf16(d, a, b) tersor_product_(d, a, b, (__local uint*)tersor_scratch, 1)
+#define tersor_quad_max(x) tersor_quad_(x, (__local float*)tersor_scratch, 1)
+#define tersor_quad_sum(x) tersor_quad_(x, (__local float*)tersor_scratch, 0)
+
+uint tersor_pair_f16(float low, float high) {
+  ushort both[2];
+  vstore_half_rte(low, 0, (half*)both);
+  vstore_half_rte(high, 1, (half*)both);
+  return both[0] | ((uint)both[1] << 16);
+}
+
+uint tersor_brain(float value) {
+  uint bits = as_uint(value);
+  return value != value ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+uint tersor_pair_bf16(float low, float high) { return tersor_brain(low) | (tersor_brain(high) << 16); }
+
+void tersor_quad_(float* x, __local float* scratch, int largest) {
+  int thread = get_local_id(0);
+  for (int step = 1; step < 4; step *= 2) {
+    scratch[thread] = *x;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    float other = scratch[thread ^ step];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    *x = largest ? fmax(*x, other) : *x + other;
+  }
+}
 
 void tersor_copy_bytes(__local uint* to, __global const uchar* from, int bytes, int exists) {
   for (int i = 0; i < bytes / 4; ++i) to[i] = exists ? as_uint(vload4(i, from)) : 0u;

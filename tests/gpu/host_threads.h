@@ -48,6 +48,7 @@ inline float __expf(float x) { return expf(x); }
 static ulong tersor_scratch[1024 * 3];
 inline uint vload4(int i, const uchar* from) { uint word; memcpy(&word, from + 4 * i, 4); return word; }
 inline uint as_uint(uint word) { return word; }
+inline uint as_uint(float value) { uint word; memcpy(&word, &value, 4); return word; }
 inline float as_float(uint word) { float value; memcpy(&value, &word, 4); return value; }
 struct half {
   ushort bits;
@@ -75,6 +76,7 @@ inline half::half(float value) {  // to the nearest, ties to even
     bits = sign | (ushort)((word + 0xfff + (word >> 13 & 1) - (112u << 23)) >> 13);
   }
 }
+inline void vstore_half_rte(float value, int i, half* to) { to[i] = half(value); }
 inline half __float2half_rn(float value) { return half(value); }
 inline float __half2float(half value) { return value; }
 inline void __syncthreads();

@@ -50,8 +50,17 @@ def pixels() -> None:
     agrees(model, "depthwise", depthwise.lower, {"h": 9, "w": 11}, GPUS["sm_80"])
 
 
+def attend_on_tensor_cores() -> None:
+    """Attention of float16 by emulated tensor cores: keys of three steps, the last of them ragged."""
+    from tests.gpu.test_rule_tensor_attention import agrees as on_both
+    from tests.gpu.test_rule_tensor_attention import model
+
+    on_both(model("float16", 16, (2, 1), ", is_causal = 1", sizes=(20, 150)), {"b": 1})
+
+
 CASES = {
     "attention": attend,
+    "attention on tensor cores": attend_on_tensor_cores,
     "four bits": decode_weights,
     "tensor cores": on_tensor_cores,
     "product": plain,
