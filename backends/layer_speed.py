@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimizer.layer_speed import LayerWork, Speed
+from optimizer.layer_speed import AttentionWork, LayerWork, Speed
 from optimizer.target import Target
 
 __all__ = ["layer_speed"]
@@ -14,9 +14,9 @@ def layer_speed(target: Target) -> Speed | None:
     if target.kind != "cpu" or cpu is None:
         return None
 
-    def speed(work: LayerWork) -> tuple[float, float]:
-        from backends.cpu.layer_speed import predicted_seconds  # TVM, which is wanted for this alone
+    def speed(work: LayerWork | AttentionWork) -> tuple[float, float]:
+        from backends.cpu.layer_speed import attention_seconds, predicted_seconds  # TVM, wanted for this alone
 
-        return predicted_seconds(work, cpu)
+        return attention_seconds(work, cpu) if isinstance(work, AttentionWork) else predicted_seconds(work, cpu)
 
     return speed

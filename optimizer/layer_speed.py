@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["LayerWork", "Speed"]
+__all__ = ["AttentionWork", "LayerWork", "Speed"]
 
 
 @dataclass(frozen=True)
@@ -38,5 +38,26 @@ class LayerWork:
     stored_rounded: bool = False
 
 
-Speed = Callable[[LayerWork], tuple[float, float]]
+@dataclass(frozen=True)
+class AttentionWork:
+    """An attention. Sizes that are symbolic are `None`.
+
+    Attributes:
+        batch: How many sequences.
+        heads: Of queries.
+        rows: Queries of a head.
+        keys: Of a head.
+        size: Elements of a query and of a key.
+        value_size: Elements of a value.
+    """
+
+    batch: int | None
+    heads: int
+    rows: int | None
+    keys: int | None
+    size: int
+    value_size: int
+
+
+Speed = Callable[[LayerWork | AttentionWork], tuple[float, float]]
 """Predicted seconds in float32, and in int8 with the rounding of what is read."""

@@ -9,7 +9,8 @@
 2. Dynamic, for Gemm and MatMul: each row of the activation, a token, gets a scale from its own largest element. A
    convolution stays float32, since an image has no rows that could have scales of their own.
 3. Tables of embeddings, if `op_types_to_quantize` holds Gather: see `passes.quantization.tables`.
-4. With `kernels="onnxruntime"` the graph takes the forms that ONNX Runtime has integer kernels for: see
+4. The operands of Attention, static: see `passes.quantization.attentions`.
+5. With `kernels="onnxruntime"` the graph takes the forms that ONNX Runtime has integer kernels for: see
    `passes.quantization.onnxruntime_forms`.
 
 Which layers are taken, and why others are not, is in `passes.quantization.layers`.
@@ -28,6 +29,7 @@ from optimizer.ir.near_miss import RewriteResult
 from optimizer.ir.provenance import label
 from optimizer.layer_speed import Speed
 from optimizer.pass_manager import Pass
+from passes.quantization.attentions import ATTENTION, find_attentions
 from passes.quantization.calibrators import METHODS
 from passes.quantization.dynamic import quantize_rows
 from passes.quantization.grids import Kind
@@ -40,6 +42,7 @@ from passes.quantization.writer import drop_orphans, unused_constants
 __all__ = ["QuantizeInt8"]
 
 _TABLE = "Gather"
+_ALLOWED = (*LAYERS, ATTENTION, _TABLE)
 _TYPES = ("int8", "uint8")
 _KERNELS = ("tersor", "onnxruntime")
 
@@ -79,7 +82,7 @@ class QuantizeInt8(Pass):
     calibrate_method: str = "minmax"
     percentile: float = 99.999
     bias_correction: bool = True
-    op_types_to_quantize: str = "+".join(LAYERS)
+    op_types_to_quantize: str = "+".join((*LAYERS, ATTENTION))
     nodes_to_exclude: str = ""
     kernels: str = "tersor"
     optimize_for: str = "time"
@@ -94,10 +97,10 @@ class QuantizeInt8(Pass):
         self._one_of("optimize_for", ("time", "size"))
         if not 0 < self.percentile <= 100:
             raise PipelineError(f"quantize-int8{{percentile}} must be over 0 and at most 100, not {self.percentile}")
-        unknown = [name for name in _names(self.op_types_to_quantize) if name not in (*LAYERS, _TABLE)]
+        unknown = [name for name in _names(self.op_types_to_quantize) if name not in _ALLOWED]
         if unknown:
             raise PipelineError(
-                f"quantize-int8{{op_types_to_quantize}} can hold {', '.join((*LAYERS, _TABLE))}, not {unknown[0]!r}"
+                f"quantize-int8{{op_types_to_quantize}} can hold {', '.join(_ALLOWED)}, not {unknown[0]!r}"
             )
 
     def _one_of(self, option: str, allowed: tuple[str, ...]) -> None:
@@ -121,6 +124,7 @@ class QuantizeInt8(Pass):
         operators, for_size = _names(self.op_types_to_quantize), self.optimize_for == "size"
         selection = Selection(operators, excluded, self.speed, self.dynamic, for_size)
         layers = find_layers(editor, scope, selection)
+        attentions = find_attentions(editor, scope, selection, self.kernels == "onnxruntime")
         weights = Kind(self.weight_type == "int8", True, self.reduce_range)
         if self.dynamic:
             for layer in layers:
@@ -131,9 +135,9 @@ class QuantizeInt8(Pass):
                 multiply_integers(editor, scope, products, weights, self.per_channel)
             else:
                 quantize_rows(editor, scope, products, lambda layer: layer.grids(weights, self.per_channel))
-        elif layers:
+        elif layers or attentions:
             if self.samples is None:
-                first = label(layers[0].node)
+                first = label(layers[0].node if layers else attentions[0])
                 raise InputError(
                     f"quantize-int8 needs calibration data to know the range of what {first!r} reads: give "
                     "optimize(calibration=[{...}, ...]), or ask for quantize-int8{dynamic=true}, which needs none"
@@ -148,7 +152,7 @@ class QuantizeInt8(Pass):
                 self.bias_correction,
                 self.kernels == "onnxruntime",
             )
-            quantize_static(editor, scope, layers, plan, self.samples)
+            quantize_static(editor, scope, layers, attentions, plan, self.samples)
         if _TABLE in selection.op_types:
             quantize_tables(editor, scope, selection, weights, self.per_channel)
         drop_orphans(scope, unused)

@@ -18,7 +18,8 @@ What becomes of a score (scale, cap, masks) is whatever the emitter's expression
 bfloat16 is multiplied in pairs along the reduced axis (`backends.cpu.operands`); softmax and sums are float32, and the
 weights are rounded once.
 
-Queries too few to fill half a vector are another matter: see `backends.cpu.few_queries`.
+Queries too few to fill half a vector are another matter: see `backends.cpu.few_queries`; so are bytes: see
+`backends.cpu.byte_attention`.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from backends.relax.loops import (
 from optimizer.target import Cpu
 
 _KIND = "attention"
+_PARTS = ("masked", "context", "output")
 _L1_SHARE = 0.5
 """How much of the first-level cache the weights of a block may take."""
 
@@ -87,17 +89,26 @@ class AttentionParts:
 
 def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
     """See `backends.cpu.schedule.Rule`."""
+    parts = take_apart(kernel)
+    return None if parts is None else AttentionNest(parts, Tiles(cpu)).build()
+
+
+def take_apart(kernel: Kernel) -> AttentionParts | None:
+    """The attention that a kernel is; `None` if it is none."""
     stages = {stage.kind: stage for stage in kernel.stages}
     if _KIND not in stages:
         return None
-    parts = AttentionParts(
-        *(stages[name] for name in (_KIND, f"{_KIND}.masked", f"{_KIND}.context", f"{_KIND}.output"))
-    )
-    return AttentionNest(parts, Tiles(cpu)).build()
+    return AttentionParts(*(stages[name] for name in (_KIND, *(f"{_KIND}.{part}" for part in _PARTS))))
 
 
 class AttentionNest:
-    """Builds the loop nest of one attention."""
+    """Builds the loop nest of one attention.
+
+    Attributes:
+        block: What computes a block of queries.
+    """
+
+    block: type[QueryBlock] = QueryBlock
 
     def __init__(self, parts: AttentionParts, tiles: Tiles) -> None:
         self.parts = parts
@@ -107,7 +118,7 @@ class AttentionNest:
         self.depth = parts.scores.reduction[0]
         self.size = _static(self.depth)
         self.value_size = _static(parts.context.spatial[3])
-        self.operands = operands_of(str(parts.key.source.dtype), tiles.cpu.bfloat16)
+        self.operands = operands_of(str(parts.key.source.dtype), tiles.cpu)
         self.widest = 4 if tiles.fits(5, 4) else 2
         self.tile_keys = tiles.tile_rows(known(self.column.extent), self.widest)
         self.block_keys = self._block_keys()
@@ -128,10 +139,11 @@ class AttentionNest:
         rows = known(self.row.extent)
         most = max(1, self.lanes // 2)  # so many that do lie along a vector take about as long
         if rows is not None:
-            return FewQueries(self, rows).build() if rows <= most else self._many()
-        return IfThenElse(self.row.extent <= most, FewQueries(self, most).build(), self._many())
+            return FewQueries(self, rows).build() if rows <= most else self.many()
+        return IfThenElse(self.row.extent <= most, FewQueries(self, most).build(), self.many())
 
-    def _many(self) -> Stmt:
+    def many(self) -> Stmt:
+        """For queries that fill vectors."""
         width = self.widest * self.lanes
         rows = self.row.extent
         blocks = simplify(tirx.floordiv(rows + (width - 1), i64(width)))
@@ -144,9 +156,9 @@ class AttentionNest:
             left = simplify(rows - first)
 
             def narrow(vectors: int) -> Stmt:
-                return QueryBlock(self, point, first, vectors, left).build()
+                return self.block(self, point, first, vectors, left).build()
 
-            full = QueryBlock(self, point, first, self.widest, None)
+            full = self.block(self, point, first, self.widest, None)
             total = known(rows)
             if total is not None:
                 rest = total % width
@@ -176,8 +188,10 @@ class AttentionNest:
 
 
 def _load(element: Expr) -> TensorLoad:
-    """What is loaded, without its conversion to float32."""
-    return element.value if isinstance(element, tirx.Cast) else element
+    """What is loaded, without its conversion to float32 and a zero point that is taken off."""
+    if isinstance(element, tirx.Cast):
+        return _load(element.value)
+    return _load(element.a) if isinstance(element, tirx.Sub) else element
 
 
 def _static(axis: Axis) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from backends.cpu.quads import QUAD
 from backends.cpu.tiles import Tiles
+from backends.relax.byte_attention import FEWEST_QUERIES
 from backends.relax.values import ConvShape
-from optimizer.layer_speed import LayerWork
+from optimizer.layer_speed import AttentionWork, LayerWork
 from optimizer.target import Cpu
 
-__all__ = ["predicted_seconds"]
+__all__ = ["attention_seconds", "predicted_seconds"]
 
 _SOME_ROWS = 128
 """Where their number is symbolic."""
@@ -23,6 +24,42 @@ _ROUNDING = 6.0
 """Operations on a vector to round it: scaled, shifted, cut off on both sides, rounded, packed."""
 _RANGE = 2.0
 """More of them to find the range of a row: absolute values, the largest."""
+
+_SOFTMAX = 24.0
+"""Operations on a vector of scores: scaled, masked, the largest, the exponential, the sum."""
+_PACKED = 4.0
+"""More of them on bytes: rounded and laid side by side."""
+_PAIRED = 3.0
+"""Operations on a byte of a value to lay it beside its neighbours, for each block of queries."""
+_BLOCK_VECTORS = 4
+"""Vectors of queries in a block."""
+
+
+def attention_seconds(work: AttentionWork, cpu: Cpu) -> tuple[float, float]:
+    """In float32, and in int8 with the rounding of what the attention reads.
+
+    Without an instruction for bytes, and for a few queries, there is no kernel of bytes: both take as long, or longer.
+
+    Args:
+        work: The attention.
+        cpu: The processor.
+    """
+    tiles = Tiles(cpu)
+    rows = _SOME_ROWS if work.rows is None else work.rows
+    keys = rows if work.keys is None else work.keys
+    heads, width = work.heads * (work.batch or 1), work.size + work.value_size
+    lanes, pipes = tiles.lanes(), cpu.fma_pipes
+    scores = heads * rows * keys / lanes / pipes
+    rounding = heads * (rows * work.size + keys * width) * _ROUNDING / lanes / pipes
+    float32 = scores * (width + _SOFTMAX)
+    if not tiles.attends("uint8") or rows < FEWEST_QUERIES or work.size % QUAD:
+        int8 = float32 + rounding
+    else:
+        blocks = -(-rows // (_BLOCK_VECTORS * lanes))
+        paired = heads * blocks * keys * work.value_size * _PAIRED / lanes / pipes
+        int8 = scores * (width / QUAD + _SOFTMAX + _PACKED) + paired + rounding
+    per_second = cpu.clock * cpu.cores
+    return float32 / per_second, int8 / per_second
 
 
 def predicted_seconds(work: LayerWork, cpu: Cpu) -> tuple[float, float]:

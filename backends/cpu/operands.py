@@ -1,4 +1,4 @@
-"""What the products of attention are made of: float32 elements, or pairs of bfloat16 in 32 bits.
+"""What the products of attention are made of: float32 elements, or in 32 bits pairs of bfloat16 or four bytes.
 
 Pairs lie along the reduced axis: two elements of a query and of a key, two keys' weights and values. Queries and keys
 are pairs as they lie in memory; weights and values of a block are brought together (`pair_rows`).
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from tvm import tirx
 
 from backends.cpu.bfloat16 import add_products, neighbours, pair
+from backends.cpu.quads import QUAD, add_quads, is_bytes, quad
 from backends.cpu.register_tile import span
 from backends.relax.loops import (
     BufferLoad,
@@ -26,8 +27,9 @@ from backends.relax.loops import (
     sequence,
     simplify,
 )
+from optimizer.target import Cpu
 
-__all__ = ["Operands", "Pairs", "converted", "operands_of", "pair_rows"]
+__all__ = ["Operands", "Pairs", "Quads", "converted", "operands_of", "pair_rows"]
 
 
 class Operands:
@@ -87,9 +89,41 @@ class Pairs(Operands):
         return add_products(total, a, b, native=self.native)
 
 
-def operands_of(dtype: str, native: bool) -> Operands:
+class Quads(Operands):
+    """Four bytes a lane; rows of a multiple of four. Keys have no sign, what they are multiplied with has one."""
+
+    dtype = "int32"
+
+    def __init__(self, cpu: Cpu) -> None:
+        """`cpu`: the target."""
+        self.cpu = cpu
+
+    def steps(self, size: Index) -> Index:
+        """See `Operands`."""
+        return -(-size // QUAD) if isinstance(size, int) else simplify(tirx.floordiv(size + (QUAD - 1), i64(QUAD)))
+
+    def vector(self, load: TensorLoad, step: Expr, lanes: int) -> Expr:
+        """See `Operands`."""
+        return neighbours(load, step * QUAD, lanes)
+
+    def element(self, load: TensorLoad, step: Expr) -> Expr:
+        """See `Operands`."""
+        return neighbours(load, step * QUAD)
+
+    def lane(self, load: TensorLoad, step: Expr) -> Expr:
+        """See `Operands`."""
+        return quad([BufferLoad(load.source, [*load.indices[:-1], step * QUAD + i]) for i in range(QUAD)])
+
+    def add(self, total: Expr, a: Expr, b: Expr) -> Expr:
+        """A sum, int32, and four products."""
+        return add_quads(total, a, b, self.cpu)
+
+
+def operands_of(dtype: str, cpu: Cpu) -> Operands:
     """For queries, keys and values of that type."""
-    return Pairs(native) if dtype == "bfloat16" else Operands()
+    if is_bytes(dtype):
+        return Quads(cpu)
+    return Pairs(cpu.bfloat16) if dtype == "bfloat16" else Operands()
 
 
 def pair_rows(target: Var, row: Callable[[Expr, Expr, int], Expr], rows: Index, width: int, lanes: int) -> Stmt:

@@ -17,12 +17,12 @@ from backends.cpu.depthwise import MOST_PIXELS
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.four_bits_work import work_of
 from backends.cpu.key_bounds import key_bounds
-from backends.cpu.quads import is_bytes
+from backends.cpu.quads import QUAD, is_bytes
 from backends.cpu.stage_work import parallel_rows, spilled, stage_cycles, stage_flops, tail_cycles
 from backends.cpu.taps import Taps, edges
 from backends.cpu.tiles import Tiles
 from backends.relax.kernel import Kernel
-from backends.relax.loops import Expr, Var, known, product
+from backends.relax.loops import Expr, Var, known, loads_of, product
 from backends.relax.plan import Work
 from backends.relax.size_formula import formula
 from backends.relax.size_value import Formula
@@ -294,12 +294,13 @@ def _attention(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
         flops = scaled([batch, heads, keys], 2.0 * (depth + values) * known_rows)
         return _Heavy(flops, scaled([batch, heads, keys], few), 0, 0, scaled([batch, heads], 1.0))
     tile = tiles.tile_rows(known(keys), vectors)
-    a_key = tiles.sweep_cycles(tile, tile, vectors) / tile * depth
-    a_key += tiles.sweep_cycles(values, tiles.tile_rows(values, vectors), vectors)
+    width, together = (1, QUAD) if any(is_bytes(str(v.source.dtype)) for v in loads_of(scores.value)) else (4, 1)
+    a_key = tiles.sweep_cycles(tile, tile, vectors) / tile * depth / together
+    a_key += tiles.sweep_cycles(values, tiles.tile_rows(values, vectors), vectors) / together
     a_key += vectors * (2 * mask.cycles(cpu.fma_pipes) + power.cycles(cpu.fma_pipes) + 6.0)
     a_block = vectors * lanes * (depth + values) / lanes * 4.0 + 200.0
     unit = 1.0 if known_rows is not None else vectors * lanes
-    key_bytes = (depth + values) * 4
+    key_bytes = (depth + values) * width
     all_keys = known(keys)
     fits = all_keys is None or all_keys * key_bytes <= _L2_SHARE * cpu.l2_bytes
     scale: list[Expr | int] = [batch, heads, *block_rows]

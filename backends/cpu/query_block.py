@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["QueryBlock"]
 
 
+def _element(buffer: Var, at: Expr) -> Expr:
+    return BufferLoad(buffer, [at])
+
+
 class QueryBlock:
     """A block of queries: `vectors` vectors from `first` on, of which `valid` exist (all when it is `None`)."""
 
@@ -58,6 +62,7 @@ class QueryBlock:
         self.queries = local([self.steps * width], self.operands.dtype, "queries")
         self.weights = local([nest.block_keys * width], "float32", "weights")
         self.sums = local([nest.value_size * width], "float32", "sums")
+        self.value_step = float(str(nest.parts.output.annotations.get("tersor.scale", 1.0)))
         self.largest, self.before, self.shift, self.total, self.factor = (
             local([width], "float32", name) for name in ("largest", "before", "shift", "total", "factor")
         )
@@ -139,48 +144,45 @@ class QueryBlock:
         """One block of keys."""
         minus_infinity, zero = tirx.const(float("-inf"), "float32"), tirx.const(0, "float32")
 
-        def load(buffer: Var, at: Expr) -> Expr:
-            return BufferLoad(buffer, [at])
-
         def rescale(at: Expr) -> Stmt:
             """What was summed so far is scaled; where no key was seen yet, exponents are taken from 0."""
-            now = load(self.largest, at)
+            now = _element(self.largest, at)
             finite = tirx.Select(tirx.EQ(now, minus_infinity), zero, now)
-            change = exp_of_nonpositive(load(self.before, at) - load(self.shift, at))
+            change = exp_of_nonpositive(_element(self.before, at) - _element(self.shift, at))
             return sequence(
                 [
                     BufferStore(self.shift, finite, [at]),
                     BufferStore(self.factor, change, [at]),
-                    BufferStore(self.total, load(self.total, at) * load(self.factor, at), [at]),
+                    BufferStore(self.total, _element(self.total, at) * _element(self.factor, at), [at]),
                 ]
             )
 
         def masked(key: Expr) -> Stmt:
             return self._each_query(key, start, lambda at, i, score: self._note(at, i, score))
 
-        def weigh(key: Expr) -> Stmt:
-            def one(at: Expr, i: Expr, score: Expr) -> Stmt:
-                return sequence(
-                    [
-                        BufferStore(
-                            self.weights, exp_of_nonpositive(load(self.weights, at) - load(self.shift, i)), [at]
-                        ),
-                        BufferStore(self.total, load(self.total, i) + load(self.weights, at), [i]),
-                    ]
-                )
-
-            return self._each_query(key, start, one)
-
         return sequence(
             [
-                self._each(lambda at: BufferStore(self.before, load(self.largest, at), [at])),
+                self._each(lambda at: BufferStore(self.before, _element(self.largest, at), [at])),
                 self._scores(start, count),
                 loop(count, masked, name="key"),
                 self._each(rescale),
-                loop(count, weigh, name="key"),
+                self._weigh(start, count),
                 self._sum(start, count),
             ]
         )
+
+    def _weigh(self, start: Expr, count: int | Expr) -> Stmt:
+        """The weights of a block of keys in the place of their scores, and their sums."""
+
+        def weigh(key: Expr) -> Stmt:
+            def one(at: Expr, i: Expr, score: Expr) -> Stmt:
+                weight = exp_of_nonpositive(_element(self.weights, at) - _element(self.shift, i))
+                total = _element(self.total, i) + _element(self.weights, at)
+                return sequence([BufferStore(self.weights, weight, [at]), BufferStore(self.total, total, [i])])
+
+            return self._each_query(key, start, one)
+
+        return loop(count, weigh, name="key")
 
     def _note(self, at: Expr, i: Expr, score: Expr) -> Stmt:
         """Keep a score after scale and masks, and the largest so far."""
@@ -200,7 +202,7 @@ class QueryBlock:
             row = self.first + query
             if self.partial:  # masks have no rows for queries that do not exist
                 row = tirx.min(row, self.nest.row.extent - 1)
-            at = dict(zip((a.var for a in self.parts.masked.spatial), self._index(row, start + key), strict=True))
+            at = dict(zip((a.var for a in self.parts.masked.spatial), (*self.place, row, start + key), strict=True))
 
             def own(node: TensorLoad) -> Expr | None:
                 return BufferLoad(self.weights, [place]) if node.source.same_as(raw) else None
@@ -213,9 +215,6 @@ class QueryBlock:
                 for v in range(self.vectors)
             ]
         )
-
-    def _index(self, row: Expr, column: Expr) -> list[Expr]:
-        return [*self.place, row, column]
 
     def _scores(self, start: Expr, count: int | Expr) -> Stmt:
         """The products of keys and queries, into `weights`."""
@@ -317,11 +316,11 @@ class QueryBlock:
 
     def _unpack(self) -> Stmt:
         """The results, divided by the sums of the weights; a query that sees no key gets zero."""
-        zero, one = tirx.const(0, "float32"), tirx.const(1, "float32")
+        zero, step = tirx.const(0, "float32"), tirx.const(self.value_step, "float32")
 
         def share(at: Expr) -> Stmt:
             total = BufferLoad(self.total, [at])
-            return BufferStore(self.factor, tirx.Select(tirx.EQ(total, zero), zero, one / total), [at])
+            return BufferStore(self.factor, tirx.Select(tirx.EQ(total, zero), zero, step / total), [at])
 
         output = self.parts.output
         packed = bool(output.annotations.get("tersor.packed", 0))

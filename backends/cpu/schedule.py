@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tvm
 from tvm import s_tir, tirx
 
-from backends.cpu import attention, conv2d, depthwise, four_bits, generic, matmul, winograd
+from backends.cpu import attention, byte_attention, conv2d, depthwise, four_bits, generic, matmul, winograd
 from backends.cpu.bfloat16 import imported
 from backends.cpu.byte_rounding import rounded_quickly
 from backends.cpu.copies import copies
@@ -28,6 +28,7 @@ Rule = Callable[[Kernel, Cpu], Stmt | None]
 RULES: tuple[Rule, ...] = (
     matmul.lower,
     four_bits.lower,
+    byte_attention.lower,
     attention.lower,
     conv2d.lower,
     winograd.lower,

@@ -142,8 +142,8 @@ class Tiles:
         return together == QUAD and weight_bytes is not None and weight_bytes <= _ROWS_APART_SHARE * self.cpu.l2_bytes
 
     def attends(self, dtype: str) -> bool:
-        """float32 and bfloat16, whose products are their own (`backends.cpu.operands`)."""
-        return dtype in ("float32", "bfloat16")
+        """float32 and bfloat16 (`backends.cpu.operands`), and bytes where an instruction multiplies four at a time."""
+        return dtype in ("float32", "bfloat16") or (dtype == "uint8" and self.cpu.vnni)
 
     def four_bit_width(self, columns: int) -> int:
         """Columns in a panel of 4-bit codes (see `backends.cpu.four_bits`): four vectors, fewer if cores would idle."""

@@ -28,10 +28,14 @@ class Heads:
     Attributes:
         x: [B, H, S, D], or [B, S, H, D] where `rows_first`, as the heads lie in a matrix that was not cut up.
         rows_first: Which of the two.
+        scale: What a step of bytes stands for; 1 for numbers that stand for themselves.
+        zero: The byte that stands for 0.
     """
 
     x: relax.Var
     rows_first: bool
+    scale: float = 1.0
+    zero: int = 0
 
     @property
     def dtype(self) -> str:
@@ -47,10 +51,11 @@ class AttentionSpec:
         q: B x H heads of [S, D].
         k: B x K heads of [T, D], the past in front.
         v: B x K heads of [T, E].
+        dtype: of the result.
         mask: a bool ("attend") or additive mask, [B|1, H|1, S|1, M|1], or `None`. Positions from M on are not attended.
         valid: [B] int64, how many key positions count, or `None`.
         past: P; the row that sees key j at the diagonal is j - P.
-        scale: factor of the products.
+        scale: factor of the products of elements, bytes less their zero points.
         softcap: 0, or where the products are bent to.
         causal: row i sees keys up to i + P (up to i + valid - S where `valid` is given).
         left: how many keys before the diagonal a row sees; -1 for all.
@@ -63,6 +68,7 @@ class AttentionSpec:
     q: Heads
     k: Heads
     v: Heads
+    dtype: str
     mask: relax.Var | None
     valid: relax.Var | None
     past: tirx.Expr
@@ -151,7 +157,7 @@ def in_one_pass(ctx: Emitter, spec: AttentionSpec) -> bool:
     size, value_size = (static_int(sizes_of(x)[3]) for x in (spec.q, spec.v))
     if spec.output is not None or size is None or value_size is None or wider(spec.softmax_dtype) != "float32":
         return False
-    return ctx.tiles.attends(spec.q.dtype) and (spec.q.dtype == "float32" or size % 2 == 0)
+    return ctx.tiles.attends(spec.q.dtype) and (spec.q.dtype != "bfloat16" or size % 2 == 0)
 
 
 def emit_one_pass(ctx: Emitter, spec: AttentionSpec) -> relax.Expr:
@@ -181,7 +187,10 @@ def _stages(
     zero, nothing = tirx.const(0, "float32"), tirx.const(float("-inf"), "float32")
 
     def at(tensor: te.Tensor, kind: Heads, b: tirx.Expr, h: tirx.Expr, i: tirx.Expr, d: tirx.Expr) -> tirx.Expr:
-        return cast(tensor(b, i, h, d) if kind.rows_first else tensor(b, h, i, d), "float32")
+        element = tensor(b, i, h, d) if kind.rows_first else tensor(b, h, i, d)
+        if kind.zero:
+            element = cast(element, "int32") - tirx.const(kind.zero, "int32")
+        return cast(element, "float32")
 
     d = te.reduce_axis((0, size), "d")
     j = te.reduce_axis((0, keys), "j")
@@ -192,7 +201,7 @@ def _stages(
             at(q, spec.q, b, h, i, d) * at(k, spec.k, b, tirx.floordiv(h, tirx.const(group, "int64")), t, d), axis=d
         ),
         name="scores",
-        attrs={"tersor.kernel": KERNEL, "tersor.group": _group(spec)},
+        attrs={"tersor.kernel": KERNEL, "tersor.group": _group(spec), "tersor.zero": spec.k.zero},
     )
     masked = te.compute(
         shape,
@@ -215,9 +224,12 @@ def _stages(
 
     def result(b: tirx.Expr, h: tirx.Expr, i: tirx.Expr, e: tirx.Expr) -> tirx.Expr:
         weight = total(b, h, i)
-        return cast(tirx.Select(tirx.EQ(weight, zero), zero, context(b, h, i, e) / weight), spec.q.dtype)
+        mean = context(b, h, i, e) / weight
+        if spec.v.scale != 1.0:
+            mean = mean * tirx.const(spec.v.scale, "float32")
+        return cast(tirx.Select(tirx.EQ(weight, zero), zero, mean), spec.dtype)
 
-    attrs = {"tersor.kernel": f"{KERNEL}.output", "tersor.packed": int(spec.packed)}
+    attrs = {"tersor.kernel": f"{KERNEL}.output", "tersor.packed": int(spec.packed), "tersor.scale": spec.v.scale}
     if spec.packed:
         return te.compute(
             (batch, rows, heads, value_size), lambda b, i, h, e: result(b, h, i, e), name="output", attrs=attrs

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from optimizer.calibration import Samples
 from optimizer.ir.edit import Editor, Scope
+from passes.quantization.attentions import MIDDLE, round_operands
 from passes.quantization.between import plan_rounding
 from passes.quantization.bias_correction import can_correct, correct_bias
 from passes.quantization.calibrators import calibrate
@@ -46,18 +47,27 @@ class StaticPlan:
     bias_correction: bool
     onnxruntime: bool
 
-    def grid(self, seen: Histogram) -> Grid:
-        """For an activation."""
-        return self.activations.over(*calibrate(seen, self.activations, self.method, self.percentile))
+    def grid(self, seen: Histogram, kind: Kind | None = None) -> Grid:
+        """For an activation, of another kind if one is given."""
+        kind = kind or self.activations
+        return kind.over(*calibrate(seen, kind, self.method, self.percentile))
 
 
-def quantize_static(editor: Editor, scope: Scope, layers: Sequence[Layer], plan: StaticPlan, samples: Samples) -> None:
+def quantize_static(
+    editor: Editor,
+    scope: Scope,
+    layers: Sequence[Layer],
+    attentions: Sequence[ir.Node],
+    plan: StaticPlan,
+    samples: Samples,
+) -> None:
     """Put activations and weights of layers on grids.
 
     Args:
         editor: Of the model.
         scope: The main graph.
         layers: In topological order.
+        attentions: In topological order.
         plan: What grids are wanted.
         samples: Calibration data.
     """
@@ -65,8 +75,11 @@ def quantize_static(editor: Editor, scope: Scope, layers: Sequence[Layer], plan:
     leaders = rounding.grids()
     corrected = [layer for layer in rounding.layers if plan.bias_correction and can_correct(layer)]
     means = {layer.x.name or "": Means(layer.input_channels_axis) for layer in corrected}
-    seen = observe_ranges(editor.model, list(dict.fromkeys((*leaders.values(), *means))), samples, means)
+    attended = [value.name or "" for node in attentions for value in node.inputs[:3] if value is not None]
+    names = list(dict.fromkeys((*leaders.values(), *means, *attended)))
+    seen = observe_ranges(editor.model, names, samples, means)
     grids = {name: plan.grid(seen[name]) for name in set(leaders.values())}
+    middle = {name: plan.grid(seen[name], MIDDLE) for name in attended}
     writing = _Writing(Writer(editor, scope), plan, {name: grids[leader] for name, leader in leaders.items()})
     by_node = {layer.node: layer for layer in rounding.layers}
     for node in list(scope.graph):
@@ -76,6 +89,7 @@ def quantize_static(editor: Editor, scope: Scope, layers: Sequence[Layer], plan:
         else:
             for index in rounding.reads.get(node, ()):
                 writing.read(node, index)
+    round_operands(writing.writer, attentions, middle)
 
 
 @dataclass(frozen=True)

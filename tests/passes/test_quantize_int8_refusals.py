@@ -180,7 +180,7 @@ def test_no_calibration_data() -> None:
         ({"calibrate_method": "max"}, "calibrate_method} must be one of 'minmax', 'percentile', 'entropy', 'mse'"),
         ({"kernels": "cuda"}, "kernels}"),
         ({"percentile": 0.0}, "percentile} must be over 0 and at most 100, not 0.0"),
-        ({"op_types_to_quantize": "Conv+Relu"}, "can hold Conv, Gemm, MatMul, Gather, not 'Relu'"),
+        ({"op_types_to_quantize": "Conv+Relu"}, "can hold Conv, Gemm, MatMul, Attention, Gather, not 'Relu'"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 from tvm import relax, sym, te, tirx
@@ -27,6 +28,7 @@ from backends.relax.attention import (
     sizes_of,
 )
 from backends.relax.attributes import get_float, get_int
+from backends.relax.byte_attention import attended_bytes
 from backends.relax.checks import require, require_same_shape
 from backends.relax.contraction import product
 from backends.relax.emitter import Emitter
@@ -67,10 +69,15 @@ def plan_attention(ctx: Emitter, node: ir.Node) -> AttentionSpec:
     """
     query, key, value, mask, past_key, past_value, valid = [*node.inputs, *[None] * 4][:7]
     packed = ctx.rank(query) == 3
-    q, k, v = (
-        _heads(ctx, x, get_int(node, attribute, 0)) if packed else Heads(ctx.x(x), rows_first=False)
-        for x, attribute in ((query, "q_num_heads"), (key, "kv_num_heads"), (value, "kv_num_heads"))
-    )
+    coded = attended_bytes(ctx, node)
+    numbers = [get_int(node, name, 0) if packed else None for name in ("q_num_heads", "kv_num_heads", "kv_num_heads")]
+    if coded is None:
+        q, k, v = (_heads(ctx, x, count) for x, count in zip((query, key, value), numbers, strict=True))
+    else:
+        q, k, v = (
+            replace(_heads(ctx, x.value, count), scale=x.scale or 1.0, zero=x.zero)
+            for x, count in zip(coded, numbers, strict=True)
+        )
     past = prim(0)
     if past_key is not None and past_value is not None:
         past = ctx.shape(past_key)[2]
@@ -93,10 +100,11 @@ def plan_attention(ctx: Emitter, node: ir.Node) -> AttentionSpec:
         q=q,
         k=k,
         v=v,
+        dtype=ctx.dtype(query),
         mask=None if mask is None else _mask(ctx, mask),
         valid=None if valid is None else ctx.x(valid),
         past=past,
-        scale=scale or 1.0 / math.sqrt(head_size or 1),
+        scale=(scale or 1.0 / math.sqrt(head_size or 1)) * q.scale * k.scale,
         softcap=get_float(node, "softcap", 0.0),
         causal=get_int(node, "is_causal", 0) == 1,
         left=get_int(node, "left_window_size", -1),
@@ -179,8 +187,10 @@ def _after(old: te.Tensor, new: te.Tensor, total: tirx.Expr) -> te.Tensor:
     return te.compute((*outer, total, size), element, name="cache")
 
 
-def _heads(ctx: Emitter, value: ir.Value | None, heads: int) -> Heads:
-    """[B, S, H * D] as B x H heads."""
+def _heads(ctx: Emitter, value: ir.Value | None, heads: int | None) -> Heads:
+    """[B, S, H * D] as B x H heads; [B, H, S, D], of which `heads` is `None`, as it is."""
+    if heads is None:
+        return Heads(ctx.x(value), rows_first=False)
     if heads < 1:
         raise Refused("three-dimensional inputs need q_num_heads and kv_num_heads")
     batch, rows, hidden = ctx.shape(value)

@@ -19,7 +19,7 @@ from backends.relax.narrow import FLOATS, INTEGERS, is_narrow, narrowed, widened
 from backends.relax.ops.elementwise import largest, smallest
 from backends.relax.ops.reduction import Reduction, combined, highest
 from backends.relax.pointwise import kernel
-from backends.relax.quantized import BYTES, OFFSET, only_dequantized, remember_unsigned, signed
+from backends.relax.quantized import BYTES, OFFSET, one_number, only_dequantized, remember_unsigned, signed
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, lowest
 from backends.relax.values import Deferred, Refused, Result, prim, static_int
@@ -217,7 +217,15 @@ def _parameters(
     per_tensor = rank == 0 or ctx.rank(scale) == 0 or all(static_int(d) == 1 for d in ctx.shape(scale))
     axis = 0 if per_tensor and not block else ctx.axis(get_int(node, "axis", 1), rank)
     _require_vector(ctx, node, scale)
-    return Parameter.of(ctx, scale, axis, block), None if zero is None else Parameter.of(ctx, zero, axis, block)
+    return Parameter.of(ctx, scale, axis, block), None if zero is None else _zero_point(ctx, zero, axis, block)
+
+
+def _zero_point(ctx: Emitter, zero: ir.Value, axis: int, block: int) -> Parameter:
+    """One number where all are the same: kernels then round in fewer operations (`backends.cpu.byte_rounding`)."""
+    same = one_number(ctx, zero)
+    if same is None or zero.dtype not in BYTES:
+        return Parameter.of(ctx, zero, axis, block)
+    return Parameter(zero.dtype, tirx.const(same, dtype_name(zero.dtype)), None, axis, block)
 
 
 def _require_vector(ctx: Emitter, node: ir.Node, scale: ir.Value) -> None:
