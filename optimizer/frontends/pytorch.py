@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.errors import InputError, UnsupportedError
+from optimizer.frontends.one_trace import exported_once
 from optimizer.frontends.single_sizes import Arguments, examples
 from optimizer.memory import collector_paused
 
@@ -27,6 +28,8 @@ __all__ = ["from_torch", "is_torch_model"]
 OPSET = 23
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 _KEPT_METADATA = "namespace"
+_FAILURES = (RuntimeError, TypeError, ValueError, AssertionError)
+"""What PyTorch's exporter raises beside its own errors."""
 
 
 def is_torch_model(model: object) -> TypeGuard[torch.nn.Module | torch.export.ExportedProgram]:
@@ -65,14 +68,28 @@ def from_torch(
     args, kwargs = ((), {}) if is_program else _arguments(example_inputs)
     with _quiet(), _eval_mode(model), torch.no_grad(), collector_paused():
         for example in examples(model, args, kwargs, dynamic_shapes):
-            exported = _exported(model, example, dynamic_shapes)
+            exported = _exported_once(model, example, dynamic_shapes) or _exported(model, example, dynamic_shapes)
             if not isinstance(exported, Exception):
                 break
-    if isinstance(exported, Exception):
-        raise UnsupportedError(f"PyTorch cannot export this model to ONNX: {_reason(exported)}") from exported
-    if exported is None:
-        raise UnsupportedError("PyTorch exported nothing for this model: give a torch.nn.Module, not a script")
-    return _own(exported.model)
+        if isinstance(exported, Exception):
+            raise UnsupportedError(f"PyTorch cannot export this model to ONNX: {_reason(exported)}") from exported
+        if exported is None:
+            raise UnsupportedError("PyTorch exported nothing for this model: give a torch.nn.Module, not a script")
+        return _own(exported.model)
+
+
+def _exported_once(model: Any, example: Arguments, dynamic_shapes: Any) -> torch.onnx.ONNXProgram | None:
+    """What the exporter makes of a module traced once, if it can; `None` if anything about it fails."""
+    import torch
+
+    if dynamic_shapes is not None or not isinstance(model, torch.nn.Module):
+        return None
+    try:
+        program = exported_once(model, *example)
+    except _FAILURES:
+        return None
+    exported = _exported(program, ((), {}), None)
+    return None if isinstance(exported, Exception) else exported
 
 
 def _exported(model: Any, example: Arguments, dynamic_shapes: Any) -> torch.onnx.ONNXProgram | Exception | None:
@@ -91,7 +108,7 @@ def _exported(model: Any, example: Arguments, dynamic_shapes: Any) -> torch.onnx
             optimize=False,
             verbose=False,
         )
-    except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except (torch.onnx.OnnxExporterError, *_FAILURES) as error:
         return error
 
 
