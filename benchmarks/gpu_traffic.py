@@ -32,8 +32,8 @@ SECTOR = 32
 L2_SHARE = 0.75
 """Of the second-level cache that keeps what blocks share."""
 _WARP = 32
-_ELEMENTS = 1 << 18
-"""Places that are looked at together, about."""
+_ELEMENTS = 1 << 22
+"""Places that are looked at together, about: the code is gone through once for all of them."""
 _MOST = 1 << 26
 """Places of a launch that are replayed. Of a larger one whose tensors all stay in the cache, each passes once; else its
 first waves stand for all."""

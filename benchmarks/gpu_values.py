@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,12 +126,17 @@ def name_of(call: Call) -> str:
     return str(getattr(call.op, "name", "")).rpartition(".")[2]
 
 
+_FIELDS = ("a", "b", "value", "condition", "true_value", "false_value", "base", "body")
+
+
+@functools.cache
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in _FIELDS if hasattr(kind, name))
+
+
 def operands(value: Any) -> list[Any]:
     """The expressions that one is made of."""
-    if isinstance(value, Call):
-        return [a for a in value.args if isinstance(a, tvm.ir.Expr)]
-    names = ("a", "b", "value", "condition", "true_value", "false_value", "base", "body")
-    parts = [getattr(value, name, None) for name in names]
+    parts = value.args if isinstance(value, Call) else [getattr(value, name) for name in _fields(type(value))]
     return [part for part in parts if isinstance(part, tvm.ir.Expr)]
 
 
