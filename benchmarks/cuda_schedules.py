@@ -18,6 +18,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 from tvm.ir import Call, GlobalVar
+from tvm.s_tir import dlight  # before models are loaded: it looks through all modules, often
 
 from backends.cuda.compiler import Compiled, compiler
 from backends.cuda.source import cuda_code, cuda_target
@@ -175,7 +176,7 @@ def theirs(kernels: Kernels, names: Sequence[str], gpu: Gpu) -> dict[str, Schedu
     devices: dict[str, dict[Any, tirx.PrimFunc]] = {}
     for name in names:
         try:
-            lowered[name] = _lowered(kernels.functions[name].with_attr("global_symbol", name), target)
+            lowered[name] = _LOWERED.of(kernels.functions[name].with_attr("global_symbol", name), target)
             devices[name] = _device(name, lowered[name], target)
             _text(devices[name], target)
         except Exception as error:  # noqa: BLE001  (whatever TVM raises: it has no schedule or no code for the kernel)
@@ -193,8 +194,6 @@ def theirs(kernels: Kernels, names: Sequence[str], gpu: Gpu) -> dict[str, Schedu
 
 def _lowered(function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc:
     """Scheduled by the first of TVM's rules that takes it, and lowered up to where host and device are split."""
-    from tvm.s_tir import dlight
-
     gpu, s, t = dlight.gpu, s_tir.transform, tirx.transform
     rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
     passes = [
@@ -213,6 +212,25 @@ def _lowered(function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFun
     with target:
         scheduled = dlight.ApplyDefaultSchedule(*rules)(tvm.IRModule({"kernel": function}))
         return tvm.transform.Sequential(passes)(scheduled)["kernel"]
+
+
+class _Lowered:
+    """What `_lowered` gave: once for all architectures, for which TVM's schedules are the same."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, list[tuple[tirx.PrimFunc, tirx.PrimFunc]]] = {}
+
+    def of(self, function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc:
+        """`_lowered` of the function, or of an equal one."""
+        alike = self._found.setdefault(tvm_ffi.structural_hash(function), [])
+        for known, lowered in alike:
+            if tvm_ffi.structural_equal(known, function):
+                return lowered
+        alike.append((function, _lowered(function, target)))
+        return alike[-1][1]
+
+
+_LOWERED = _Lowered()
 
 
 def _device(name: str, function: tirx.PrimFunc, target: tvm.target.Target) -> dict[Any, tirx.PrimFunc]:

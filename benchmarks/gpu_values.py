@@ -136,7 +136,8 @@ def _fields(kind: type) -> tuple[str, ...]:
 
 def operands(value: Any) -> list[Any]:
     """The expressions that one is made of."""
-    parts = value.args if isinstance(value, Call) else [getattr(value, name) for name in _fields(type(value))]
+    names = _fields(type(value))  # type: ignore[arg-type]  # it is hashable
+    parts = value.args if isinstance(value, Call) else [getattr(value, name) for name in names]
     return [part for part in parts if isinstance(part, tvm.ir.Expr)]
 
 

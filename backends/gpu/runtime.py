@@ -29,6 +29,8 @@ Opened = Callable[[], tuple[Device, Code]]
 """Opens the device and brings the program there."""
 
 _FAULT_BYTES = 4
+_MOST_BLOCKS = (1 << 31) - 1
+"""Along an axis of the grid: kernels count blocks in 32 bits."""
 _RECORDED_RUN = 2
 """Of the same sizes: what runs once is not worth a recording."""
 _INDICES: dict[str, type[np.integer[Any]]] = {
@@ -314,6 +316,11 @@ class _Loaded:
         grid = [evaluate(extent, sizes) for extent in instruction.grid]
         if 0 in grid:
             return None
+        if max(grid) > _MOST_BLOCKS:
+            raise ExecutionError(
+                f"{instruction.kernel} would start {max(grid):,} blocks of threads, a device counts {_MOST_BLOCKS:,}; "
+                "use smaller inputs"
+            )
         arguments: list[Argument] = [
             _INDICES[kind](evaluate(what, sizes)) if isinstance(kind, str) else (_at(places, what), kind)
             for what, kind in instruction.arguments

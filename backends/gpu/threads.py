@@ -15,6 +15,7 @@ from tvm.tirx import AllocBuffer, BufferLoad, BufferStore, Expr, For, ForKind, I
 from backends.relax.loops import known, sequence
 
 __all__ = [
+    "NAMED",
     "Place",
     "block_places",
     "cast",
@@ -32,6 +33,9 @@ __all__ = [
     "zeros",
 ]
 
+NAMED = "at"
+"""What a register is called that holds an index; see `backends.gpu.narrow`."""
+
 Place: TypeAlias = Any
 """An int32 expression or a Python integer."""
 
@@ -44,7 +48,11 @@ def i32(value: Place) -> Expr:
 def narrow(value: Expr) -> Expr:
     """An index as int32, where it is known to be small."""
     size = known(value)
-    return i32(size) if size is not None else tirx.Cast("int32", value)
+    if size is not None:
+        return i32(size)
+    if isinstance(value, tirx.Cast) and str(value.value.expr_ty()) == "int32":
+        return value.value
+    return tirx.Cast("int32", value)
 
 
 def wide_index(value: Place) -> Expr:
@@ -90,7 +98,7 @@ def named(values: Sequence[Expr], body: Callable[[list[Expr]], Stmt]) -> Stmt:
         if known(value) is not None or isinstance(value, Var):
             names.append(value)
             continue
-        buffer = registers(1, "int64", "at")
+        buffer = registers(1, "int64", NAMED)
         statements += [AllocBuffer(buffer), scatter(buffer, value, 0)]
         names.append(gather(buffer, 0))
     return sequence([*statements, body(names)])
