@@ -89,6 +89,11 @@ class PrecisionPolicy:
         return _bytes(self.max_size)
 
     @property
+    def bounds_bytes(self) -> bool:
+        """Whether the budget is one of bytes, and not of a loss."""
+        return self.max_size is not None or self.max_bits is not None
+
+    @property
     def budget(self) -> str:
         """The budget, to be read."""
         if self.metric is not None:

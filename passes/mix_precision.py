@@ -6,6 +6,10 @@
    `passes.quantization.policy_search`.
 3. The nodes that do a layer's work in its form take the place of the layer. The mixed model is run once more.
 
+In a large model, GPTQ and its like take minutes for each form. Under a bound of bytes the search needs to know little
+more than which layers are sensitive: there, 4-bit weights are rounded to nearest for the search, and those of the mix
+that was found are made as the policy asks, each layer once.
+
 Layers that read one weight take one form. A layer whose weight something else reads stays as it is.
 """
 
@@ -20,7 +24,6 @@ import onnx_ir as ir
 
 from optimizer.calibration import Samples
 from optimizer.errors import InputError, PolicyError
-from optimizer.ir.costs import model_costs
 from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.near_miss import NearMiss, RewriteResult
 from optimizer.ir.provenance import inherit, label, origins
@@ -30,24 +33,19 @@ from optimizer.ir.weights import weight_bytes
 from optimizer.layer_board import FLOAT, LayerBoard, Unit, find_units, names_of
 from optimizer.layer_slices import LAYERS, Copier
 from optimizer.ort_session import OrtSession
-from optimizer.pass_manager import Pass
+from optimizer.pass_manager import Pass, call_pass
 from optimizer.policy_outcome import LayerChoice, PolicyOutcome
-from optimizer.precision_policy import PrecisionPolicy
+from optimizer.precision_policy import PrecisionPolicy, block_size
 from optimizer.signature import bind
 from optimizer.target import detect_cpu
 from optimizer.text import size
 from passes.quantization.knapsack import Choice, Offer, size_of, steps
-from passes.quantization.policy_forms import in_form
+from passes.quantization.policy_amount import makes_later, split_sets
+from passes.quantization.policy_forms import in_form, int4_form
 from passes.quantization.policy_search import Search, relative_error
 from passes.quantization.writer import drop_orphans, unused_constants
 
 __all__ = ["MixPrecision"]
-
-_MANY_SETS = 8
-"""From so many sets on, a quarter is kept from what learns, to measure with."""
-_MOST_MEASURED = 8
-_MOST_FLOPS = 1e14
-"""For the runs with one layer in another form: some ten minutes on two cores. One set is measured with in any case."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,36 +84,33 @@ class MixPrecision(Pass):
             )
         _check_patterns(model, self.policy)
         wanted = dict.fromkeys((*self.policy.forms, *self.policy.keep.values()))
-        learned, measured = _split(model, self.samples, len(wanted))
+        learned, measured, runs = split_sets(model, self.samples)
         forms, misses = {}, []
+        later = makes_later(self.policy, model, len(wanted), runs)
+        searched = dataclasses.replace(self.policy, method="rtn") if later else self.policy
         for form in wanted:
             if form != FLOAT:
-                forms[form], missed = in_form(model, form, self.policy, self.kernels, learned, self.progress)
+                forms[form], missed = in_form(model, form, searched, self.kernels, learned, self.progress)
                 misses += [dataclasses.replace(miss, reason=f"{form}: {miss.reason}") for miss in missed]
         units, alone = find_units(model, forms)
         nodes = {label(node): node for node in model.graph}
         misses += [NearMiss(name, reason, origins(nodes[name])) for name, reason in alone.items()]
         if not units:
             return RewriteResult(model, False, tuple(dict.fromkeys(misses)))
-        choosing = _Choosing(self, self.policy, model, units, measured)
+        choosing = _Choosing(self, self.policy, model, units, measured, runs)
         choice = choosing.choose()
         outputs = _outputs(model, measured)
-        modified = _take(model, units, choice)
+        made = [form if later and block_size(form) is not None else FLOAT for form in choice]
+        modified = _take(
+            model, units, [FLOAT if form != FLOAT else now for form, now in zip(made, choice, strict=True)]
+        )
+        for form in dict.fromkeys(form for form in made if form != FLOAT):
+            values = {n.outputs[0].name or "" for u, f in zip(units, made, strict=True) if f == form for n in u.nodes}
+            pass_ = int4_form(form, self.policy, self.kernels, learned, self.progress)
+            modified |= call_pass(dataclasses.replace(pass_, values=frozenset(values)), model)[0].modified
         if self.chosen is not None:
             self.chosen(choosing.outcome(choice, relative_error(_outputs(model, measured), outputs)))
         return RewriteResult(model, modified, tuple(dict.fromkeys(misses)))
-
-
-def _split(model: ir.Model, samples: Samples, forms: int) -> tuple[Samples, list[list[Any]]]:
-    """The sets to learn from, and those to measure with: others, if there are enough."""
-    sets = list(samples)
-    shapes = {v.name or "": x.shape for v, x in zip(model.graph.inputs, sets[0], strict=True) if hasattr(x, "shape")}
-    runs = forms * sum(is_op(node, *LAYERS) for node in model.graph)
-    most = min(_MOST_MEASURED, max(1, int(_MOST_FLOPS / max(1, runs * model_costs(model, shapes).flops))))
-    if len(sets) < _MANY_SETS:
-        return samples, sets[:most]
-    step = max(4, -(-len(sets) // most))
-    return Samples([given for index, given in enumerate(sets) if index % step]), sets[::step]
 
 
 def _outputs(model: ir.Model, sets: Sequence[list[Any]]) -> list[list[Any]]:
@@ -132,11 +127,13 @@ class _Choosing:
         model: In float; not changed.
         units: Its layers.
         sets: Inputs to measure with.
+        runs: How often there is time for it.
     """
 
     def __init__(
-        self, pass_: MixPrecision, policy: PrecisionPolicy, model: ir.Model, units: Sequence[Unit], sets: Sequence[Any]
-    ) -> None:
+        self, pass_: MixPrecision, policy: PrecisionPolicy, model: ir.Model, units: Sequence[Unit],
+        sets: Sequence[Any], runs: float,
+    ) -> None:  # fmt: skip
         self._policy = policy
         self._units = units
         self._specs = specs_of(model.graph.inputs)
@@ -145,7 +142,7 @@ class _Choosing:
         self._bytes = weight_bytes(model)
         self._rest = self._bytes - sum(unit.sizes[FLOAT] for unit in units)
         self._board = LayerBoard(model, units)
-        self._search = Search(self._board, units, allowed, sets, pass_.progress)
+        self._search = Search(self._board, units, allowed, sets, pass_.progress, runs)
         self._metrics: dict[Choice, float] = {}
 
     def choose(self) -> Choice:
@@ -310,7 +307,7 @@ def _row(
     )
 
 
-def _take(model: ir.Model, units: Sequence[Unit], choice: Choice) -> bool:
+def _take(model: ir.Model, units: Sequence[Unit], choice: Sequence[str]) -> bool:
     """Put the nodes of each layer's form in its place."""
     editor = Editor(model)
     scope = Scope(model.graph, model.opset_imports.get("", 0))

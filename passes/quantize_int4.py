@@ -62,6 +62,7 @@ class QuantizeInt4(Pass):
             one layer are held. What is kept of the samples from one part of the model to the next takes a quarter of
             this at most, and a temporary folder beyond it.
         samples: The calibration data.
+        values: What the layers compute that are quantized, by name; all of them when not given.
         resume: A folder in which finished layers are kept, so that a run that was killed can go on.
         progress: Called after each layer with how many are done, how many there are, and the layer's name.
     """
@@ -76,6 +77,7 @@ class QuantizeInt4(Pass):
     max_error: float = 0.0
     max_statistics_bytes: int = 1 << 30
     samples: Samples | None = dataclasses.field(default=None, repr=False, compare=False)
+    values: frozenset[str] | None = dataclasses.field(default=None, repr=False, compare=False)
     resume: str | None = dataclasses.field(default=None, repr=False, compare=False)
     progress: Callable[[int, int, str], None] | None = dataclasses.field(default=None, repr=False, compare=False)
 

@@ -145,6 +145,10 @@ class Int4Run:
         found = [layer for each in nested_scopes(scope) for layer in find_layers(self.editor, each, op_types, excluded)]
         result = []
         for layer in found:
+            if self._options.values is not None and not all(
+                n.outputs[0].name in self._options.values for n in layer.nodes
+            ):
+                continue
             reason = self._obstacle(layer, opset)
             if reason is None:
                 result.append(layer)

@@ -14,7 +14,7 @@ from passes.quantize_int4 import QuantizeInt4
 from passes.quantize_int8 import QuantizeInt8
 from passes.smooth_quant import SmoothQuant
 
-__all__ = ["SMOOTHING", "in_form"]
+__all__ = ["SMOOTHING", "in_form", "int4_form"]
 
 SMOOTHING = 0.75
 """Outliers are mostly the activations'. MiniLM loses least from 0.75 on; Xiao et al. take 0.5 to 0.85."""
@@ -48,24 +48,36 @@ def in_form(
 def _passes(
     form: str, policy: PrecisionPolicy, kernels: str, samples: Samples, progress: Progress | None
 ) -> list[Pass]:
-    block = block_size(form)
-    if block is not None:
-        # As for `precision="int4"`: our own convolutions would unpack the weights in each run.
-        operators = "MatMul+Gemm+Conv+Gather" if kernels == "onnxruntime" else "MatMul+Gemm+Gather"
-        shown = None if progress is None else (lambda done, total, name: progress(done, total, f"{name} as {form}"))
-        return [
-            QuantizeInt4(
-                method=policy.method,
-                block_size=block,
-                symmetric=policy.symmetric,
-                scale_type=policy.scale_type,
-                op_types_to_quantize=operators,
-                samples=samples,
-                progress=shown,
-            )
-        ]
+    if block_size(form) is not None:
+        return [int4_form(form, policy, kernels, samples, progress)]
     if form == "int8-dynamic":
         return [QuantizeInt8(dynamic=True, kernels=kernels, optimize_for="size", op_types_to_quantize="Gemm+MatMul")]
     operators = "Conv+Gemm+MatMul+Gather"
     rounding = QuantizeInt8(kernels=kernels, optimize_for="size", op_types_to_quantize=operators, samples=samples)
     return [SmoothQuant(alpha=SMOOTHING, samples=samples), rounding]
+
+
+def int4_form(
+    form: str, policy: PrecisionPolicy, kernels: str, samples: Samples, progress: Progress | None
+) -> QuantizeInt4:
+    """The pass that makes weights of 4 bits.
+
+    Args:
+        form: One of 4 bits.
+        policy: How weights are made.
+        kernels: Who will compute: `"tersor"` or `"onnxruntime"`.
+        samples: Calibration data.
+        progress: Called after each layer.
+    """
+    # As for `precision="int4"`: our own convolutions would unpack the weights in each run.
+    operators = "MatMul+Gemm+Conv+Gather" if kernels == "onnxruntime" else "MatMul+Gemm+Gather"
+    shown = None if progress is None else (lambda done, total, name: progress(done, total, f"{name} as {form}"))
+    return QuantizeInt4(
+        method=policy.method,
+        block_size=block_size(form) or 0,
+        symmetric=policy.symmetric,
+        scale_type=policy.scale_type,
+        op_types_to_quantize=operators,
+        samples=samples,
+        progress=shown,
+    )

@@ -1,23 +1,26 @@
 """The search for the mix of forms that a budget asks for. Effects are measured, and so is what they add up to.
 
-1. Each layer alone in each form: the error of the model's worst output, squared, is the noise that it adds.
+1. Each layer alone in each form: the error of the model's worst output, squared, is the noise that it adds. Where that
+   would be too many runs, each layer is run in one form: see `passes.quantization.policy_effects`.
 2. If noises added up, the knapsack of `passes.quantization.knapsack` would know the best mix of each size.
 3. They add up roughly. So mixes are run as a whole. Under a bound of bytes, each layer of the mix is then put back into
-   float once: what that takes away from the error of the mix corrects the layer's noise, and the choice is made again
-   with it. The mix that measures best is taken, all layers in one form among those tried, if that fits.
+   float once, if there are runs left for it: what that takes away from the error of the mix corrects the layer's noise,
+   and the choice is made again with it. The mix that measures best is taken, all layers in one form among those tried,
+   if that fits.
 4. With a bound of the error, or a metric, the smallest mix within it is searched for by bisection.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from optimizer.layer_board import FLOAT, LayerBoard, Unit
 from passes.quantization.knapsack import Choice, Problem, best_within, noise_of, problem_of, size_of, steps
+from passes.quantization.policy_effects import estimated_effects, step_of
 
 __all__ = ["Search", "relative_error"]
 
@@ -69,16 +72,18 @@ class Search:
         units: Its layers, each with the forms that it may take.
         sets: Inputs to measure with.
         progress: Called after each run with how many are done, how many there are, and what it was.
+        runs: Of mixes on all sets, about as many as there is time for.
     """
 
     def __init__(
         self, board: LayerBoard, units: Sequence[Unit], allowed: Sequence[Sequence[str]], sets: Sequence[list[Any]],
-        progress: Progress | None,
+        progress: Progress | None, runs: float = math.inf,
     ) -> None:  # fmt: skip
         self._board = board
         self._units = units
         self._allowed = allowed
         self._sets = sets
+        self._runs = runs
         self._tell = progress or (lambda done, total, name: None)
         self._exact = [board.run(given) for given in sets]
         self._errors: dict[Choice, float] = {}
@@ -104,6 +109,8 @@ class Search:
             return None
         found = [first, *(choice for choice in self._uniform() if size_of(self.problem, choice) <= bound)]
         best = min(found, key=lambda choice: (self.error(choice), choice))
+        if len(self._errors) + len(self._units) > self._runs:
+            return best
         again = best_within(self._corrected(best), bound) or best
         return min(best, again, key=lambda choice: (self.error(choice), choice))
 
@@ -125,6 +132,8 @@ class Search:
     def _measure(self) -> list[dict[str, float]]:
         """The effect of each layer in each form."""
         total = sum(form != FLOAT for forms in self._allowed for form in forms)
+        if total > self._runs and not any(math.isnan(step) for step in self._steps()):
+            return estimated_effects(self._units, self._allowed, self.error, self._tell)
         done = 0
         effects: list[dict[str, float]] = []
         for index, (unit, forms) in enumerate(zip(self._units, self._allowed, strict=True)):
@@ -136,6 +145,10 @@ class Search:
                     done += 1
                     self._tell(done, total, f"{unit.name} in {form}")
         return effects
+
+    def _steps(self) -> Iterator[float]:
+        for unit, forms in zip(self._units, self._allowed, strict=True):
+            yield from (step_of(unit, form) for form in forms if form != FLOAT)
 
     def _uniform(self) -> list[Choice]:
         """All layers in one form, where they can take it; the others in what loses least."""

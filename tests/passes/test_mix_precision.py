@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from optimizer.policy_outcome import PolicyOutcome
 from optimizer.precision_policy import PrecisionPolicy
 from optimizer.reference import run_reference
 from passes.mix_precision import MixPrecision
+from passes.quantization import policy_amount
 from passes.quantization.blocks import Floats
+from passes.quantization.policy_effects import step_of
 from passes.quantization.policy_forms import in_form
-from passes.quantization.policy_search import relative_error
+from passes.quantization.policy_search import Search, relative_error
 from tests.passes.int4_graphs import model_of
 
 RNG = np.random.default_rng(0)
@@ -221,3 +224,38 @@ def test_what_is_missing_is_asked_for() -> None:
         MixPrecision()(model)
     with pytest.raises(InputError, match="needs calibration data"):
         MixPrecision(policy=PrecisionPolicy(max_bits=5))(model)
+
+
+def test_effects_follow_from_one_run_for_each_layer() -> None:
+    model, policy = network(), PrecisionPolicy(max_bits=5, forms=FORMS, method="rtn")
+    samples = Samples.of(model.graph, SETS)
+    forms = {form: in_form(model, form, policy, "tersor", samples, None)[0] for form in FORMS[1:]}
+    units, _ = find_units(model, forms)
+    board, allowed, sets = LayerBoard(model, units), [list(unit.sizes) for unit in units], [[x] for x in SETS]
+    counts = []
+    right = Search(board, units, allowed, sets, None).effects
+    found = Search(board, units, allowed, sets, lambda done, total, _: counts.append((done, total)), runs=1).effects
+    assert counts == [(index + 1, 7) for index in range(7)]  # three layers, and four forms of all
+    for estimated, exact in zip(found, right, strict=True):
+        assert estimated.keys() == exact.keys()
+        assert estimated["int4"] == exact["int4"]  # it has the largest steps
+        assert all(0.6 * exact[form] < estimated[form] < 1.7 * exact[form] for form in FORMS[1:])
+
+
+def test_steps_that_are_not_known_are_no_reason_to_guess() -> None:
+    model, policy = network(), PrecisionPolicy(max_bits=5, forms=("int4-16",), method="nf4")
+    form = in_form(model, "int4-16", policy, "tersor", Samples.of(model.graph, SETS), None)[0]
+    units, _ = find_units(model, {"int4-16": form})
+    assert all(math.isnan(step_of(unit, "int4-16")) for unit in units)
+    told: list[str] = []
+    Search(LayerBoard(model, units), units, [["int4-16"]] * 3, [[SETS[0]]], lambda *row: told.append(row[2]), runs=0)
+    assert told == [f"{unit.name} in int4-16" for unit in units]
+
+
+def test_codes_of_a_large_model_are_made_as_the_policy_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_amount, "_MOST_FLOPS", 1.0)
+    models = {method: network() for method in ("rtn", "gptq")}
+    outcomes = {m: mixed(model, max_bits=4.7, method=m, forms=FORMS[2:]) for m, model in models.items()}
+    assert forms_of(outcomes["rtn"]) == forms_of(outcomes["gptq"])  # the search is the same
+    assert outcomes["gptq"].error < outcomes["rtn"].error
+    assert error_of(models["gptq"], SETS[:1]) == pytest.approx(outcomes["gptq"].error, rel=1e-3)
