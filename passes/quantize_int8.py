@@ -13,7 +13,7 @@
 5. With `kernels="onnxruntime"` the graph takes the forms that ONNX Runtime has integer kernels for: see
    `passes.quantization.onnxruntime_forms`.
 
-Which layers are taken, and why others are not, is in `passes.quantization.layers`.
+Which layers are taken, and why others are not, is in `passes.quantization.layers` and `passes.quantization.sensitive`.
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ class QuantizeInt8(Pass):
                 self.percentile,
                 self.bias_correction,
                 self.kernels == "onnxruntime",
+                for_size,
             )
             quantize_static(editor, scope, layers, attentions, plan, self.samples)
         if _TABLE in selection.op_types:

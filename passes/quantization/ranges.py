@@ -13,7 +13,7 @@ from optimizer.calibration import Samples, observe
 from optimizer.errors import InputError
 from passes.quantization.histogram import Histogram
 
-__all__ = ["Largest", "Means", "observe_channels", "observe_ranges"]
+__all__ = ["Largest", "Means", "Powers", "observe_channels", "observe_ranges"]
 
 
 class Means:
@@ -32,15 +32,27 @@ class Means:
         """Take numbers in."""
         channels = np.moveaxis(numbers, self._axis, -1)
         rows = channels.reshape(-1, channels.shape[-1])
-        total = rows.sum(axis=0, dtype=np.float64)
+        total = self._total(rows)
         self._sum = total if self._sum is None else self._sum + total
         self._count += len(rows)
+
+    @staticmethod
+    def _total(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return np.asarray(rows.sum(axis=0, dtype=np.float64))
 
     @property
     def values(self) -> npt.NDArray[np.float64]:
         """`[channels]`."""
         assert self._sum is not None, "numbers were taken in"
         return self._sum / max(1, self._count)
+
+
+class Powers(Means):
+    """The mean square of each channel."""
+
+    @staticmethod
+    def _total(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return np.asarray(np.einsum("nc,nc->c", rows, rows, dtype=np.float64))
 
 
 class Largest:
@@ -83,7 +95,7 @@ class _Counter(Protocol):
 
 
 def observe_ranges(
-    model: ir.Model, names: Sequence[str], samples: Samples, means: Mapping[str, Means] | None = None
+    model: ir.Model, names: Sequence[str], samples: Samples, *means: Mapping[str, Means]
 ) -> dict[str, Histogram]:
     """Count the numbers that values of a model take.
 
@@ -91,14 +103,14 @@ def observe_ranges(
         model: Not changed.
         names: Of the values.
         samples: Sets of inputs.
-        means: Of some of the values; filled in.
+        means: Of values, by name; filled in.
 
     Raises:
         InputError: A value is NaN or infinite on some set.
         UnsupportedError, ExecutionError: The model does not run.
     """
     seen = {name: Histogram() for name in names}
-    _observe(model, [*seen.items(), *(means or {}).items()], samples)
+    _observe(model, [*seen.items(), *(pair for table in means for pair in table.items())], samples)
     return seen
 
 

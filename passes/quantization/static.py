@@ -12,14 +12,15 @@ import onnx_ir as ir
 from optimizer.calibration import Samples
 from optimizer.ir.edit import Editor, Scope
 from passes.quantization.attentions import MIDDLE, round_operands
-from passes.quantization.between import plan_rounding
+from passes.quantization.between import Rounding, plan_rounding
 from passes.quantization.bias_correction import can_correct, correct_bias
 from passes.quantization.calibrators import calibrate
 from passes.quantization.grids import Grid, Kind
 from passes.quantization.histogram import Histogram
 from passes.quantization.layers import Layer
 from passes.quantization.onnxruntime_forms import product_and_sum, round_bias, widened_for_bias
-from passes.quantization.ranges import Means, observe_ranges
+from passes.quantization.ranges import Means, Powers, observe_ranges
+from passes.quantization.sensitive import MOST_LOST, is_depthwise, lost
 from passes.quantization.writer import Writer
 
 __all__ = ["StaticPlan", "quantize_static"]
@@ -37,6 +38,7 @@ class StaticPlan:
         percentile: For that method.
         bias_correction: Whether the mean error of a layer is taken out of its bias.
         onnxruntime: Whether the forms are to be those that ONNX Runtime computes in integers.
+        for_size: Whether nothing that becomes smaller is to be left alone.
     """
 
     weights: Kind
@@ -46,6 +48,15 @@ class StaticPlan:
     percentile: float
     bias_correction: bool
     onnxruntime: bool
+    for_size: bool
+
+    def corrects(self, layer: Layer) -> bool:
+        """Whether the mean error of a layer is to be taken out of its bias."""
+        return self.bias_correction and can_correct(layer)
+
+    def may_leave(self, layer: Layer) -> bool:
+        """Whether a layer may stay float32 for what it loses; ONNX Runtime would round it all the same."""
+        return is_depthwise(layer) and not self.for_size and not self.onnxruntime
 
     def grid(self, seen: Histogram, kind: Kind | None = None) -> Grid:
         """For an activation, of another kind if one is given."""
@@ -72,12 +83,14 @@ def quantize_static(
         samples: Calibration data.
     """
     rounding = plan_rounding(editor, scope, layers, plan.onnxruntime)
-    leaders = rounding.grids()
-    corrected = [layer for layer in rounding.layers if plan.bias_correction and can_correct(layer)]
-    means = {layer.x.name or "": Means(layer.input_channels_axis) for layer in corrected}
     attended = [value.name or "" for node in attentions for value in node.inputs[:3] if value is not None]
-    names = list(dict.fromkeys((*leaders.values(), *means, *attended)))
-    seen = observe_ranges(editor.model, names, samples, means)
+    seen, powers, means = _observed(editor, rounding, attended, plan, samples)
+    left = _sensitive(editor, rounding, plan, seen, powers)
+    if left:
+        rounding = plan_rounding(editor, scope, [layer for layer in layers if layer not in left], plan.onnxruntime)
+        missing = [name for name in dict.fromkeys(rounding.grids().values()) if name not in seen]
+        seen |= observe_ranges(editor.model, missing, samples) if missing else {}
+    leaders = rounding.grids()
     grids = {name: plan.grid(seen[name]) for name in set(leaders.values())}
     middle = {name: plan.grid(seen[name], MIDDLE) for name in attended}
     writing = _Writing(Writer(editor, scope), plan, {name: grids[leader] for name, leader in leaders.items()})
@@ -85,11 +98,41 @@ def quantize_static(
     for node in list(scope.graph):
         layer = by_node.get(node)
         if layer is not None:
-            writing.layer(layer, means[layer.x.name or ""].values if layer in corrected else None)
+            mean = means.get(layer.x.name or "") if plan.corrects(layer) else None
+            writing.layer(layer, None if mean is None else mean.values)
         else:
             for index in rounding.reads.get(node, ()):
                 writing.read(node, index)
     round_operands(writing.writer, attentions, middle)
+
+
+_Observed = tuple[dict[str, Histogram], dict[str, Powers], dict[str, Means]]
+
+
+def _observed(
+    editor: Editor, rounding: Rounding, attended: Sequence[str], plan: StaticPlan, samples: Samples
+) -> _Observed:
+    """Of values by name: their numbers, the mean squares around depthwise convolutions, the means for biases."""
+    means = {layer.x.name or "": Means(layer.input_channels_axis) for layer in rounding.layers if plan.corrects(layer)}
+    depthwise = [layer for layer in rounding.layers if plan.may_leave(layer)]
+    powers = {value.name or "": Powers(1) for layer in depthwise for value in (layer.x, layer.node.outputs[0])}
+    names = list(dict.fromkeys((*rounding.grids().values(), *means, *attended)))
+    return observe_ranges(editor.model, names, samples, means, powers), powers, means
+
+
+def _sensitive(
+    editor: Editor, rounding: Rounding, plan: StaticPlan, seen: Mapping[str, Histogram], powers: Mapping[str, Powers]
+) -> list[Layer]:
+    """The depthwise convolutions that are better left alone; says so."""
+    leaders, found = rounding.grids(), []
+    for layer in rounding.layers:
+        if not plan.may_leave(layer):
+            continue
+        error = lost(layer, plan.grid(seen[leaders[layer.x.name or ""]]), plan.weights, plan.per_channel, powers)
+        if error > MOST_LOST:
+            editor.miss(layer.node, f"its result would be off by {error:.1%}, and bytes are no faster for it")
+            found.append(layer)
+    return found
 
 
 @dataclass(frozen=True)
