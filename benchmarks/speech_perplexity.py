@@ -2,15 +2,17 @@
 
     python -m benchmarks.speech_perplexity --data /usr/share/pocketsphinx/test/data
     python -m benchmarks.speech_perplexity --data DATA --block-sizes 64 --methods rtn hqq auto
+    python -m benchmarks.speech_perplexity --data DATA --flite /opt/bin/flite
     python -m benchmarks.speech_perplexity --data DATA --write         # into benchmarks/RESULTS.md
 
-The sound is that of Debian's package pocketsphinx-testdata: five sentences of a novel are measured, with what is said
-in them; calibration data are the names of cards in other voices, and the same sounds with texts of Python's manual, so
-that there are enough tokens. The encoder stays in float32; all matrices of the decoder are quantized, its word list is
-not.
+Measured are five sentences of a novel that Debian's package pocketsphinx-testdata has somebody read, and sentences of
+Python's manual that Debian's speech synthesis flite reads. Calibration data are other sentences of the manual in other
+voices, and the names of cards that pocketsphinx-testdata has. They must be speech with what is said in it: with texts
+that nobody says in the sounds, a decoder attends to nothing, and GPTQ on these inputs loses more than RTN. The encoder
+stays in float32; all matrices of the decoder are quantized, its word list is not.
 
-There are few tokens, and perplexity can fall by chance where the increase is small: how far predictions are off those
-of the float32 model (Kullback and Leibler's divergence, in nats for each token) tells methods apart.
+There are some hundred tokens, and perplexity can fall by chance where the increase is small: how far predictions are
+off those of the float32 model (Kullback and Leibler's divergence, in nats for each token) tells methods apart.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import subprocess
 import tempfile
 import time
 import wave
@@ -41,7 +44,18 @@ from optimizer.pass_manager import PassManager
 from passes.pipelines import default_pipeline
 from passes.quantize_int4 import QuantizeInt4
 
-__all__ = ["SECTION", "Utterance", "cells", "divergence", "main", "perplexity", "predictions", "transcripts"]
+__all__ = [
+    "SECTION",
+    "Utterance",
+    "cells",
+    "divergence",
+    "main",
+    "perplexity",
+    "predictions",
+    "sentences",
+    "speak",
+    "transcripts",
+]
 
 Logarithms = npt.NDArray[np.float64]
 Inputs = dict[str, npt.NDArray[np.generic]]
@@ -49,8 +63,12 @@ METHODS = ("rtn", "hqq", "awq", "auto")
 _START = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
 _END = "<|endoftext|>"
 _RATE = 16000
-_TEXTS, _LENGTH = 4, 128
-"""Of the manual, for each sound of the calibration data, and tokens in each."""
+_GIVEN, _MEASURED = 32, 16
+"""Sentences of the manual that are calibration data, and that are measured."""
+_VOICES = (("awb", "rms"), ("slt",))
+"""Of flite, in which they are read."""
+_WORDS = range(18, 61)
+"""So many fit into the half minute that Whisper listens."""
 
 SECTION = Section(
     title="Perplexity of Whisper base's decoder with weights of 4 bits",
@@ -108,38 +126,54 @@ def divergence(found: Sequence[Logarithms], exact: Sequence[Logarithms]) -> floa
     return float(np.concatenate([(np.exp(right) * (right - logs)).sum(axis=1) for logs, right in pairs]).mean())
 
 
-def utterances(data: Path) -> tuple[list[Utterance], list[Utterance]]:
+def sentences(half: int) -> list[str]:
+    """Of Python's manual, those that can be read aloud; see `benchmarks.perplexity.text_of`."""
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text_of(half).split("\n\n"))
+    plain = re.compile(r"""[A-Za-z ,.;:'"()-]+\.""")
+    return [text for text in paragraphs if plain.fullmatch(text) and len(text.split()) in _WORDS]
+
+
+def speak(flite: str, voice: str, text: str, sound: Path) -> None:
+    """Have flite read a text into a file of 16 kHz.
+
+    Raises:
+        CalledProcessError: It does not know the voice.
+    """
+    subprocess.run([flite, "-voice", voice, "-t", text, "-o", str(sound)], check=True)
+
+
+def utterances(data: Path, flite: str) -> tuple[list[Utterance], list[Utterance]]:
     """For calibration, and to be measured.
 
     Args:
         data: The folder of pocketsphinx's test data.
+        flite: The program.
     """
     tokenizer = whisper_base.tokenizer()
     start, end = _ids(tokenizer, "".join(_START)), _ids(tokenizer, _END)
     encoder, features = whisper_base.encoder(), WhisperFeatureExtractor(feature_size=80)  # type: ignore[no-untyped-call]
 
-    def hidden(path: Path) -> npt.NDArray[np.float32]:
+    def said(path: Path, text: str) -> Utterance:
         with wave.open(str(path)) as file, torch.no_grad():
             sound = np.frombuffer(file.readframes(file.getnframes()), np.int16) / np.float32(32768)
-            given = features(sound, sampling_rate=_RATE, return_tensors="pt").input_features
-            return np.asarray(encoder(given).last_hidden_state.numpy(), np.float32)
+            heard = features(sound, sampling_rate=_RATE, return_tensors="pt").input_features
+            hidden = np.asarray(encoder(heard).last_hidden_state.numpy(), np.float32)
+        return Utterance(hidden, [*start, *_ids(tokenizer, f" {text}"), *end], len(start))
 
-    def said(states: npt.NDArray[np.float32], text: Sequence[int]) -> Utterance:
-        return Utterance(states, [*start, *text, *end], len(start))
+    def recorded(folder: str, file: str) -> list[Utterance]:
+        found = transcripts(data / folder, file).items()
+        return [said(data / folder / f"{name}.wav", text.capitalize()) for name, text in found]
 
-    def spoken(folder: str, file: str) -> Iterator[tuple[npt.NDArray[np.float32], list[int]]]:
-        for name, text in transcripts(data / folder, file).items():
-            yield hidden(data / folder / f"{name}.wav"), _ids(tokenizer, f" {text.capitalize()}")
+    def read(half: int, count: int) -> Iterator[Utterance]:
+        texts, voices = sentences(half), _VOICES[half]
+        with tempfile.TemporaryDirectory() as folder:
+            sound = Path(folder) / "sound.wav"
+            for number, place in enumerate(np.linspace(0, len(texts) - 1, count).astype(int)):
+                speak(flite, voices[number % len(voices)], texts[place], sound)
+                yield said(sound, texts[place])
 
-    measured = [said(*each) for each in spoken("librivox", "transcription")]
-    manual = _ids(tokenizer, text_of(0)[:200_000])
-    given = []
-    for number, (states, text) in enumerate(spoken("cards", "cards.transcription")):
-        given.append(said(states, text))
-        for place in range(_TEXTS):
-            first = (number * _TEXTS + place) * _LENGTH
-            given.append(said(states, manual[first : first + _LENGTH]))
-    return given, measured
+    given = [*recorded("cards", "cards.transcription"), *read(0, _GIVEN)]
+    return given, [*recorded("librivox", "transcription"), *read(1, _MEASURED)]
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -159,10 +193,10 @@ def float_model() -> ir.Model:
 
 
 def measure(
-    settings: Sequence[tuple[int, str]], symmetric: bool, data: Path, threads: int
+    settings: Sequence[tuple[int, str]], symmetric: bool, data: Path, flite: str, threads: int
 ) -> Iterator[tuple[Row, float]]:
     """A row for the model as it is, and one for each block size and method; and the divergence."""
-    given, measured = utterances(data)
+    given, measured = utterances(data, flite)
     model = float_model()
     samples = Samples.of(model.graph, [each.inputs for each in given])
     exact: list[Logarithms] = []
@@ -202,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speech_perplexity", description=SECTION.title)
     parser.add_argument("--data", type=Path, required=True, help="of pocketsphinx: usr/share/pocketsphinx/test/data")
+    parser.add_argument("--flite", default="flite", help="the program (default: the one that the PATH has)")
     parser.add_argument("--block-sizes", type=int, nargs="+", default=[64, 128, 0], help="0 is one scale an output")
     parser.add_argument("--methods", nargs="+", default=["rtn", "auto"], choices=METHODS)
     parser.add_argument("--symmetric", action="store_true", help="without zero points")
@@ -210,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     out, rows = console(), dict[Row, float]()
     settings = [(size, method) for size in options.block_sizes for method in options.methods]
-    for row, far in measure(settings, options.symmetric, options.data, options.threads):
+    for row, far in measure(settings, options.symmetric, options.data, options.flite, options.threads):
         rows[row] = far
         out.print(*cells(row, rows))
     table = [cells(row, rows) for row in ordered(list(rows), METHODS)]
@@ -218,7 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.write:
         heading = (
             f"`python -m benchmarks.speech_perplexity`, {time.strftime('%Y-%m-%d')}; {versions('onnxruntime')}.\n"
-            "Five sentences of pocketsphinx-testdata are measured. Seconds are those of the quantization."
+            f"Five sentences of pocketsphinx-testdata and {_MEASURED} that flite reads are measured; calibration data "
+            f"are {_GIVEN}\nsentences that it reads, and five names of cards. Seconds are those of the quantization."
         )
         SECTION.write(SECTION.markdown(heading, table))
         out.print("written to RESULTS.md")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ import pytest
 
 from benchmarks.perplexity import Row
 from benchmarks.results import RESULTS
-from benchmarks.speech_perplexity import SECTION, Utterance, cells, divergence, perplexity, predictions, transcripts
+from benchmarks.speech_perplexity import (
+    SECTION,
+    Utterance,
+    cells,
+    divergence,
+    perplexity,
+    predictions,
+    sentences,
+    speak,
+    transcripts,
+)
 
 WORDS = 8
 
@@ -58,6 +69,22 @@ def test_a_row_stands_beside_rtn() -> None:
 def test_transcripts(tmp_path: Path) -> None:
     (tmp_path / "said").write_text("<s> ten of clubs  </s> (001)\n\n<s> five five </s> (a-2)\n")
     assert transcripts(tmp_path, "said") == {"001": "ten of clubs", "a-2": "five five"}
+
+
+def test_what_is_learned_from_is_not_measured() -> None:
+    given, measured = sentences(0), sentences(1)
+    assert min(len(given), len(measured)) >= 32 and not {*given} & {*measured}
+    assert not any(mark in text for text in given + measured for mark in "_=`0123456789\n")
+
+
+def test_a_sentence_is_read(tmp_path: Path) -> None:
+    program, sound = tmp_path / "flite", tmp_path / "sound"
+    program.write_text('#!/bin/sh\necho "$2: $4" > "$6"; test "$2" = slt\n')
+    program.chmod(0o755)
+    speak(str(program), "slt", "It's so.", sound)
+    assert sound.read_text() == "slt: It's so.\n"
+    with pytest.raises(subprocess.CalledProcessError):
+        speak(str(program), "nobody", "It's so.", sound)
 
 
 def test_the_results_have_a_place_for_the_table() -> None:
