@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -276,6 +276,8 @@ def pipeline_of(
 
         parsed = parse_pipeline(passes, PASSES) if passes.strip() else []
         return complete(parsed)
+    if not isinstance(passes, Iterable):
+        raise PipelineError(f"passes must be a pipeline string or a list of passes, not {type(passes).__name__}")
     listed = list(passes)
     for pass_ in listed:
         if not isinstance(pass_, Pass):

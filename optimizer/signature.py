@@ -129,6 +129,9 @@ def _to_array(spec: TensorSpec, value: Any) -> Array:
 def _from_torch(tensor: Any) -> Array:
     import torch
 
+    if tensor.device.type == "meta" or tensor.layout != torch.strided:
+        kind = "without data (its device is 'meta')" if tensor.device.type == "meta" else f"in {tensor.layout}"
+        raise InputError(f"inputs must be dense tensors with data, one is {kind}: give it data, or call to_dense()")
     tensor = tensor.detach()
     if tensor.device.type != "cpu":
         tensor = tensor.cpu()

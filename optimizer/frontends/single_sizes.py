@@ -11,6 +11,8 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from optimizer.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -32,6 +34,9 @@ def examples(
         args: The positional arguments of the example.
         kwargs: The others.
         dynamic_shapes: As in `torch.export.export`.
+
+    Raises:
+        InputError: They name an axis that the example does not have.
     """
     import torch
 
@@ -76,6 +81,8 @@ def _twice(value: Any, spec: Any, only: int | None) -> Any:
         sizes = spec.items() if isinstance(spec, Mapping) else enumerate(spec) if isinstance(spec, Sequence) else ()
         times = [1] * value.dim()
         for axis, size in sizes:
+            if axis not in range(-value.dim(), value.dim()):  # the exporter's own error is an IndexError without a word
+                raise InputError(f"dynamic_shapes names axis {axis} of an argument of shape {tuple(value.shape)}")
             if only in (None, axis) and value.shape[axis] == 1 and _takes_two(size):
                 times[axis] = 2
         return value.repeat(times) if any(n > 1 for n in times) else value

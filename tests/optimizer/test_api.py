@@ -114,6 +114,7 @@ def test_passes_can_be_chosen() -> None:
             "no pass is called 'fold-constant'; did you mean 'fold-constants'",
         ),
         ({"passes": ["fold-constants"]}, PipelineError, "a pipeline string or a list of passes, it holds 'fold-cons"),
+        ({"passes": 5}, PipelineError, "passes must be a pipeline string or a list of passes, not int"),
         ({"verify": "sometimes"}, InputError, "verify must be one of 'off', 'final', 'each', not 'sometimes'"),
         ({"fallback": "cuda"}, InputError, "fallback must be one of 'onnxruntime', 'error', not 'cuda'"),
         ({"seed": -1}, InputError, "seed must be an integer of at least 0, not -1"),

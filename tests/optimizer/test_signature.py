@@ -131,6 +131,8 @@ def test_nan_is_allowed() -> None:
         ((PIXELS[0], LABELS), {}, r"input 'image' must have 3 dimensions \[batch, 3, \?\], its shape is \(3, 4\)"),
         ((PIXELS[:, :2], LABELS), {}, r"'image' must have shape \[batch, 3, \?\], not \(2, 2, 4\): axis 1 is fixed"),
         ((PIXELS, LABELS[:1]), {}, "dimension 'batch' is 2 in input 'image' but 1 in input 'label'"),
+        ((torch.ones(2, 3, 4, device="meta"), LABELS), {}, "one is without data .its device is 'meta'.: give it data"),
+        ((torch.ones(2, 3, 4).to_sparse(), LABELS), {}, r"one is in torch.sparse_coo: .* call to_dense\(\)"),
         ((object(), LABELS), {}, "input 'image' must be an array or a tensor, not object"),
         ((None, LABELS), {}, "input 'image' must be an array or a tensor, not NoneType"),
         (([[1.0], [1.0, 2.0]], LABELS), {}, "input 'image': the nested lists are of unequal length"),

@@ -10,7 +10,7 @@ import torch
 from torch.export import Dim
 
 from optimizer import optimize
-from optimizer.errors import UnsupportedError
+from optimizer.errors import InputError, UnsupportedError
 from optimizer.frontends import load_model
 from optimizer.frontends.single_sizes import examples
 
@@ -121,6 +121,11 @@ def test_arguments_that_do_not_fit_the_module_are_left_to_the_exporter() -> None
     assert grown(({0: Dim.DYNAMIC},), X, X, X) == [[(1, 3)] * 3]
     with pytest.raises(UnsupportedError, match="PyTorch cannot export this model"):
         load_model(Cached(), example_inputs=(X,), dynamic_shapes=({0: Dim.DYNAMIC},))
+
+
+def test_an_axis_that_the_example_does_not_have_is_named() -> None:
+    with pytest.raises(InputError, match=r"dynamic_shapes names axis 5 of an argument of shape \(1, 8\)"):
+        load_model(torch.nn.ReLU(), example_inputs=(torch.ones(1, 8),), dynamic_shapes=({5: Dim("n")},))
 
 
 def test_sizes_that_depend_on_one_another_are_exported_as_they_were_given() -> None:
