@@ -11,7 +11,7 @@ from backends.gpu.conv2d import Convolution
 from backends.gpu.operands import element_bytes
 from backends.gpu.tensor_attention_tile import TensorAttentionTile, estimate_tensor_attention
 from backends.gpu.tensor_tile import TensorTile, estimate_tensor
-from backends.gpu.tile_model import Estimate, Sizes, Tile, best_tile, estimate
+from backends.gpu.tile_model import Estimate, Sizes, Tile, estimate
 from backends.relax.kernel import Kernel
 from backends.relax.loops import known, loads_of, product
 from optimizer.gpus import Gpu
@@ -37,7 +37,10 @@ def forecast(kernel: Kernel, gpu: Gpu) -> Estimate:
         return _of_product(convolution.sizes(), convolution.tile(gpu), gpu)
     if stage.kind == four_bits.KIND:
         sizes = four_bits.sizes_of(stage)
-        return _of_product(sizes, best_tile(sizes, gpu), gpu)
+        own = four_bits.tile_of(stage, gpu)
+        return (
+            estimate_tensor(sizes, own, gpu, decoded=True) if isinstance(own, TensorTile) else estimate(sizes, own, gpu)
+        )
     found = attention.AttentionParts.of(kernel)
     sizes_of_heads = None if found is None else attention.sizes_of(found)
     tile = None if found is None else attention.tile_of(found, gpu)

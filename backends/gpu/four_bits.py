@@ -5,6 +5,9 @@ entry of the codebook), computes the weight as the emitter's expression says, an
 are neighbours have neighbouring columns, whose words and scales lie side by side; the eight codes of a word are
 read by the threads of eight steps along the reduced axis, from the first-level cache. So weights come from memory once,
 as 4 bits.
+
+Where the activations are of 16 bits and have rows enough, weights are rounded to their type, and tensor cores multiply
+(`backends.gpu.tensor_decoder`): as precise as the product of 16 bits that the model asks for.
 """
 
 from __future__ import annotations
@@ -16,16 +19,21 @@ from backends.gpu.block_product import BlockProduct
 from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
-from backends.gpu.operands import Factor, Order, Result
+from backends.gpu.operands import Factor, Order, Result, copied
+from backends.gpu.tensor_decoder import Computed
+from backends.gpu.tensor_product import TensorProduct
+from backends.gpu.tensor_tile import TensorTile, best_tensor_tile
 from backends.gpu.threads import block_places
-from backends.gpu.tile_model import Sizes, best_tile, row_group
+from backends.gpu.tile_model import Sizes, Tile, best_tile, row_group
 from backends.relax.kernel import Kernel, Stage
-from backends.relax.loops import TensorLoad, i64, known, product, simplify, substitute, unflatten
+from backends.relax.loops import TensorLoad, i64, known, product, simplify, substitute, unflatten, uses
 from optimizer.gpus import Gpu
 
-__all__ = ["KIND", "lower", "sizes_of"]
+__all__ = ["KIND", "lower", "sizes_of", "tile_of"]
 
 KIND = "four_bits"
+_TENSOR_ROWS = 16
+"""Of an instruction of a tensor core: a product of fewer rows reads weights as fast on plain cores."""
 
 
 def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
@@ -42,7 +50,29 @@ def sizes_of(stage: Stage) -> Sizes:
     """What the tile model needs to know."""
     *lead, column = stage.spatial
     rows = known(product([a.extent for a in lead]))
-    return Sizes(1, rows, known(column.extent), known(stage.reduction[0].extent))
+    columns, depth = known(column.extent), known(stage.reduction[0].extent)
+    if _half(stage) is None:
+        return Sizes(1, rows, columns, depth)
+    return Sizes(1, rows, columns, depth, 2, str(stage.value.b.a.expr_ty()))
+
+
+def tile_of(stage: Stage, gpu: Gpu) -> Tile | TensorTile:
+    """The tile, of the kind that the activations and their number allow."""
+    sizes, activations = sizes_of(stage), _half(stage)
+    few = sizes.rows is not None and sizes.rows < _TENSOR_ROWS
+    if activations is None or few or not (gpu.tensor_cores and gpu.async_copies):
+        return best_tile(sizes, gpu)
+    words = copied(activations.source.shape[-1], sizes.dtype) > 1
+    return best_tensor_tile(sizes, gpu, decoded=True) if words else best_tile(sizes, gpu)
+
+
+def _half(stage: Stage) -> TensorLoad | None:
+    """The activations, if they are elements of 16 bits that lie side by side along the reduced axis."""
+    value, depth = stage.value.b.a, stage.reduction[0].var
+    if not isinstance(value, TensorLoad) or str(value.expr_ty()) not in ("float16", "bfloat16"):
+        return None
+    alone = value.indices[-1].same_as(depth) and not any(uses(i, depth) for i in value.indices[:-1])
+    return value if alone else None
 
 
 def _launch(stage: Stage, epilogue: Epilogue, gpu: Gpu) -> Launch:
@@ -51,7 +81,7 @@ def _launch(stage: Stage, epilogue: Epilogue, gpu: Gpu) -> Launch:
     extents = [a.extent for a in lead]
     rows = product(extents)
     sizes = sizes_of(stage)
-    tile = best_tile(sizes, gpu)
+    tile = tile_of(stage, gpu)
     order = Order.of(rows, column.extent, tile, row_group(sizes, tile.rows, gpu))
 
     def body(block: Ids, thread: Ids) -> Stmt:
@@ -61,8 +91,16 @@ def _launch(stage: Stage, epilogue: Epilogue, gpu: Gpu) -> Launch:
         group, block_column, own = place
         result = Result(rows, column.extent, depth.extent, lambda row: unflatten(row, extents), epilogue)
         left = _left(stage.value.b.a, [a.var for a in lead], extents, depth.var, rows)
-        right = _right(stage.value.b.b, column.var, depth.var, column.extent)
-        return BlockProduct(left, right, result, tile).build(order.row(group, own), block_column, thread)
+        weights, row = stage.value.b.b, order.row(group, own)
+        if isinstance(tile, TensorTile):
+
+            def element(at: Expr, k: Expr) -> Expr:
+                return substitute(weights, {column.var: at, depth.var: k})
+
+            computed = Computed(left.dtype, column.extent, element)
+            return TensorProduct(left, computed, result, tile).build(row, block_column, thread)
+        right = _right(weights, column.var, depth.var, column.extent)
+        return BlockProduct(left, right, result, tile).build(row, block_column, thread)
 
     return Launch(KIND, (product(order.extents), i64(1), i64(1)), (tile.threads, 1, 1), body)
 

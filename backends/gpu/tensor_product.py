@@ -12,6 +12,8 @@ in `backends.gpu.block_product`.
 
 Of bytes, a word of the right factor holds four neighbours along the reduced axis, as its panels are packed, so that a
 thread's part of a fragment is a word of shared memory: right[BK / 4, BN + 8].
+
+A right factor may also be computed on its way (`backends.gpu.tensor_decoder`), a step ahead like the copies.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from tvm.tirx import BufferLoad, Expr, Stmt, Var
 from backends.gpu.launch import barrier
 from backends.gpu.operands import Factor, Result, copied, divides, element_bytes, sum_type
 from backends.gpu.storing import Rows, store_rows
+from backends.gpu.tensor_decoder import Computed, Decoder
 from backends.gpu.tensor_instructions import commit, copy, matrices, multiply, wait
 from backends.gpu.tensor_tile import TensorTile
 from backends.gpu.threads import (
@@ -51,7 +54,7 @@ _DEPTH_BYTES = 32
 class TensorProduct:
     """Builds what the threads of a block do."""
 
-    def __init__(self, left: Factor, right: Factor, result: Result, tile: TensorTile) -> None:
+    def __init__(self, left: Factor, right: Factor | Computed, result: Result, tile: TensorTile) -> None:
         self.left, self.right, self.result, self.tile = left, right, result, tile
         self.down, self.across = tile.warp_rows // _ROWS, tile.warp_columns // _COLUMNS
         self.memory = shared(tile.shared_words, "uint32", "tile")
@@ -64,18 +67,22 @@ class TensorProduct:
         thread, tile = narrow(thread), self.tile
         row, column = simplify(block_row * tile.rows), simplify(block_column * tile.columns)
         left = _Copier(self.left, row, tile.rows, self, thread, along_depth=True)
-        right = _Copier(self.right, column, tile.columns, self, thread, along_depth=False)
+        right = (
+            Decoder(self.right, column, self, thread)
+            if isinstance(self.right, Computed)
+            else _Copier(self.right, column, tile.columns, self, thread, along_depth=False)
+        )
 
         def run(places: list[Expr]) -> Stmt:
             rest = iter(places)
-            for copier in (left, right):
-                copier.places = [[next(rest) for _ in own] for own in copier.places]
+            left.places = [[next(rest) for _ in own] for own in left.places]
+            right.places = [[next(rest) for _ in own] for own in right.places]
             return self._run(row, column, thread, left, right)
 
-        flat = [value for copier in (left, right) for own in copier.places for value in own]
+        flat = [value for own in [*left.places, *right.places] for value in own]
         return allocate([self.memory, self.sums], named(flat, run))
 
-    def _run(self, row: Expr, column: Expr, thread: Expr, left: _Copier, right: _Copier) -> Stmt:
+    def _run(self, row: Expr, column: Expr, thread: Expr, left: _Copier, right: _Copier | Decoder) -> Stmt:
         tile, steps = self.tile, narrow(self.steps)
         ahead = tile.stages - 1
 

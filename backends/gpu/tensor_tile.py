@@ -28,6 +28,8 @@ _PADDING_WORDS = 8
 _RESULT = 2
 """Bytes of an element of the result, at least."""
 _OTHER_REGISTERS = 48
+_DECODING = 5
+"""Instructions for a weight of 4 bits: shift, mask, conversion, scale, and half of a conversion to 16 bits."""
 _ALIKE = 1.05
 
 
@@ -102,14 +104,17 @@ class TensorTile:
         )
 
 
-def estimate_tensor(sizes: Sizes, tile: TensorTile, gpu: Gpu) -> Estimate:
-    """Of a product with a tile: waves of blocks, and the device's memory; the longer of the two."""
+def estimate_tensor(sizes: Sizes, tile: TensorTile, gpu: Gpu, *, decoded: bool = False) -> Estimate:
+    """Of a product with a tile: waves of blocks, and the device's memory; the longer of the two.
+
+    If `decoded`, the right factor is computed on its way (`backends.gpu.tensor_decoder`).
+    """
     batches, rows, columns, depth = sizes.guessed()
     blocks = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
     resident = max(1, occupancy(gpu, tile.threads, tile.shared_bytes, tile.registers))
     stored = tile.rows * tile.columns * _RESULT / L2_BYTES_A_CYCLE
     # The loads of a step have the steps of all stages but one to come.
-    busy = _step_cycles(sizes, tile, gpu)
+    busy = _step_cycles(sizes, tile, gpu, decoded=decoded)
     compute = step_seconds(gpu, blocks, resident, -(-depth // tile.depth), busy, stored, ahead=tile.stages - 1)
     least, moved = memory_bytes(sizes, tile.rows, gpu)
     memory = moved / gpu.memory_bytes_a_second
@@ -125,7 +130,7 @@ def estimate_tensor(sizes: Sizes, tile: TensorTile, gpu: Gpu) -> Estimate:
     )
 
 
-def _step_cycles(sizes: Sizes, tile: TensorTile, gpu: Gpu) -> float:
+def _step_cycles(sizes: Sizes, tile: TensorTile, gpu: Gpu, *, decoded: bool) -> float:
     """Of a step of a block that has a multiprocessor to itself: what of it is busiest."""
     clock = gpu.flops["float32"] / (2 * fma_lanes(gpu) * gpu.multiprocessors)
     rate = gpu.flops["int8" if tile.element == 1 else sizes.dtype] / (gpu.multiprocessors * clock)
@@ -133,11 +138,12 @@ def _step_cycles(sizes: Sizes, tile: TensorTile, gpu: Gpu) -> float:
     deep = tile.depth * tile.element // 32
     matrices = deep * (tile.warp_rows // 16 + tile.warp_columns // 16)
     products = deep * (tile.warp_rows // 16) * (tile.warp_columns // 8)
-    copies = tile.depth * tile.element * (tile.rows + tile.columns) / 16 / tile.threads
+    copies = tile.depth * tile.element * (tile.rows + (0 if decoded else tile.columns)) / 16 / tile.threads
+    computed = _DECODING * tile.depth * tile.columns / tile.threads if decoded else 0.0
     return max(
         2.0 * tile.rows * tile.columns * tile.depth / rate,
         warps * matrices * 4.0,  # 512 bytes each, 128 a cycle
-        warps * issue_limit(products + 2 * matrices + 10 * copies + 24),
+        warps * issue_limit(products + 2 * matrices + 10 * copies + computed + 24),
         tile.depth * (tile.rows + tile.columns) * tile.element / L2_BYTES_A_CYCLE,
     )
 
@@ -156,11 +162,14 @@ _SHAPES = tuple(
 
 
 @lru_cache(maxsize=4096)
-def best_tensor_tile(sizes: Sizes, gpu: Gpu) -> TensorTile:
-    """The tile with the least estimated time; of tiles that take about as long, the largest."""
+def best_tensor_tile(sizes: Sizes, gpu: Gpu, *, decoded: bool = False) -> TensorTile:
+    """The tile with the least estimated time; of tiles that take about as long, the largest.
+
+    `decoded`: see `estimate_tensor`.
+    """
     shapes = [replace(t, element=sizes.element, depth=t.depth * 2 // sizes.element) for t in _SHAPES]
     fitting = [t for t in shapes if t.fits(gpu)]
-    seconds = {t: estimate_tensor(sizes, t, gpu).seconds for t in fitting}
+    seconds = {t: estimate_tensor(sizes, t, gpu, decoded=decoded).seconds for t in fitting}
     least = min(seconds.values())
     alike = [t for t in fitting if seconds[t] <= _ALIKE * least]
     return max(alike, key=lambda t: (t.rows * t.columns, t.warp_rows * t.warp_columns, -t.shared_bytes))

@@ -12,18 +12,24 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import onnx
+import onnx_ir as ir
 import pytest
+from onnx_ir.passes.common import ShapeInferencePass
 
+from backends import get_backend
 from backends.cuda.compiler import Compiled
 from optimizer import nvidia
+from optimizer.target import Target
+from tests.backends.running import Array
 from tests.gpu.emulation import FUNCTIONS
 
-__all__ = ["HostCompiler", "host_gpu", "library"]
+__all__ = ["HostCompiler", "host_gpu", "library", "run_on_host"]
 
 _HERE = Path(__file__).parent
 _FOLDER = tempfile.TemporaryDirectory(prefix="tersor-driver-")
@@ -101,3 +107,11 @@ def host_gpu(capability: int = 80, count: int = 1, init: int = 0, *, compiler: b
         loaded.host_forget()
         yield loaded
     nvidia._library.cache_clear()
+
+
+def run_on_host(model: onnx.ModelProto, given: Sequence[Array], gpu: str = "sm_80") -> list[Array]:
+    """A model's CUDA program by that driver: PoCL takes minutes to compile what tensor cores do for large tiles."""
+    graph = ShapeInferencePass()(ir.from_proto(model)).model
+    with host_gpu(int(gpu.removeprefix("sm_"))):
+        executable = get_backend("cuda").compile(graph, Target.parse(f"cuda:{gpu}"), fallback="error")
+        return executable.run(list(given), 1)

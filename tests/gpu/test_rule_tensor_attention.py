@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx_ir as ir
 import pytest
-from onnx_ir.passes.common import ShapeInferencePass
 from tvm import tirx
 
-from backends import get_backend
 from backends.cuda.source import cuda_code, cuda_target
 from backends.gpu import attention
 from backends.gpu.attention import AttentionParts, tile_of
@@ -28,9 +24,8 @@ from backends.gpu.tensor_attention_tile import (
 from backends.relax.kernel import decode, inline
 from benchmarks.gpu_traffic import flat, traffic
 from optimizer.gpus import GPUS
-from optimizer.target import Target
 from tests.backends.running import oracle, parse
-from tests.gpu.host_cuda import host_gpu
+from tests.gpu.host_cuda import run_on_host
 from tests.gpu.rules import arguments, computed, distance, fused, launches, nvidia
 
 RNG = np.random.default_rng(5)
@@ -116,16 +111,6 @@ def test_heads_that_lie_apart() -> None:
     agrees(parse(text), {"s": 33, "t": 47})
 
 
-def by_the_drivers_calls(
-    found: onnx.ModelProto, given: Sequence[npt.NDArray[np.generic]], gpu: str = "sm_80"
-) -> list[npt.NDArray[np.generic]]:
-    """The CUDA program itself, run by the stand-in for NVIDIA's driver: PoCL takes minutes to compile large heads."""
-    graph = ShapeInferencePass()(ir.from_proto(found)).model
-    with host_gpu(int(gpu.removeprefix("sm_"))):
-        executable = get_backend("cuda").compile(graph, Target.parse(f"cuda:{gpu}"), fallback="error")
-        return executable.run(list(given), 1)
-
-
 def whole(size: int, sizes: tuple[int, int], gpu: str = "sm_80", extra: str = "", *, static: bool = False) -> None:
     """A graph against ONNX Runtime."""
     found = model("float16", size, (4, 2), extra, sizes=sizes if static else None)
@@ -135,7 +120,7 @@ def whole(size: int, sizes: tuple[int, int], gpu: str = "sm_80", extra: str = ""
     ]
     function = fused(found).one("attention")
     assert isinstance(tile(function, gpu), TensorAttentionTile)
-    (ours,), (theirs,) = by_the_drivers_calls(found, given, gpu), oracle(found, given)
+    (ours,), (theirs,) = run_on_host(found, given, gpu), oracle(found, given)
     assert distance(ours, theirs) <= ALLOWED["float16"]
 
 
@@ -187,9 +172,7 @@ def test_the_softmax_of_scores_that_come_in_steps(case: str) -> None:
     wanted = by_definition(q, k, v, mask.astype(np.float32))
     if case == "large scores":
         assert np.abs(q.astype(np.float64) @ k.astype(np.float64).T).max() > np.finfo(np.float16).max
-    (found,) = by_the_drivers_calls(
-        model("float16", size, (1, 1), mask="float16[s,t]"), [q[None], k[None], v[None], mask]
-    )
+    (found,) = run_on_host(model("float16", size, (1, 1), mask="float16[s,t]"), [q[None], k[None], v[None], mask])
     found = found[0]
     assert np.isfinite(found).all()
     assert distance(found, wanted) <= ALLOWED["float16"]
