@@ -121,7 +121,7 @@ def named_size(definitions: dict[tirx.Var, tirx.Expr], expr: tirx.Expr) -> tirx.
     known = definition_of(definitions, plain)
     if known is None:
         formula(plain)  # refuses what the run cannot compute, as long as the node can still be refused
-        known = tirx.Var(f"size{len(definitions)}", "int64")
+        known = tirx.Var(f"size {len(definitions)}", "int64")  # no name that a model's sizes have; see `size_name`
         definitions[known] = plain
     return known
 

@@ -73,6 +73,20 @@ def test_nvidias_compiler_takes_names(values: tuple[str, ...], sizes: tuple[str,
     get_backend("cuda").compile(graph, Target.parse("cuda:sm_80"), fallback="error")
 
 
+@pytest.mark.parametrize("name", ["size{}", "size_{}", "n{}"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_sizes_called_like_those_that_are_computed(name: str, order: tuple[int, ...]) -> None:
+    a, b, c = (name.format(number) for number in order)
+    model = parse(
+        f"""g (float[{a},1,{b}] x, float[q,{c},{b}] z) => (float[u,v,w] y)
+        {{ s = Add(x, z) p = Concat<axis=1>(s, s) y = Softmax(p) }}"""
+    )
+    for first, second, columns, count in ((3, 5, 7, 1), (2, 11, 4, 2)):
+        check(
+            model, [RANDOM.normal(size=s).astype(np.float32) for s in ((first, 1, columns), (count, second, columns))]
+        )
+
+
 @pytest.mark.without_device
 @pytest.mark.parametrize("name", ["", "9", "/", "_", "__x", "a b", "größe", "a.0"])
 def test_a_name_becomes_an_identifier(name: str) -> None:
