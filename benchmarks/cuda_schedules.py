@@ -16,9 +16,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import tvm
 import tvm_ffi
-from tvm import relax, s_tir, tirx
+from tvm import relax, tirx
 from tvm.ir import Call, GlobalVar
-from tvm.s_tir import dlight  # before models are loaded: it looks through all modules, often
 
 from backends.cuda.compiler import Compiled, compiler
 from backends.cuda.source import cuda_code, cuda_target
@@ -31,6 +30,7 @@ from backends.relax.loops import product
 from backends.relax.runtime import learn_sizes
 from backends.relax.size_formula import formula
 from backends.relax.size_value import evaluate
+from benchmarks.cuda_default_schedules import default_schedule
 from benchmarks.gpu_traffic import Traffic, flat, seconds_of, traffic
 from benchmarks.gpu_values import element_bytes
 from optimizer.errors import CompileError
@@ -176,7 +176,7 @@ def theirs(kernels: Kernels, names: Sequence[str], gpu: Gpu) -> dict[str, Schedu
     devices: dict[str, dict[Any, tirx.PrimFunc]] = {}
     for name in names:
         try:
-            lowered[name] = _LOWERED.of(kernels.functions[name].with_attr("global_symbol", name), target)
+            lowered[name] = default_schedule(kernels.functions[name].with_attr("global_symbol", name), target)
             devices[name] = _device(name, lowered[name], target)
             _text(devices[name], target)
         except Exception as error:  # noqa: BLE001  (whatever TVM raises: it has no schedule or no code for the kernel)
@@ -190,47 +190,6 @@ def theirs(kernels: Kernels, names: Sequence[str], gpu: Gpu) -> dict[str, Schedu
         dynamic = max(_dynamic_bytes(f) for f in devices[name].values())
         result[name] = _judged(name, lowered[name], entries, compiled, kernels, gpu, dynamic)
     return result
-
-
-def _lowered(function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc:
-    """Scheduled by the first of TVM's rules that takes it, and lowered up to where host and device are split."""
-    gpu, s, t = dlight.gpu, s_tir.transform, tirx.transform
-    rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
-    passes = [
-        *(t.BindTarget(target), s.CanonicalizeLoop(), s.LowerCrossThreadReduction(), s.LowerInitBlock()),
-        *(s.PlanAndUpdateBufferAllocationLocation(), s.ConvertBlocksToOpaque(), s.LiftThreadBinding()),
-        *(s.ManifestSharedMemoryLocalStage(), s.CompactBufferAllocation(), s.LowerAutoCopy()),
-        *(s.UnifyThreadBinding(), s.LowerMatchBuffer(), s.StmtSimplify(), s.InjectPermutedLayout()),
-        *(s.AnnotateIrregularLoop(), s.InjectSoftwarePipeline(), s.TransformMmaBufferLayout(), s.LowerOpaqueBlock()),
-        *(t.FlattenBuffer(), t.BF16ComputeLegalize(), t.NarrowDataType(32), s.LoopPartition(), t.VectorizeLoop(True)),
-        *(s.InjectVirtualThread(), s.InjectDoubleBuffer(), t.StorageRewrite(), s.HoistIfThenElse(), t.UnrollLoop()),
-        *(s.RenormalizeSplitPattern(), t.StmtSimplify(), t.RemoveNoOp(), s.RewriteUnsafeSelect()),
-        *(t.FP8ComputeLegalize(), t.VerifyMemory(), t.AnnotateEntryFunc(), s.ThreadSync("shared")),
-        *(s.ThreadSync("shared.dyn"), s.ThreadSync("warp"), s.InferFragment(), s.LowerThreadAllreduce()),
-        s.MergeSharedMemoryAllocations(),
-    ]
-    with target:
-        scheduled = dlight.ApplyDefaultSchedule(*rules)(tvm.IRModule({"kernel": function}))
-        return tvm.transform.Sequential(passes)(scheduled)["kernel"]
-
-
-class _Lowered:
-    """What `_lowered` gave: once for all architectures, for which TVM's schedules are the same."""
-
-    def __init__(self) -> None:
-        self._found: dict[int, list[tuple[tirx.PrimFunc, tirx.PrimFunc]]] = {}
-
-    def of(self, function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc:
-        """`_lowered` of the function, or of an equal one."""
-        alike = self._found.setdefault(tvm_ffi.structural_hash(function), [])
-        for known, lowered in alike:
-            if tvm_ffi.structural_equal(known, function):
-                return lowered
-        alike.append((function, _lowered(function, target)))
-        return alike[-1][1]
-
-
-_LOWERED = _Lowered()
 
 
 def _device(name: str, function: tirx.PrimFunc, target: tvm.target.Target) -> dict[Any, tirx.PrimFunc]:
