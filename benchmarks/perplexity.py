@@ -238,7 +238,7 @@ def cells(row: Row, rows: Sequence[Row], baseline_name: str = "float32") -> tupl
     increase = row.perplexity - baseline
     part = f"{increase / plain[0]:.2f}" if plain and row.method != "rtn" else ""
     scales = f"{row.block_size} weights" if row.block_size else "an output"
-    zeros = "no" if row.symmetric else "yes"
+    zeros = "no" if row.symmetric or row.method == "nf4" else "yes"
     return scales, zeros, row.method, f"{row.perplexity:.3f}", f"{increase:.3f}", part, f"{row.seconds:.0f}"
 
 
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = console()
     kept: list[dict[str, Any]] = []
     if options.keep is not None and options.keep.exists():
-        kept = json.loads(options.keep.readtext_of())
+        kept = json.loads(options.keep.read_text())
     rows = [Row(**row) for row in kept]
 
     def done(row: Row) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,19 @@ def test_a_row_stands_beside_rtn_and_the_baseline() -> None:
     assert cells(rows[2], rows) == ("64 weights", "yes", "auto", "11.000", "1.000", "0.25", "60")
     assert cells(rows[3], rows)[5] == ""
     assert all(len(cells(row, rows)) == len(SECTION.columns) for row in rows)
+
+
+def test_what_is_kept_is_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Row(-1, True, "float32", 2.0, 0.0), Row(64, False, "nf4", 2.5, 7.0)]
+    (tmp_path / "rows").write_text(json.dumps([asdict(row) for row in rows]))
+    main(["--keep", str(tmp_path / "rows"), "--block-sizes", "64", "--methods", "nf4"])
+    (line,) = [line.split() for line in capsys.readouterr().out.splitlines() if "nf4" in line]
+    assert [word for word in line if word.strip("|│")][-3:] == ["2.500", "0.500", "7"]
+
+
+def test_normal_floats_have_no_zero_points() -> None:
+    rows = [Row(-1, True, "float32", 2.0, 0.0), Row(64, False, "nf4", 2.5, 7.0)]
+    assert cells(rows[1], rows)[:3] == ("64 weights", "no", "nf4")
 
 
 def test_the_results_have_a_place_for_the_table() -> None:
