@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from optimizer.ir.float_types import HEAVY
 from optimizer.onnx_limits import OnnxLimits
 from optimizer.pass_manager import Fixpoint, Pass
 from optimizer.precision_policy import PrecisionPolicy
@@ -147,7 +148,8 @@ def in_precision(
     else:
         added = _CONVERSIONS[precision](target_kind, calibrated)
     given = {type(pass_) for pass_ in pipeline}
-    return [*pipeline] if any(type(pass_) in given for pass_ in added) else [*pipeline, *added]
+    quantizing = [pass_ for pass_ in added if not isinstance(pass_, ConvertFloat)] or added
+    return [*pipeline] if any(type(pass_) in given for pass_ in quantizing) else [*pipeline, *added]
 
 
 def _in_int4(target_kind: str, calibrated: bool) -> list[Pass]:
@@ -155,10 +157,17 @@ def _in_int4(target_kind: str, calibrated: bool) -> list[Pass]:
     return [QuantizeInt4() if target_kind == "onnx" else QuantizeInt4(op_types_to_quantize="MatMul+Gemm+Gather")]
 
 
+_ALL_BUT_ATTENTION = "+".join(sorted({*HEAVY, "QuantizeLinear", "DequantizeLinear"} - {"Attention"}))
+
+
 def _in_int8(target_kind: str, calibrated: bool) -> list[Pass]:
     # Before quantize-int8: it moves outliers to where each channel has its own scale.
     smooth = [SmoothQuant(alpha=SMOOTHING)] if calibrated else []
-    return [*smooth, QuantizeInt8(dynamic=not calibrated, kernels=_kernels(target_kind))]
+    quantize = QuantizeInt8(dynamic=not calibrated, kernels=_kernels(target_kind))
+    # Attention, which has no weights, stays float32, which tensor cores do not multiply: there it is bfloat16, which is
+    # finer than the bytes around it, and has the range of float32.
+    attention = [ConvertFloat(keep=_ALL_BUT_ATTENTION)] if target_kind == "cuda" else []
+    return [*smooth, quantize, *attention]
 
 
 def _kernels(target_kind: str) -> str:

@@ -2,10 +2,12 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from optimizer import optimize
 from tests.backends.running import Array, parse
+from tests.gpu.host_cuda import host_gpu
 
 RANDOM = np.random.default_rng(0)
 
@@ -57,3 +59,37 @@ def test_weights_of_4_bits() -> None:
     found = compiled.report.verification
     assert found.error is not None and found.loss is not None and 0 < found.loss < 0.3
     assert any(node.op_type == "DequantizeLinear" for node in compiled.graph.graph)
+
+
+@pytest.mark.without_device
+@pytest.mark.parametrize("target", ["cuda:sm_80", "opencl"])
+def test_attention_between_bytes_is_bfloat16_where_tensor_cores_multiply_it(target: str) -> None:
+    model = parse(
+        """g (float[1,s,64] x) => (float[1,s,32] y) {
+        q = MatMul(x, a) k = MatMul(x, b) v = MatMul(x, c)
+        t = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, v) y = MatMul(t, d) }""",
+        {"a": _weights(64, 32), "b": _weights(64, 32), "c": _weights(64, 32), "d": _weights(32, 32)},
+    )
+    samples = [{"x": RANDOM.normal(size=(1, 40, 64)).astype(np.float32)} for _ in range(2)]
+    with host_gpu():
+        compiled = optimize(
+            model,
+            target,
+            example_inputs=samples[0],
+            precision="int8",
+            calibration=samples,
+            fallback="error",
+            progress=False,
+            verify="final" if target == "cuda:sm_80" else "off",
+        )
+        wanted = ir.DataType.BFLOAT16 if target == "cuda:sm_80" else ir.DataType.FLOAT
+        kinds = {node.op_type: node.inputs[0] for node in compiled.graph.graph}
+        assert kinds["Attention"] is not None and kinds["Attention"].dtype == wanted
+        product = kinds["MatMul"]
+        assert product is not None and product.dtype == ir.DataType.FLOAT
+        maker = product.producer()
+        assert maker is not None and maker.op_type == "DequantizeLinear"
+        assert compiled.graph.graph.outputs[0].dtype == ir.DataType.FLOAT
+        if target == "cuda:sm_80":
+            found = compiled.report.verification
+            assert found.loss is not None and found.loss < 0.1

@@ -153,6 +153,12 @@ def test_the_pass_is_added_once_and_for_the_kernels_of_the_target() -> None:
     assert [str(p) for p in in_precision([], "int8", "cpu", False)] == ["quantize-int8{dynamic=true}"]
     assert in_precision([QuantizeInt8(percentile=99.0)], "int8") == [QuantizeInt8(percentile=99.0)]
     assert in_precision([], "bfloat16") == [ConvertFloat()]
+    assert [str(p) for p in in_precision([], "int8", "cuda", False)] == [
+        "quantize-int8{dynamic=true}",
+        "convert-float{keep=Conv+ConvTranspose+DeformConv+DequantizeLinear+Gemm+MatMul+QuantizeLinear}",
+    ]
+    own = [ConvertFloat(keep="Conv")]
+    assert in_precision(own, "int8", "cuda", False)[:2] == [*own, QuantizeInt8(dynamic=True)]
 
 
 # --- Verification ---
