@@ -28,6 +28,7 @@ class BackendInfo:
         operators: number of ONNX operators that it compiles itself.
         precisions: the precisions that it takes.
         proof: how results are checked on this machine.
+        operator_names: which operators these are; empty if the backend does not tell.
     """
 
     name: str
@@ -36,6 +37,7 @@ class BackendInfo:
     operators: int
     precisions: tuple[str, ...]
     proof: str
+    operator_names: tuple[str, ...] = ()
 
 
 class Backend(Protocol):

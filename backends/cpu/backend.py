@@ -69,13 +69,14 @@ class CpuBackend(RelaxBackend):
 
     def describe(self) -> BackendInfo:
         """See `backends.base.Backend.describe`."""
-        from backends.relax.registry import emitters
+        from backends.relax.registry import operator_names
 
         return BackendInfo(
             name=self.name,
             summary="native code for x86-64 and Arm CPUs, compiled through TVM with analytic schedules",
             needs="apache-tvm, a C compiler to link with",
-            operators=len(emitters()),
+            operators=len(operator_names()),
             precisions=self.precisions,
             proof="run here and compared with ONNX Runtime",
+            operator_names=operator_names(),
         )

@@ -57,7 +57,7 @@ class CudaBackend(RelaxBackend):
 
     def describe(self) -> BackendInfo:
         """See `backends.base.Backend.describe`."""
-        from backends.relax.registry import emitters
+        from backends.relax.registry import operator_names
 
         try:
             with_what = f"compiled here by {compiler().name}"
@@ -72,7 +72,8 @@ class CudaBackend(RelaxBackend):
             name=self.name,
             summary="NVIDIA GPUs from sm_80 on, generated through TVM with analytic schedules",
             needs="apache-tvm and nvcc or NVRTC (tersor[cuda]) to compile; NVIDIA's driver to run",
-            operators=len(emitters()),
+            operators=len(operator_names()),
             precisions=self.precisions,
             proof=f"{with_what}; {here}; the rules by PoCL",
+            operator_names=operator_names(),
         )

@@ -45,9 +45,7 @@ class GpuCode:
         self._refused.clear()
         self._estimates.clear()
         constants, weights = self._request["constants"], set(self._request["weights"])
-        # Of OpenCL nothing is known but what every device has.
-        estimates = self._estimates if self._gpu.kind == "cuda" else None
-        schedule = scheduler(self._gpu, self._refused, estimates)
+        schedule = scheduler(self._gpu, self._refused, self._estimates)
         return Builder(model, constants, weights, schedule, GpuTiles(self._gpu))
 
     def ending(self, module: tvm.IRModule) -> dict[str, list[Workspace]]:
@@ -55,8 +53,7 @@ class GpuCode:
         if self._refused:
             raise BeyondTarget(dict(self._refused))
         program, source = program_of(module, self._generate)
-        if self._gpu.kind == "cuda":
-            program.estimated_seconds = self._estimated(program)
+        program.estimated_seconds = self._estimated(program)
         self.program = program, source
         return {}
 

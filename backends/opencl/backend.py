@@ -40,7 +40,7 @@ class OpenClBackend(RelaxBackend):
     def describe(self) -> BackendInfo:
         """See `backends.base.Backend.describe`."""
         from backends.opencl.device import devices
-        from backends.relax.registry import emitters
+        from backends.relax.registry import operator_names
 
         try:
             here = "run here on " + ", ".join(str(device.name).strip() for device in devices())
@@ -50,7 +50,8 @@ class OpenClBackend(RelaxBackend):
             name=self.name,
             summary="OpenCL programs for any GPU, generated through TVM with analytic schedules",
             needs="apache-tvm to compile; pyopencl and an OpenCL driver to run",
-            operators=len(emitters()),
+            operators=len(operator_names()),
             precisions=self.precisions,
             proof=f"{here}; compared with ONNX Runtime",
+            operator_names=operator_names(),
         )

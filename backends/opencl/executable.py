@@ -12,6 +12,8 @@ import numpy.typing as npt
 from backends.gpu.executable import DeviceExecutable, Saved, read_saved
 from backends.opencl.queue import opened
 from optimizer.errors import ArtifactError
+from optimizer.gpus import GPUS
+from optimizer.text import seconds
 
 __all__ = ["load_executable", "made"]
 
@@ -23,7 +25,15 @@ _SOURCE = "kernels.cl"
 def made(saved: Saved, source: str, wanted: str) -> DeviceExecutable:
     """With the text of its program; `wanted`: which device runs it, see `backends.opencl.device.open_device`."""
     opens = partial(opened, saved.program, source, wanted)
-    return DeviceExecutable("opencl", saved, {_SOURCE: source.encode()}, {"device": wanted}, opens)
+    executable = DeviceExecutable("opencl", saved, {_SOURCE: source.encode()}, {"device": wanted}, opens)
+    estimate, assumed = saved.program.estimated_seconds, GPUS["opencl"]
+    if estimate is not None:
+        executable.notes.append(
+            f"estimate, not a measurement: {seconds(estimate)} a run on a device of "
+            f"{assumed.flops['float32'] / 1e12:g} TFLOP/s and {assumed.memory_bytes_a_second / 1e9:g} GB/s, which is "
+            "assumed, as OpenCL does not tell either (docs/gpu-model.md)"
+        )
+    return executable
 
 
 def load_executable(parts: Mapping[str, Path | Array], manifest: Mapping[str, Any]) -> DeviceExecutable:

@@ -110,13 +110,15 @@ class OrtBackend:
 
     def describe(self) -> BackendInfo:
         """What the backend needs and can do."""
+        names = sorted(runtime_operators().get("", ()))
         return BackendInfo(
             name=self.name,
             summary="optimized ONNX only, run by ONNX Runtime",
             needs="onnxruntime",
-            operators=len(runtime_operators().get("", ())),
+            operators=len(names),
             precisions=self.precisions,
             proof="ONNX Runtime without its graph optimizations, on seeded inputs",
+            operator_names=tuple(names),
         )
 
 

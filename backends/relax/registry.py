@@ -53,3 +53,8 @@ def emitters() -> dict[tuple[str, str], EmitFunction]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"backends.relax.ops.{module.name}")
     return _EMITTERS
+
+
+def operator_names() -> tuple[str, ...]:
+    """The operators of the table, in order; those of another domain than ONNX's own with it in front."""
+    return tuple(sorted(f"{domain}.{name}" if domain else name for domain, name in emitters()))

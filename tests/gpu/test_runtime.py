@@ -67,6 +67,13 @@ def test_a_partition_runs_in_onnx_runtime_between_routines() -> None:
     assert found.shape == (3, 16) and set(np.unique(found)) <= {-1.0, 0.0}
 
 
+def test_an_estimate_says_what_is_assumed_of_the_device() -> None:
+    text = "g (float[8,16] x) => (float[8,16] y) { h = Exp(x) y = Softmax(h) }"
+    (note,) = compiled(parse(text)).notes
+    assert note.startswith("estimate, not a measurement: ") and "1 TFLOP/s and 100 GB/s, which is assumed" in note
+    assert list(compiled(parse(text.replace("8,16", "n,16"))).notes) == []
+
+
 def test_a_saved_model_runs_without_tvm(tmp_path: Path) -> None:
     file, x = tmp_path / "net.tersor", rows(7)
     model = optimize(NET, "opencl", fallback="error", progress=False)

@@ -130,6 +130,15 @@ def test_passes_and_targets_are_listed(tersor: Terminal) -> None:
     assert "ONNX Runtime" in tersor("targets")[1]
 
 
+def test_a_target_names_its_operators(tersor: Terminal) -> None:
+    found = tersor.json("targets", "cuda")
+    assert found["operators"] == len(found["operator_names"]) > 150
+    assert {"MatMul", "Conv", "Attention"} <= set(found["operator_names"])
+    assert "Attention" in tersor("targets", "cuda")[1]
+    code, _, message = tersor("targets", "tpu")
+    assert code == 2 and "tpu" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
