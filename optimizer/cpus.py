@@ -45,6 +45,7 @@ class Cpu:
         l2_bytes_a_cycle, l3_bytes_a_cycle, memory_bytes_a_cycle: what a core gets from beyond its first-level cache.
         bfloat16: whether it multiplies pairs of bfloat16 in 512-bit vectors (x86's AVX512_BF16).
         vnni: whether it adds up four products of bytes in one instruction (x86's AVX512_VNNI).
+        vbmi: whether it looks bytes up in a table of 128 bytes in registers (x86's AVX512_VBMI).
         clock: cycles a second that all cores sustain, as declared.
     """
 
@@ -65,6 +66,7 @@ class Cpu:
     clock: float = 3.0e9
     bfloat16: bool = False
     vnni: bool = False
+    vbmi: bool = False
 
     @property
     def lanes(self) -> int:
@@ -92,7 +94,8 @@ def _arm(name: str, caches: tuple[int, int, int], **more: float) -> Cpu:
     return Cpu(name, 16, 32, *caches, architecture="aarch64", **more)  # type: ignore[arg-type]
 
 
-_NARROW = {"bfloat16": True, "vnni": True}
+_BYTES = {"vnni": True, "vbmi": True}
+_NARROW = {"bfloat16": True, **_BYTES}
 _OLD = (32 * _KIB, 256 * _KIB, 4 * _MIB)
 _OLD_RATES = {"l2_bytes_a_cycle": 16.0, "l3_bytes_a_cycle": 8.0, "memory_bytes_a_cycle": 4.0}
 _ZEN4 = (32 * _KIB, 1 * _MIB, 32 * _MIB)
@@ -108,7 +111,7 @@ CPUS: dict[str, Cpu] = {
         _x86("x86-64-v4", 64, 32, (32 * _KIB, 1 * _MIB, 16 * _MIB), l2_bytes_a_cycle=40.0, memory_bytes_a_cycle=8.0),
         _x86("haswell", 32, 16, (32 * _KIB, 256 * _KIB, 8 * _MIB), fma_latency=5, memory_bytes_a_cycle=4.0),
         _x86("skylake-avx512", 64, 32, (32 * _KIB, 1 * _MIB, 16 * _MIB), l2_bytes_a_cycle=40.0, clock=2.8e9),
-        _x86("icelake-server", 64, 32, (48 * _KIB, 1280 * _KIB, 32 * _MIB), l2_bytes_a_cycle=40.0, vnni=True),
+        _x86("icelake-server", 64, 32, (48 * _KIB, 1280 * _KIB, 32 * _MIB), l2_bytes_a_cycle=40.0, **_BYTES),
         _x86("sapphirerapids", 64, 32, (48 * _KIB, 2 * _MIB, 64 * _MIB), l2_bytes_a_cycle=40.0, **_NARROW),
         _x86("znver3", 32, 16, (32 * _KIB, 512 * _KIB, 32 * _MIB), l2_bytes_a_cycle=24.0, clock=3.4e9),
         # Zen 4 takes a vector of 64 bytes in two halves: one multiply-add and one load a cycle.

@@ -29,7 +29,8 @@ def machine_needed(target: str) -> dict[str, Any]:
 
 def _beyond_vectors(cpu: Cpu) -> list[str]:
     """The extensions that the length of a named processor's vectors does not tell."""
-    return [name for name, has in (("avx512_bf16", cpu.bfloat16), ("avx512_vnni", cpu.vnni)) if has]
+    known = {"avx512_bf16": cpu.bfloat16, "avx512_vnni": cpu.vnni, "avx512vbmi": cpu.vbmi}
+    return [name for name, has in known.items() if has]
 
 
 def why_unusable(needed: Mapping[str, Any]) -> str:

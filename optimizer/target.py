@@ -125,6 +125,7 @@ def detect_cpu() -> Cpu:
         cores=_cores(),
         bfloat16=base.bfloat16 and "avx512_bf16" in facts.get("flags", "").split(),
         vnni=base.vector_bytes == 64 and "avx512_vnni" in facts.get("flags", "").split(),
+        vbmi=base.vector_bytes == 64 and "avx512vbmi" in facts.get("flags", "").split(),
     )
 
 

@@ -72,6 +72,10 @@ class Cost:
         return max(self.operations / pipes, self.slow)
 
 
+_TABLE_OPERATIONS = 5
+"""Of `backends.cpu.tables`: two look-ups, a comparison, a choice, a mask."""
+
+
 def cost_of(value: Expr, lanes: int) -> Cost:
     """Count the arithmetic of an expression as the code generator gets it; that of indices is left out."""
     sums = products = others = 0
@@ -97,6 +101,8 @@ def cost_of(value: Expr, lanes: int) -> Cost:
             slow += _DIVISION_CYCLES
         elif name in _VECTOR_CALLS or name.startswith(("shift", "bitwise")):
             others += 1
+        elif name.startswith("table_"):
+            others += _TABLE_OPERATIONS
         elif name not in _FREE_CALLS:
             slow += _CALL_CYCLES * lanes
 

@@ -16,6 +16,7 @@ from functools import partial
 from tvm import tirx
 
 from backends.cpu.quads import QUAD
+from backends.cpu.tables import looked_up
 from backends.relax.loops import Expr, known, simplify
 from backends.relax.values import ConvShape
 from optimizer.target import Cpu
@@ -144,6 +145,14 @@ class Tiles:
     def attends(self, dtype: str) -> bool:
         """float32 and bfloat16 (`backends.cpu.operands`), and bytes where an instruction multiplies four at a time."""
         return dtype in ("float32", "bfloat16") or (dtype == "uint8" and self.cpu.vnni)
+
+    def looks_up(self) -> bool:
+        """See `backends.relax.byte_functions.LooksUp`."""
+        return self.cpu.vbmi
+
+    def looked_up(self, code: Expr, table: bytes) -> Expr:
+        """See `backends.relax.byte_functions.LooksUp`."""
+        return looked_up(code, table)
 
     def four_bit_width(self, columns: int) -> int:
         """Columns in a panel of 4-bit codes (see `backends.cpu.four_bits`): four vectors, fewer if cores would idle."""

@@ -30,6 +30,7 @@ _T = relax.transform
 _AS_KERNELS = tvm.transform.Sequential(
     [
         _T.CanonicalizeBindings(),
+        _T.DeadCodeElimination(),  # what nobody reads would be a reader in the way of a fusion
         _T.EliminateCommonSubexpr(),
         _T.LegalizeOps(skip_ops=["relax.reshape"]),  # it stays a view
         _T.AnnotateTIROpPattern(),

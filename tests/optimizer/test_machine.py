@@ -45,6 +45,7 @@ def test_a_named_cpu_asks_for_its_vector_width() -> None:
 PRODUCTS = {
     "avx512_bf16": [n for n, cpu in CPUS.items() if cpu.bfloat16],
     "avx512_vnni": [n for n, cpu in CPUS.items() if cpu.vnni],
+    "avx512vbmi": [n for n, cpu in CPUS.items() if cpu.vbmi],
 }
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_int
+from backends.relax.byte_functions import byte_function
 from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name
 from backends.relax.layout import gathered, laid
@@ -87,6 +88,9 @@ class Parameter:
 @emits("QuantizeLinear")
 def quantize_linear(ctx: Emitter, node: ir.Node) -> Result:
     """round(x / scale) + zero point, cut to the range of the type."""
+    table = byte_function(ctx, node)
+    if table is not None:
+        return table
     x, scale_input, zero_input = (*node.inputs, None)[:3]
     target = _quantized_type(node, zero_input)
     scale, zero = _parameters(ctx, node, scale_input, zero_input)
