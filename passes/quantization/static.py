@@ -20,7 +20,7 @@ from passes.quantization.histogram import Histogram
 from passes.quantization.layers import Layer
 from passes.quantization.onnxruntime_forms import product_and_sum, round_bias, widened_for_bias
 from passes.quantization.ranges import Means, Powers, observe_ranges
-from passes.quantization.sensitive import MOST_LOST, is_depthwise, lost
+from passes.quantization.sensitive import is_depthwise, lost, outliers
 from passes.quantization.writer import Writer
 
 __all__ = ["StaticPlan", "quantize_static"]
@@ -124,14 +124,15 @@ def _sensitive(
     editor: Editor, rounding: Rounding, plan: StaticPlan, seen: Mapping[str, Histogram], powers: Mapping[str, Powers]
 ) -> list[Layer]:
     """The depthwise convolutions that are better left alone; says so."""
-    leaders, found = rounding.grids(), []
-    for layer in rounding.layers:
-        if not plan.may_leave(layer):
-            continue
-        error = lost(layer, plan.grid(seen[leaders[layer.x.name or ""]]), plan.weights, plan.per_channel, powers)
-        if error > MOST_LOST:
-            editor.miss(layer.node, f"its result would be off by {error:.1%}, and bytes are no faster for it")
-            found.append(layer)
+    leaders = rounding.grids()
+    errors = {
+        layer: lost(layer, plan.grid(seen[leaders[layer.x.name or ""]]), plan.weights, plan.per_channel, powers)
+        for layer in rounding.layers
+        if plan.may_leave(layer)
+    }
+    found = outliers(errors)
+    for layer in found:
+        editor.miss(layer.node, f"its result would be off by {errors[layer]:.1%}, and bytes are no faster for it")
     return found
 
 

@@ -14,7 +14,7 @@ from optimizer.reference import run_reference
 from passes.quantization.grids import Kind
 from passes.quantization.layers import Layer
 from passes.quantization.ranges import Powers, observe_ranges
-from passes.quantization.sensitive import MOST_LOST, is_depthwise, lost
+from passes.quantization.sensitive import MOST_LOST, is_depthwise, lost, outliers
 from passes.quantize_int8 import QuantizeInt8
 from tests.passes.int8_graphs import graph, operators
 
@@ -89,3 +89,21 @@ def test_the_loss_is_foretold(weight: np.ndarray, x: np.ndarray) -> None:
     error = float(np.linalg.norm(found - true) / np.linalg.norm(true))
     assert expected / 2 < error < expected * 2
     assert (expected > MOST_LOST) == (weight is EDGES and x is SMOOTH)
+
+
+@pytest.mark.parametrize(
+    ("errors", "found"),
+    [
+        ([0.023, 0.01, 0.011, 0.009], [0]),
+        ([0.1, 0.03, 0.04, 0.035], [0]),
+        ([0.03, 0.035, 0.04, 0.031], []),
+        ([0.018, 0.001, 0.002], []),
+        ([0.03], [0]),
+        ([], []),
+    ],
+)
+def test_only_what_stands_out_stays(errors: list[float], found: list[int]) -> None:
+    node = next(node for node in model(EDGES).graph if node.op_type == "Conv")
+    assert node.inputs[0] is not None and node.inputs[1] is not None
+    layers = [Layer(node, node.inputs[0], node.inputs[1], place) for place in range(len(errors))]
+    assert outliers(dict(zip(layers, errors, strict=True))) == [layers[place] for place in found]
