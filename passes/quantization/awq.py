@@ -79,7 +79,7 @@ def _power(magnitude: Floats, exponent: float) -> Floats:
 
 def scaled_inputs(inputs: Inputs, scales: Floats) -> Inputs:
     """What is known of inputs that are divided by scales."""
-    return Inputs(inputs.gram / scales / scales[:, None], inputs.magnitude / scales)
+    return Inputs(inputs.gram / scales / scales[:, None], inputs.magnitude / scales, inputs.rows)
 
 
 def fold_scales(editor: Editor, layers: Sequence[Layer], scales: Floats) -> list[Layer]:

@@ -47,23 +47,37 @@ class Elimination:
     factor: Floats
 
     @classmethod
-    def of(cls, gram: Floats) -> Elimination:
+    def of(cls, gram: Floats, rows: int) -> Elimination:
         """From XᵀX `[K, K]`.
 
+        What few rows say of how inputs go together is chance, mostly: with fewer rows than columns, there are even
+        errors that XᵀX does not see at all, and GPTQ would make as large as they can be. So what stands beside the
+        diagonal is taken for smaller, by K / (K + rows): with few rows GPTQ becomes rounding to nearest. Of inputs
+        whose energies fall like 1/k, what was lost on all that there could be was, beside RTN, 0.61 and not 1.33 with
+        half as many rows as columns, 0.53 and not 0.66 with 4/3 as many, and the same from eight times as many on.
+
         With the rows and columns turned round, L Lᵀ is the matrix itself as R Rᵀ with an upper triangular R: U = R⁻¹.
+
+        Args:
+            gram: XᵀX.
+            rows: Of X.
         """
         order = np.argsort(-np.diagonal(gram), kind="stable")
+        certain = rows / (rows + len(gram))
         if len(gram) >= _SINGLE_FROM:
             try:
-                return cls(order, _factor(gram, order, np.float32))
+                return cls(order, _factor(gram, order, certain, np.float32))
             except np.linalg.LinAlgError:  # single precision took it for indefinite
                 pass
-        return cls(order, _factor(gram, order, np.float64))
+        return cls(order, _factor(gram, order, certain, np.float64))
 
 
-def _factor(gram: Floats, order: npt.NDArray[np.intp], type_: type[np.floating[Any]]) -> Floats:
+def _factor(gram: Floats, order: npt.NDArray[np.intp], certain: float, type_: type[np.floating[Any]]) -> Floats:
     turned = gram[np.ix_(order[::-1], order[::-1])].astype(type_, copy=False)
     diagonal = np.einsum("ii->i", turned)
+    kept = diagonal.copy()
+    turned *= type_(certain)
+    diagonal[:] = kept
     diagonal[diagonal <= 0] = 1  # an input that was always zero
     diagonal += _DAMPING * diagonal.mean()
     _invert_factor(turned)

@@ -34,15 +34,17 @@ class Inputs:
     Attributes:
         gram: XᵀX `[K, K]`.
         magnitude: The mean of |X| over its rows `[K]`.
+        rows: How many X has.
     """
 
     gram: Floats
     magnitude: Floats
+    rows: int
 
     @functools.cached_property
     def elimination(self) -> Elimination:
         """What GPTQ needs of them."""
-        return Elimination.of(self.gram)
+        return Elimination.of(self.gram, self.rows)
 
 
 @dataclass(frozen=True)
@@ -192,4 +194,4 @@ def measure(
                 f"{sources[0].value!r} is NaN, infinite or too large on the calibration data; leave out "
                 "the sets of inputs that make it so"
             )
-    return [Inputs(total.gram, total.magnitude / np.float32(total.count)) for total in sums]
+    return [Inputs(total.gram, total.magnitude / np.float32(total.count), total.count) for total in sums]

@@ -40,6 +40,9 @@ MATRICES = arrays(
     elements=st.floats(-100, 100, width=32, allow_subnormal=False).filter(lambda x: x == 0 or abs(x) > 1e-3),
 )
 
+MANY = 1 << 40
+"""Rows of inputs: nothing that they say is chance."""
+
 
 def weights_of(rows: int, columns: int, seed: int = 1) -> Floats:
     return np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
@@ -101,7 +104,7 @@ def test_searched_scales_are_better_and_follow_importance(grid: Grid) -> None:
 
 def test_columns_are_quantized_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, x = weights_of(70, 50), correlated(200, 70)
-    inputs, blocks = Inputs(x.T @ x, np.abs(x).mean(axis=0)), Blocks.of(70, 32)
+    inputs, blocks = Inputs(x.T @ x, np.abs(x).mean(axis=0), len(x)), Blocks.of(70, 32)
     whole = best(weights, blocks, Grid(symmetric=False), "gptq", inputs)
     monkeypatch.setattr("passes.quantization.methods._COLUMNS", 16)
     parts = best(weights, blocks, Grid(symmetric=False), "gptq", inputs)
@@ -150,7 +153,7 @@ def test_hqq_gives_way_to_outliers() -> None:
 )
 def test_the_best_is_never_worse_than_rtn(seed: int, rows: int, size: int, symmetric: bool, samples: int) -> None:
     weights, x = weights_of(rows, 20, seed), correlated(samples, rows, seed)
-    inputs = Inputs(x.T @ x, np.abs(x).mean(axis=0))
+    inputs = Inputs(x.T @ x, np.abs(x).mean(axis=0), len(x))
     blocks, grid = Blocks.of(rows, size), Grid(symmetric)
     plain = round_to_nearest(weights, blocks, grid)
     for method in ("rtn", "gptq", "auto"):
@@ -165,7 +168,7 @@ def test_gptq_is_much_better_on_correlated_inputs(size: int, grid: Grid) -> None
     weights, x = weights_of(100, 3000), correlated(400, 100)
     gram, blocks = x.T @ x, Blocks.of(100, size)
     plain = round_to_nearest(weights, blocks, grid)
-    found = gptq(weights, Elimination.of(gram), plain, grid)
+    found = gptq(weights, Elimination.of(gram, MANY), plain, grid)
     assert np.array_equal(found.scales, plain.scales)
     assert output_energy(weights - found.dequantized(), gram) < 0.3 * output_energy(weights - plain.dequantized(), gram)
     exact = float(np.square(x.astype(np.float64) @ (weights - found.dequantized())).sum())
@@ -177,7 +180,7 @@ def test_gptq_is_as_the_paper_says_row_by_row() -> None:
     weights, x, grid = weights_of(70, 9), correlated(300, 70), Grid()
     gram = x.T @ x
     start = round_to_nearest(weights, Blocks.of(70, 16), grid)
-    found = gptq(weights, Elimination.of(gram), start, grid)
+    found = gptq(weights, Elimination.of(gram, MANY), start, grid)
 
     order = np.argsort(-np.diagonal(gram), kind="stable")
     damped = gram.astype(np.float64) + 0.01 * np.diagonal(gram).mean() * np.eye(70)
@@ -196,10 +199,24 @@ def test_gptq_is_as_the_paper_says_row_by_row() -> None:
 def test_gptq_with_inputs_that_are_always_zero_or_too_few() -> None:
     weights, x = weights_of(64, 10), correlated(3, 64)
     x[:, 10:20] = 0
-    choice = best(weights, Blocks.of(64, 16), Grid(), "gptq", Inputs(x.T @ x, np.abs(x).mean(axis=0)))
+    choice = best(weights, Blocks.of(64, 16), Grid(), "gptq", Inputs(x.T @ x, np.abs(x).mean(axis=0), len(x)))
     assert np.isfinite(choice.quantized.dequantized()).all()
-    silent = best(weights, Blocks.of(64, 16), Grid(), "gptq", Inputs(0 * x.T @ x, 0 * x[0]))
+    silent = best(weights, Blocks.of(64, 16), Grid(), "gptq", Inputs(0 * x.T @ x, 0 * x[0], len(x)))
     assert silent.error == 0
+
+
+def test_gptq_of_few_rows_loses_no_more_than_rtn_on_others() -> None:
+    """16 rows of 128 inputs that hang together, and what is lost on all that there could be."""
+    rng, grid, blocks = np.random.default_rng(0), Grid(symmetric=False), Blocks.of(128, 64)
+    directions = np.linalg.qr(rng.standard_normal((128, 128)))[0] * np.arange(1, 129) ** -0.25
+    x = (rng.standard_normal((16, 128)) @ directions.T).astype(np.float32)
+    weights, everything = weights_of(128, 64), (directions @ directions.T).astype(np.float32)
+    plain = round_to_nearest(weights, blocks, grid)
+    lost = [
+        output_energy(weights - each.dequantized(), everything)
+        for each in (plain, *(gptq(weights, Elimination.of(x.T @ x, rows), plain, grid) for rows in (16, MANY)))
+    ]
+    assert lost[1] < 1.1 * lost[0] < lost[2]
 
 
 def test_the_inverse_factor() -> None:
@@ -210,7 +227,7 @@ def test_the_inverse_factor() -> None:
     damped = gram.astype(np.float64) + 0.01 * np.diagonal(gram).mean() * np.eye(600)
     wanted = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)]))
     for type_, tolerance in ((np.float64, 1e-5), (np.float32, 1e-2)):
-        found = _factor(gram, order, type_)
+        found = _factor(gram, order, 1.0, type_)
         assert not np.tril(found, -1).any()
         np.testing.assert_allclose(found.T, wanted, atol=tolerance * np.abs(wanted).max())
 
@@ -219,22 +236,22 @@ def test_a_matrix_that_single_precision_takes_for_indefinite(monkeypatch: pytest
     gram = correlated(300, 64).T @ correlated(300, 64)
     types: list[object] = []
 
-    def failing(gram: Floats, order: np.ndarray, type_: type[np.floating]) -> Floats:
+    def failing(gram: Floats, order: np.ndarray, certain: float, type_: type[np.floating]) -> Floats:
         types.append(type_)
         if type_ is np.float32:
             raise np.linalg.LinAlgError
-        return _factor(gram, order, type_)
+        return _factor(gram, order, certain, type_)
 
     monkeypatch.setattr("passes.quantization.gptq._SINGLE_FROM", 64)
     monkeypatch.setattr("passes.quantization.gptq._factor", failing)
-    assert Elimination.of(gram).factor.shape == (64, 64)
+    assert Elimination.of(gram, MANY).factor.shape == (64, 64)
     assert types == [np.float32, np.float64]
 
 
 def test_what_is_known_of_inputs_is_freed_with_them() -> None:
     """Not by the next collection of garbage: `optimize()` puts that off."""
     x = correlated(100, 64)
-    inputs = Inputs(x.T @ x, np.abs(x).mean(axis=0))
+    inputs = Inputs(x.T @ x, np.abs(x).mean(axis=0), len(x))
     gc.disable()
     try:
         best(weights_of(64, 10), Blocks.of(64, 16), Grid(), "gptq", inputs)
