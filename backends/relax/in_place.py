@@ -17,19 +17,17 @@ overlap. `reading_result` gives the kernel that reads the result's buffer.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, TensorLoad
 
-from backends.relax.index_values import Integers, NotEnumerable, values_of
+from backends.relax.access_instances import SINGLY, TOGETHER, Access, Instances, Loop, Scope, lanes, largest, type_below
+from backends.relax.index_values import NotEnumerable
 
 __all__ = ["Overwriting", "reading_result"]
 
@@ -40,46 +38,6 @@ _REPEATS = 6
 _POINTERS = frozenset({"address_of", "tvm_access_ptr"})
 _FIRST = 3
 """Iterations of each loop that are tried before all are."""
-_NEVER = np.iinfo(np.int64).max
-_TOGETHER, _SINGLY = 0, 1
-"""The two clocks: lanes run together, or one after the other."""
-
-
-@dataclass(eq=False)
-class _Loop:
-    """A loop, and how many ticks an iteration takes by each clock; known when the body was walked."""
-
-    var: tirx.Var
-    extent: tirx.Expr
-    most: int
-    kind: int
-    ticks: tuple[int, int] = (0, 0)
-
-
-@dataclass(frozen=True)
-class _Scope:
-    """What is around a statement: loops, outermost first, and conditions with the value they have."""
-
-    loops: tuple[_Loop, ...] = ()
-    conditions: tuple[tuple[tirx.Expr, bool], ...] = ()
-
-
-@dataclass(frozen=True)
-class _Access:
-    """A load or a store: what is around it, its time in the first iterations, and which element it touches."""
-
-    scope: _Scope
-    start: tuple[int, int]
-    indices: tuple[tirx.Expr, ...]
-
-
-@dataclass(frozen=True)
-class _Instances:
-    """An access in all iterations: row-major positions of elements, times by both clocks, and parallel iterations."""
-
-    elements: Integers
-    times: tuple[Integers, Integers]
-    tasks: dict[_Loop, Integers]
 
 
 class Overwriting:
@@ -120,7 +78,7 @@ class Overwriting:
         if not _enumerable(loads, count) or not _enumerable(stores, count):
             return False
         return all(
-            _ordered([_instances(a, sizes, most) for a in loads], [_instances(a, sizes, most) for a in stores], count)
+            _ordered([Instances(a, sizes, most) for a in loads], [Instances(a, sizes, most) for a in stores], count)
             for most in (_FIRST, count)  # what is wrong is mostly so at the beginning
         )
 
@@ -152,8 +110,8 @@ class _Walk:
     """
 
     def __init__(self, kernel: tirx.PrimFunc) -> None:
-        self.loads: dict[tirx.Var, list[_Access]] = {}
-        self.stores: dict[tirx.Var, list[_Access]] = {}
+        self.loads: dict[tirx.Var, list[Access]] = {}
+        self.stores: dict[tirx.Var, list[Access]] = {}
         self.elsewhere: set[tirx.Var] = set()
         self._visitors: dict[Any, Callable[..., tuple[int, int]]] = {
             tirx.SeqStmt: self._sequence,
@@ -164,44 +122,44 @@ class _Walk:
             tirx.Evaluate: self._evaluate,
         }
         self._parameters = set(kernel.params)
-        self._statement(kernel.body, _Scope(), (0, 0))
+        self._statement(kernel.body, Scope(), (0, 0))
 
-    def _statement(self, stmt: tirx.Stmt, scope: _Scope, start: tuple[int, int]) -> tuple[int, int]:
+    def _statement(self, stmt: tirx.Stmt, scope: Scope, start: tuple[int, int]) -> tuple[int, int]:
         """Note the accesses of a statement that begins at these times; gives the ticks that it takes."""
         visit = self._visitors.get(type(stmt))
         if visit is None:
             raise NotEnumerable(f"a {type(stmt).__name__}")
         return visit(stmt, scope, start)
 
-    def _sequence(self, stmt: Any, scope: _Scope, start: tuple[int, int]) -> tuple[int, int]:
+    def _sequence(self, stmt: Any, scope: Scope, start: tuple[int, int]) -> tuple[int, int]:
         now = start
         for part in stmt.seq:
             now = _sum(now, self._statement(part, scope, now))
         return now[0] - start[0], now[1] - start[1]
 
-    def _for(self, stmt: Any, scope: _Scope, start: tuple[int, int]) -> tuple[int, int]:
+    def _for(self, stmt: Any, scope: Scope, start: tuple[int, int]) -> tuple[int, int]:
         if not isinstance(stmt.min, tirx.IntImm) or int(stmt.min.value) != 0:
             raise NotEnumerable("a loop that does not begin at 0")
         kind = int(stmt.kind)
         if kind == tirx.ForKind.PARALLEL and any(outer.kind == kind for outer in scope.loops):
             raise NotEnumerable("a parallel loop in another")
-        loop = _Loop(stmt.loop_var, stmt.extent, _largest(stmt.extent, scope), kind)
-        body = self._statement(stmt.body, _Scope((*scope.loops, loop), scope.conditions), start)
+        loop = Loop(stmt.loop_var, stmt.extent, largest(stmt.extent, scope), kind)
+        body = self._statement(stmt.body, Scope((*scope.loops, loop), scope.conditions), start)
         together = kind == tirx.ForKind.VECTORIZED
-        loop.ticks = (0 if together else body[_TOGETHER], body[_SINGLY])
-        return body[_TOGETHER] * (1 if together else loop.most), body[_SINGLY] * loop.most
+        loop.ticks = (0 if together else body[TOGETHER], body[SINGLY])
+        return body[TOGETHER] * (1 if together else loop.most), body[SINGLY] * loop.most
 
-    def _store(self, stmt: Any, scope: _Scope, start: tuple[int, int]) -> tuple[int, int]:
+    def _store(self, stmt: Any, scope: Scope, start: tuple[int, int]) -> tuple[int, int]:
         self._note_loads([stmt.value, *stmt.indices], scope, start)
-        self.stores.setdefault(stmt.buffer, []).append(_Access(scope, start, tuple(stmt.indices)))
+        self.stores.setdefault(stmt.buffer, []).append(Access(scope, start, tuple(stmt.indices)))
         return 1, 1
 
-    def _condition(self, stmt: Any, scope: _Scope, start: tuple[int, int]) -> tuple[int, int]:
+    def _condition(self, stmt: Any, scope: Scope, start: tuple[int, int]) -> tuple[int, int]:
         self._note_loads([stmt.condition], scope, start)
         now = _sum(start, (1, 1))
         for side, truth in ((stmt.then_case, True), (stmt.else_case, False)):
             if side is not None:
-                inside = _Scope(scope.loops, (*scope.conditions, (stmt.condition, truth)))
+                inside = Scope(scope.loops, (*scope.conditions, (stmt.condition, truth)))
                 now = _sum(now, self._statement(side, inside, now))
         return now[0] - start[0], now[1] - start[1]
 
@@ -219,7 +177,7 @@ class _Walk:
         tvm_ffi.structural_walk(expr, (tirx.Var, found.append))
         self.elsewhere |= self._parameters.intersection(found)
 
-    def _note_loads(self, exprs: list[tirx.Expr], scope: _Scope, start: tuple[int, int]) -> None:
+    def _note_loads(self, exprs: list[tirx.Expr], scope: Scope, start: tuple[int, int]) -> None:
         loads: list[TensorLoad] = []
         found: list[tirx.Var] = []
         for expr in exprs:
@@ -231,7 +189,7 @@ class _Walk:
             own = [indices for source, indices in accesses if source.same_as(buffer)]
             for position, indices in enumerate(own):
                 if not any(_same(indices, other) for other in own[:position]):
-                    self.loads.setdefault(buffer, []).append(_Access(scope, start, indices))
+                    self.loads.setdefault(buffer, []).append(Access(scope, start, indices))
         pointers = [v for v in self._parameters.intersection(found) if not any(v.same_as(b) for b, _ in accesses)]
         self.elsewhere.update(pointers)
 
@@ -244,97 +202,46 @@ def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
     return a[0] + b[0], a[1] + b[1]
 
 
-def _largest(extent: tirx.Expr, scope: _Scope) -> int:
-    """The most iterations that a loop has in any iteration of those around it."""
-    return max(0, int(values_of(extent, _grid(scope)[0]).max(initial=0)))
-
-
-def _lanes(access: _Access) -> int:
-    return max((int(i.lanes) for i in access.indices if isinstance(i, tirx.Ramp)), default=1)
-
-
-def _enumerable(accesses: list[_Access], count: int) -> bool:
-    total = sum(prod(loop.most for loop in access.scope.loops) * _lanes(access) for access in accesses)
+def _enumerable(accesses: list[Access], count: int) -> bool:
+    total = sum(prod(loop.most for loop in access.scope.loops) * lanes(access) for access in accesses)
     return 0 < total <= _REPEATS * count
 
 
-def _grid(scope: _Scope, most: int = _NEVER) -> tuple[dict[tirx.Var, Integers], npt.NDArray[np.bool_]]:
-    """Each loop variable's values along an axis of its own, and which iterations there are; the last axis is lanes'.
-
-    Args:
-        scope: the loops.
-        most: of each loop, only so many iterations.
-    """
-    values: dict[tirx.Var, Integers] = {}
-    exists = np.ones((1,) * (len(scope.loops) + 1), np.bool_)
-    for axis, loop in enumerate(scope.loops):
-        shape = [-1 if a == axis else 1 for a in range(len(scope.loops) + 1)]
-        values[loop.var] = np.arange(min(loop.most, most), dtype=np.int64).reshape(shape)
-        if not isinstance(loop.extent, tirx.IntImm):
-            exists = exists & (values[loop.var] < values_of(loop.extent, values))
-    for condition, truth in scope.conditions:
-        with contextlib.suppress(NotEnumerable):  # data decides: it may be either
-            exists = exists & (values_of(condition, values).astype(np.bool_) == truth)
-    return values, exists
-
-
-def _instances(access: _Access, sizes: list[int], most: int) -> _Instances:
-    loops = access.scope.loops
-    values, exists = _grid(access.scope, most)
-    shape = (*(min(loop.most, most) for loop in loops), _lanes(access))
-    elements: Integers = np.zeros((), np.int64)
-    for size, index in zip(sizes, access.indices, strict=True):
-        elements = elements * size + values_of(index, values)
-    elements = np.broadcast_to(elements, shape)
-    real = np.broadcast_to(exists, shape) & (elements >= 0) & (elements < prod(sizes))  # else: a condition is false
-    whole = bool(real.all())
-
-    def of_real(array: Integers) -> Integers:
-        spread = np.broadcast_to(array, shape)
-        return spread.reshape(-1) if whole else spread[real]
-
-    def times(clock: int) -> Integers:
-        passed = sum((values[loop.var] * loop.ticks[clock] for loop in loops), np.zeros((), np.int64))
-        return of_real(np.asarray(passed + access.start[clock]))
-
-    together = times(_TOGETHER)
-    alike = all(loop.ticks[_TOGETHER] == loop.ticks[_SINGLY] for loop in loops) and access.start[0] == access.start[1]
-    tasks = {loop: of_real(values[loop.var]) for loop in loops if loop.kind == tirx.ForKind.PARALLEL}
-    return _Instances(of_real(elements), (together, together if alike else times(_SINGLY)), tasks)
-
-
-def _ordered(loads: list[_Instances], stores: list[_Instances], count: int) -> bool:
-    alike = all(instances.times[0] is instances.times[1] for instances in (*loads, *stores))
-    clocks = (_TOGETHER,) if alike else (_TOGETHER, _SINGLY)
-    parallel = {loop for instances in stores for loop in instances.tasks}
+def _ordered(loads: list[Instances], stores: list[Instances], count: int) -> bool:
+    alike = all(instances.alike for instances in (*loads, *stores))
+    clocks = (TOGETHER,) if alike else (TOGETHER, SINGLY)
+    parallel = {loop for instances in stores for loop in instances.parallel}
     return all(_read_before_written(loads, stores, count, clock) for clock in clocks) and all(
         _in_one_task(loads, stores, count, loop) for loop in parallel
     )
 
 
-def _read_before_written(loads: list[_Instances], stores: list[_Instances], count: int, clock: int) -> bool:
+def _read_before_written(loads: list[Instances], stores: list[Instances], count: int, clock: int) -> bool:
     """Whether each element is read for the last time before, or as, it is written for the first time."""
-    last = np.full(count, -1, np.int64)
-    first = np.full(count, _NEVER, np.int64)
+    type_ = type_below(max(each.end(clock) for each in (*loads, *stores)))
+    last = np.full(count, -1, type_)
     for load in loads:
-        np.maximum.at(last, load.elements, load.times[clock])
+        np.maximum.at(last, load.elements, load.times(clock))
+    first = np.full(count, np.iinfo(type_).max, type_)
     for store in stores:
-        np.minimum.at(first, store.elements, store.times[clock])
+        np.minimum.at(first, store.elements, store.times(clock))
     return not bool((last > first).any())
 
 
-def _in_one_task(loads: list[_Instances], stores: list[_Instances], count: int, loop: _Loop) -> bool:
+def _in_one_task(loads: list[Instances], stores: list[Instances], count: int, loop: Loop) -> bool:
     """Whether an element that is read and written in a parallel loop is so by one iteration."""
-    least = np.full(count, _NEVER, np.int64)
-    most = np.full(count, -1, np.int64)
+    type_ = type_below(loop.most)
+    least = np.full(count, np.iinfo(type_).max, type_)
+    most = np.full(count, -1, type_)
     for store in stores:
-        if loop in store.tasks:
-            np.minimum.at(least, store.elements, store.tasks[loop])
-            np.maximum.at(most, store.elements, store.tasks[loop])
+        if loop in store.parallel:
+            tasks = store.tasks(loop)
+            np.minimum.at(least, store.elements, tasks)
+            np.maximum.at(most, store.elements, tasks)
     for load in loads:
-        if loop in load.tasks:
-            written = most[load.elements] >= 0
-            same = (least[load.elements] == load.tasks[loop]) & (most[load.elements] == load.tasks[loop])
-            if (written & ~same).any():
+        if loop in load.parallel:
+            tasks, highest = load.tasks(loop), most[load.elements]
+            same = (least[load.elements] == tasks) & (highest == tasks)
+            if ((highest >= 0) & ~same).any():
                 return False
     return True
