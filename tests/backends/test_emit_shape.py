@@ -54,6 +54,18 @@ def test_a_reshape_completes_beside_a_symbolic_size_that_is_not_the_first(batch:
     agrees(model, [normal(batch, 4, length, 6)])
 
 
+@pytest.mark.parametrize("length", [3, 8, 33])
+def test_a_size_divided_towards_zero_is_that_of_a_window(length: int) -> None:
+    model = parse(
+        "g (float[n,8,l] x) => (float[n,2,m,4] y) { p = MaxPool<kernel_shape=[3], strides=[2]>(x)"
+        " t = Transpose<perm=[0,2,1]>(p) a = Shape<start=0, end=1>(x) s = Shape<start=2>(x) d = Sub(s, three)"
+        " h = Div(d, two) b = Add(h, one) u = Concat<axis=0>(a, b, rest) v = Reshape(t, u)"
+        " w = Transpose<perm=[0,2,1,3]>(v) y = Attention(w, w, w) }",
+        {"one": ints(1), "two": ints(2), "three": ints(3), "rest": ints(-1, 4)},
+    )
+    agrees(model, [normal(2, 8, length)], rtol=1e-4)
+
+
 def test_shapes_stay_known_beyond_a_fallback_partition() -> None:
     model = parse(
         "g (float[n,4] x, bool t) => (float[n,2,2] y) { s = Shape<start=0, end=1>(x) u = Concat<axis=0>(s, two)"

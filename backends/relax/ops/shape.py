@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+import tvm_ffi
 from tvm import relax, te, tirx
 
 from backends.relax.attributes import get_float, get_int, get_ints, get_tensor
 from backends.relax.checks import require, require_same_count
 from backends.relax.emitter import Emitter
 from backends.relax.forms import dtype_name
-from backends.relax.known import all_known, elements, forward, known, moved, same, simplified, symbolic
+from backends.relax.known import all_known, elements, forward, known, meant, moved, same, simplified, symbolic
 from backends.relax.pointwise import broadcast_shape, read
 from backends.relax.registry import emits
 from backends.relax.scalars import cast
@@ -225,20 +226,34 @@ def _only_one_channel_order(sizes: Sequence[tirx.Expr]) -> bool:
 
 
 def _complete(ctx: Emitter, sizes: Sequence[tirx.Expr], target: Sequence[tirx.Expr]) -> list[tirx.Expr]:
-    """The target shape with -1 replaced by the number of elements that the other sizes leave."""
-    open_places = [i for i, t in enumerate(target) if static_int(t) == -1]
-    if not open_places:
+    """The target shape with the input's own sizes where it names them, and what they leave instead of -1."""
+    if all(static_int(t) not in (None, -1) for t in target):
         return list(target)
-    numerator, denominator = list(sizes), [t for i, t in enumerate(target) if i != open_places[0]]
-    kept = []
-    for size in denominator:
-        place = next((i for i, s in enumerate(numerator) if same(ctx, s, size)), None)
-        if place is None:
+    left, kept = list(sizes), []
+    completed = list(target)
+    for i, size in enumerate(target):
+        place = next((k for k, s in enumerate(left) if same(ctx, s, size)), None)
+        if place is None and (place := _place_of_quotient(ctx, left, size)) is not None:
+            require(ctx, left[place], size, "a size as the shape gives it, and as the input has it")
+            completed[i] = left[place]
+        if place is not None:
+            del left[place]  # by its place: == of two sizes is an expression
+        elif static_int(size) != -1:
             kept.append(size)
-        else:
-            del numerator[place]  # by its place: == of two sizes is an expression
-    left = tirx.floordiv(math.prod(numerator, start=prim(1)), math.prod(kept, start=prim(1)))
-    return [simplified(ctx, left) if i == open_places[0] else t for i, t in enumerate(target)]
+    rest = tirx.floordiv(math.prod(left, start=prim(1)), math.prod(kept, start=prim(1)))
+    return [simplified(ctx, rest) if static_int(t) == -1 else t for t in completed]
+
+
+def _place_of_quotient(ctx: Emitter, sizes: Sequence[tirx.Expr], size: tirx.Expr) -> int | None:
+    """Which size a quotient is, given that nothing in it is negative: Div rounds towards 0, a convolution down."""
+    rounded_down = _rounded_down(meant(ctx, size))
+    if rounded_down.same_as(meant(ctx, size)):
+        return None
+    return next((k for k, s in enumerate(sizes) if same(ctx, s, rounded_down)), None)
+
+
+def _rounded_down(size: tirx.Expr) -> tirx.Expr:
+    return tvm_ffi.structural_map(size, (tirx.Div, lambda q: tirx.floordiv(_rounded_down(q.a), _rounded_down(q.b))))
 
 
 def _product(ctx: Emitter, sizes: Sequence[tirx.Expr]) -> tirx.Expr:
