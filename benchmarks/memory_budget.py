@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory_budget                        # seven models at half and a quarter
     python -m benchmarks.memory_budget unet-1024 --parts 0.3
-    python -m benchmarks.memory_budget --write                # into benchmarks/RESULTS.md
+    python -m benchmarks.memory_budget --write                # into RESULTS.md; other models' rows stay
 
 The budgets are parts of what a run allocates without one. Where a part cannot be met, the smallest budget that can be
 is measured, and the part is marked. Each contestant runs in a process of its own, in turn; the ratio of the times is
@@ -32,7 +32,7 @@ from optimizer.errors import BudgetError
 from optimizer.timing import Build, compete, ratio, relative_error
 from passes.tile_memory import figures_of
 
-__all__ = ["MODELS", "SECTION", "main", "measure"]
+__all__ = ["MODELS", "SECTION", "main", "measure", "merged"]
 
 
 def _resnet_512() -> models.ModelCase:
@@ -52,13 +52,14 @@ _LARGER: Mapping[str, Callable[[], models.ModelCase]] = {
 MODELS = (
     "vit-1024", "unet-1024", "resnet-50-512", "bert-base-512", "mobilenet-v2-640", "ppocr-det", "whisper-base-encoder",
 )  # fmt: skip
+THREADS = 2
 SECTION = Section(
     title="Memory budgets",
     columns=(
         "model", "budget, MiB", "predicted, MiB", "allocated, MiB", "part", "ms", "times as long", "predicted",
-        "error", "optimize(), s",
+        "error", "optimize(), s", "measured",
     ),
-    texts=frozenset({"model"}),
+    texts=frozenset({"model", "measured"}),
     begin="<!-- begin: written by benchmarks.memory_budget -->",
     end="<!-- end of benchmarks.memory_budget -->",
 )  # fmt: skip
@@ -124,8 +125,16 @@ def measure(case: models.ModelCase, parts: Sequence[float], threads: int, rounds
         error = f"{relative_error(mine.outputs, first.outputs):.1e}" if index else ""
         peaks = f"{figures.peak / 2**20:.1f}", f"{each.allocated / 2**20:.1f}"
         times = f"{mine.seconds * 1e3:.1f}", of_whole, predicted
-        rows.append((case.name, each.shown_budget(), *peaks, share, *times, error, f"{each.seconds:.1f}"))
+        cells = *peaks, share, *times, error, f"{each.seconds:.1f}", time.strftime("%Y-%m-%d")
+        rows.append((case.name, each.shown_budget(), *cells))
     return rows
+
+
+def merged(new: Sequence[Sequence[str]], kept: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """What was measured now and the rows of other models, in the order of `MODELS`; models beside those come last."""
+    measured = {row[0] for row in new}
+    rows = [*new, *(row for row in kept if row[0] not in measured)]
+    return sorted(rows, key=lambda row: MODELS.index(row[0]) if row[0] in MODELS else len(MODELS))
 
 
 def _load(name: str) -> models.ModelCase:
@@ -137,10 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_budget", description=SECTION.title)
     parser.add_argument("models", nargs="*", default=MODELS, help="names of models (default: %(default)s)")
     parser.add_argument("--parts", type=float, nargs="+", default=[0.5, 0.25], help="of the peak (default: 0.5 0.25)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each contestant (default 2)")
+    parser.add_argument("--threads", type=int, default=THREADS, help=f"of each contestant (default {THREADS})")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant (default 7)")
     parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md")
     options = parser.parse_args(arguments)
+    if options.write and options.threads != THREADS:
+        parser.error(f"all rows of the table in RESULTS.md are of {THREADS} threads")
     out = console()
     rows: list[tuple[str, ...]] = []
     for name in options.models:
@@ -149,11 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out.print(SECTION.table(rows))
     if options.write:
         heading = (
-            f"`python -m benchmarks.memory_budget`, {time.strftime('%Y-%m-%d')}: float32, {options.threads} threads. "
+            f"`python -m benchmarks.memory_budget`: float32, {THREADS} threads. "
             "A budget is a part of what a run allocates without one; where it cannot be met, the smallest that can be "
             "is taken. Predicted: intermediate results and outputs; allocated: with what kernels take for themselves."
         )
-        SECTION.write(SECTION.markdown(heading, rows))
+        SECTION.write(SECTION.markdown(heading, merged(rows, SECTION.rows())))
         out.print("written to RESULTS.md")
 
 

@@ -55,6 +55,13 @@ class Section:
         lines = (f"| {' | '.join(cells)} |" for cells in (self.columns, *rows))
         return "\n".join([heading, "", next(lines), f"|{'|'.join(ruler)}|", *lines])
 
+    def rows(self, path: Path = RESULTS) -> list[list[str]]:
+        """The rows that stand between the markers of a file, if they have these columns."""
+        _, _, rest = path.read_text(encoding="utf-8").partition(self.begin)
+        lines = [line for line in rest.partition(self.end)[0].splitlines() if line.startswith("|")]
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        return cells[2:] if cells[:1] == [list(self.columns)] else []
+
     def write(self, text: str, path: Path = RESULTS) -> None:
         """Put `text` between the markers of a file, which is changed as a whole or not at all.
 

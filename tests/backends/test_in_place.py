@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -228,3 +229,16 @@ def test_a_kernel_that_does_not_read_the_input_or_not_write_the_result() -> None
 def test_large_buffers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_place, "_MOST", N - 1)
     assert not allowed(over(copy))
+
+
+def test_a_large_buffer_is_enumerated_in_few_arrays() -> None:
+    """52 bytes for each element: positions, times, and what they are made of; of 64 bits they took 75."""
+    count = 1 << 20
+    buffers = buffer("x", count), buffer("y", count)
+    tracemalloc.start()
+    try:
+        assert allowed(over(copy, ForKind.PARALLEL, extent=count), buffers)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 60 * count

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.memory_budget import SECTION, measure
+from benchmarks.memory_budget import SECTION, main, measure, merged
 from benchmarks.results import RESULTS
 from models import unet
 
@@ -19,3 +19,15 @@ def test_a_small_network_at_half_of_its_memory() -> None:
 def test_the_results_have_a_place_for_the_table() -> None:
     text = RESULTS.read_text(encoding="utf-8")
     assert text.index(SECTION.begin) < text.index(SECTION.end)
+
+
+def test_rows_of_models_that_were_not_measured_stay() -> None:
+    kept = [["unet-1024", "none", "old"], ["mine", "none", "old"], ["bert-base-512", "none", "old"]]
+    new = [("vit-1024", "none", "new"), ("bert-base-512", "9.0", "new")]
+    assert merged(new, kept) == [new[0], kept[0], new[1], kept[1]]
+
+
+def test_rows_of_another_number_of_threads_do_not_get_into_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--write", "--threads", "1"])
+    assert "all rows of the table in RESULTS.md are of 2 threads" in capsys.readouterr().err

@@ -45,6 +45,21 @@ def test_markdown_aligns_numbers_to_the_right() -> None:
     )
 
 
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    path.write_text("<!-- begin -->\n<!-- end -->\n| other | table |\n")
+    assert SECTION.rows(path) == []
+    rows = [*ROWS, ("empty", "", "")]
+    SECTION.write(SECTION.markdown("By hand.", rows), path)
+    assert SECTION.rows(path) == [list(row) for row in rows]
+
+
+def test_rows_with_other_columns_are_left(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    path.write_text("<!-- begin -->\n| model | s |\n|---|---:|\n| small | 1 |\n<!-- end -->\n")
+    assert SECTION.rows(path) == []
+
+
 def test_writing_replaces_what_is_between_the_markers_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "RESULTS.md"
     path.write_text("# Results\n\n<!-- begin -->\nold\n<!-- end -->\nafter\n")
