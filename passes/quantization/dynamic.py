@@ -88,7 +88,8 @@ class Rows:
         dims = self.editor.shapes.dims(x)
         assert dims is not None, "there is no obstacle"
         if x not in self._rounded:
-            self._rounded[x] = self._round(x, dims, node)
+            assert weight.shape is not None, "it is a constant, [K, N] where x has more than two axes"
+            self._rounded[x] = self._round(x, len(dims), weight.shape.numpy()[0], node)
         operands = [self._rounded[x], weight]
         if len(dims) == 2:
             for index, operand in enumerate(operands):
@@ -111,11 +112,10 @@ class Rows:
             "Concat", [front, last], f"{x.name}_shape", before, {"axis": 0}, ir.DataType.INT64
         ).outputs[0]
 
-    def _round(self, x: ir.Value, dims: Dims, before: ir.Node) -> ir.Value:
-        """`x` as a matrix of rounded rows, `[M, K]`."""
+    def _round(self, x: ir.Value, rank: int, width: int, before: ir.Node) -> ir.Value:
+        """`x` as a matrix of rounded rows, `[M, K]`; K is what the weight has: of `x` it may not be known."""
         writer, name = self.writer, x.name
-        if len(dims) > 2:
-            width = dims[-1] if isinstance(dims[-1], int) else 0
+        if rank > 2:
             shape = writer.constant(f"{name}_matrix", np.array([-1, width]), before)
             x = writer.node("Reshape", [x, shape], f"{name}_rows", before).outputs[0]
         axes = writer.constant(f"{name}_axis", np.array([1]), before)

@@ -151,6 +151,13 @@ def test_rows_have_scales_of_their_own(shape: tuple[int, ...], symbols: bool, ke
         assert error(model, result, x) < BOUND
 
 
+def test_rows_whose_length_the_weight_alone_knows() -> None:
+    model = graph("g (float[B,N,K] x) => (float[B,N,12] y) { y = MatMul(x, w) }")
+    result = QuantizeInt8(dynamic=True)(model.clone()).model
+    assert "QuantizeLinear" in operators(result)
+    assert error(model, result, RNG.standard_normal((2, 3, 16)).astype(np.float32)) < BOUND
+
+
 def test_a_row_of_zeros_stays_zero() -> None:
     model = graph(MATMUL)
     result = QuantizeInt8(dynamic=True)(model.clone()).model
