@@ -4,8 +4,8 @@
     python -m benchmarks.int8_kernels --models resnet-50       # one model, and the products
     python -m benchmarks.int8_kernels --models --write         # the products alone, into benchmarks/RESULTS.md
 
-A product is the shortest of many runs of its kernel alone; the peak is that of `benchmarks.byte_peak`. The models are
-read by everyone from the same QDQ file, and timed as `optimizer.timing` does. Nothing else should run meanwhile.
+A product is the shortest of many runs of its kernel alone; the peak is that of `benchmarks.arithmetic_peak`. The models
+are read by everyone from the same QDQ file, and timed as `optimizer.timing` does. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 
 from benchmarks import contestants
-from benchmarks.byte_peak import byte_peak
+from benchmarks.arithmetic_peak import arithmetic_peak
 from benchmarks.contestants import OPENVINO, ORT, TERSOR
 from benchmarks.int8_models import MODELS, quantized
 from benchmarks.results import RESULTS, Section, console, versions
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help=f"write the tables into {RESULTS.name}")
     options = parser.parse_args(arguments)
     screen = console()
-    peak = byte_peak(options.threads)
+    peak = arithmetic_peak("int8", options.threads)
     products = [measure_product(s, tail, peak, options.threads).cells() for s in SHAPES for tail in TAILS]
     screen.print(PRODUCTS.table(products))
     models = []
