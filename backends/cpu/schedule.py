@@ -15,6 +15,7 @@ from backends.cpu.half import computed_in_float32
 from backends.cpu.linker import TRIPLES
 from backends.cpu.prediction import predict
 from backends.cpu.probe import probe
+from backends.cpu.small_loops import without_small_parallel_loops
 from backends.relax.aliases import COPIES
 from backends.relax.blocks import outer_parallel
 from backends.relax.kernel import Kernel, decode, inline
@@ -103,5 +104,10 @@ def _outer_parallel(function: tirx.PrimFunc) -> tirx.PrimFunc:
     if not isinstance(function.body, s_tir.SBlockRealize):
         return function
     if function.body.block.name_hint != "root":  # one procedure, which says itself what runs in parallel
-        return _finished(function, function)
-    return _finished(outer_parallel(function), function)
+        return _sparing(function, function)
+    return _sparing(outer_parallel(function), function)
+
+
+def _sparing(new: tirx.PrimFunc, old: tirx.PrimFunc) -> tirx.PrimFunc:
+    body = without_small_parallel_loops(new.body)
+    return _finished(tirx.PrimFunc(new.params, body, new.ret_type), old)

@@ -212,11 +212,8 @@ class Machine:
         """A copy of an output that shares memory with an input or a weight; the output itself otherwise."""
         if not isinstance(output, np.ndarray):
             return output
-        start = output.ctypes.data
         borrowed = [*inputs, self.weights]
-        shared = any(
-            isinstance(a, np.ndarray) and a.ctypes.data <= start < a.ctypes.data + max(a.nbytes, 1) for a in borrowed
-        )
+        shared = any(isinstance(a, np.ndarray) and np.may_share_memory(output, a) for a in borrowed)
         return output.copy() if shared else output
 
 
