@@ -4,7 +4,8 @@
     python -m benchmarks.symbolic --models bert-base   # one
     python -m benchmarks.symbolic --write              # all, into benchmarks/RESULTS.md
 
-Both are compiled from the same model and called with the same inputs, each in a process of its own, in turn.
+One artifact for all sizes is compiled with the first sizes as its example. At these and at others it is called in turn
+with an artifact for exactly those, with the same inputs, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from benchmarks.results import Section, console, versions
 from models import ModelCase
 from optimizer import optimize
 from optimizer.frontends import load_model
-from optimizer.timing import compete, ratio, relative_error
+from optimizer.timing import Measurement, compete, ratio, relative_error
 
 SYMBOLIC = {
     "bert-base": (0, 1),
@@ -40,6 +42,16 @@ SYMBOLIC = {
     "ppocr-rec": (0, 3),
 }
 """Model -> the axes of its inputs that have no size: batch, sequence, height, width."""
+OTHERS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "bert-base": ((4, 64),),
+    "minilm": ((8, 37),),
+    "gpt2": ((2, 200),),
+    "vit-b16": ((3,),),
+    "resnet-50": ((4, 320, 320), (1, 448, 448), (1, 640, 480)),
+    "mobilenet-v2": ((4, 320, 320), (1, 640, 480)),
+    "ppocr-rec": ((4, 480),),
+}
+"""Model -> sizes of these axes at which it is compared, besides those of its example."""
 THREADS, ROUNDS = 2, 15
 STATIC, OPEN = "static", "symbolic"
 SECTION = Section(
@@ -51,18 +63,28 @@ SECTION = Section(
 )
 
 
-def compile_both(case: ModelCase, axes: Sequence[int], folder: Path) -> dict[str, Path]:
-    """The model with the sizes of its example and with symbolic ones, compiled and saved."""
-    paths = {name: folder / f"{name}.tersor" for name in (STATIC, OPEN)}
+def compile_static(case: ModelCase, path: Path) -> None:
+    """Compile the model for the sizes of its example, and save it."""
+    model: Any = case.model if isinstance(case.model, torch.nn.Module) else sized(case, None)
+    optimize(model, example_inputs=case.example_inputs).save(path)
+
+
+def compile_open(case: ModelCase, axes: Sequence[int], path: Path) -> None:
+    """Compile the model for any sizes of the axes, and save it."""
     if isinstance(case.model, torch.nn.Module):
         shapes: Any = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for _ in case.example_inputs)
-        given: dict[str, Any] = {"model": case.model, "example_inputs": case.example_inputs}
-        optimize(**given).save(paths[STATIC])
-        optimize(**given, dynamic_shapes=shapes).save(paths[OPEN])
-        return paths
-    optimize(sized(case, None), example_inputs=case.example_inputs).save(paths[STATIC])
-    optimize(sized(case, axes), example_inputs=case.example_inputs).save(paths[OPEN])
-    return paths
+        optimize(case.model, example_inputs=case.example_inputs, dynamic_shapes=shapes).save(path)
+    else:
+        optimize(sized(case, axes), example_inputs=case.example_inputs).save(path)
+
+
+def resized(case: ModelCase, axes: Sequence[int], sizes: Sequence[int]) -> ModelCase:
+    """The model with an example of other sizes, which repeats the elements of its own."""
+    wanted = dict(zip(axes, sizes, strict=True))
+    others = [np.resize(a, [wanted.get(axis, size) for axis, size in enumerate(a.shape)]) for a in arrays(case)]
+    if isinstance(case.example_inputs, dict):
+        return replace(case, example_inputs=dict(zip(case.example_inputs, others, strict=True)))
+    return replace(case, example_inputs=tuple(map(torch.from_numpy, others)))
 
 
 def sized(case: ModelCase, axes: Sequence[int] | None) -> ir.Model:
@@ -75,19 +97,24 @@ def sized(case: ModelCase, axes: Sequence[int] | None) -> ir.Model:
     return graph
 
 
-def measure(name: str, threads: int, rounds: int) -> list[str]:
-    """The cells of a model's row."""
+def measure(name: str, threads: int, rounds: int) -> Iterator[list[str]]:
+    """The cells of a model's rows, one for each choice of sizes."""
     case, axes = models.load(name), SYMBOLIC[name]
-    inputs = arrays(case)
     with tempfile.TemporaryDirectory() as folder:
-        paths = compile_both(case, axes, Path(folder))
-        builds = {each: partial(tersor, path, inputs, threads) for each, path in paths.items()}
-        measured = compete(builds, rounds)
+        paths = {each: Path(folder) / f"{each}.tersor" for each in (STATIC, OPEN)}
+        compile_open(case, axes, paths[OPEN])
+        for at in (case, *(resized(case, axes, sizes) for sizes in OTHERS[name])):
+            compile_static(at, paths[STATIC])
+            inputs = arrays(at)
+            builds = {each: partial(tersor, path, inputs, threads) for each, path in paths.items()}
+            yield [name, *_cells(compete(builds, rounds), inputs[0].shape, axes)]
+
+
+def _cells(measured: dict[str, Measurement], shape: Sequence[int], axes: Sequence[int]) -> list[str]:
     error = relative_error(measured[OPEN].outputs, measured[STATIC].outputs)
-    shape = inputs[0].shape
-    sizes = "x".join(f"[{size}]" if axis in axes else str(size) for axis, size in enumerate(np.array(shape)))
+    sizes = "x".join(f"[{size}]" if axis in axes else str(size) for axis, size in enumerate(shape))
     milliseconds = [f"{measured[each].seconds * 1e3:.2f}" for each in (STATIC, OPEN)]
-    return [name, sizes, *milliseconds, str(ratio(measured[OPEN], measured[STATIC])), f"{error:.0e}"]
+    return [sizes, *milliseconds, str(ratio(measured[OPEN], measured[STATIC])), f"{error:.0e}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,9 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     screen = console()
     rows = []
     for name in options.models:
-        with screen.status(name):
-            rows.append(measure(name, options.threads, options.rounds))
-        screen.print("  ".join(rows[-1]), markup=False)
+        for row in measure(name, options.threads, options.rounds):
+            rows.append(row)
+            screen.print("  ".join(row), markup=False)
     screen.print(SECTION.table(rows))
     if options.write:
         how = (
