@@ -52,7 +52,7 @@ def test_parallel_iterations_are_threads() -> None:
 
 def test_other_iterations_are_one_thread() -> None:
     text = str(lower_procedure(_iterations(4, ForKind.SERIAL), GPU))
-    assert 'launch_thread("threadIdx.x", T.int64(1))' in text
+    assert 'launch_thread("threadIdx.x", 1)' in text
 
 
 def test_too_much_memory_of_an_iteration_is_refused() -> None:
