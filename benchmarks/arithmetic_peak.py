@@ -19,7 +19,7 @@ from optimizer.target import Cpu, Target
 
 __all__ = ["arithmetic_peak"]
 
-SUMS = 12
+SUMS = 20
 """Vectors that are added to in turn: enough that none waits for its own last sum."""
 STEPS = 500_000
 ROUNDS = 60
