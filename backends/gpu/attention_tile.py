@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from backends.gpu.tile_model import (
     ELEMENT_BYTES,
@@ -18,7 +19,7 @@ from backends.gpu.tile_model import (
 )
 from optimizer.gpus import Gpu
 
-__all__ = ["AttentionSizes", "AttentionTile", "best_attention_tile", "estimate_attention"]
+__all__ = ["AttentionSizes", "AttentionTile", "best_attention_tile", "estimate_attention", "estimate_blocks"]
 
 _ACROSS = 16
 """Threads that share a row of queries: half a warp, so that a warp reads two groups of queries and one of keys."""
@@ -133,16 +134,52 @@ class AttentionTile:
         )
 
 
+class Block(Protocol):
+    """What an estimate asks of a tile."""
+
+    @property
+    def rows(self) -> int:
+        """Queries of a block."""
+
+    @property
+    def keys(self) -> int:
+        """Of a step."""
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a block."""
+
+    @property
+    def registers(self) -> int:
+        """Of a thread."""
+
+
 def estimate_attention(sizes: AttentionSizes, tile: AttentionTile, gpu: Gpu) -> Estimate:
-    """Of an attention: waves of blocks, and the device's memory; the longer of the two."""
+    """Of an attention on plain cores; see `estimate_blocks`."""
+    return estimate_blocks(sizes, tile, gpu, _step_cycles(tile, gpu))
+
+
+def estimate_blocks(sizes: AttentionSizes, tile: Block, gpu: Gpu, busy: float, *, ahead: int = 1) -> Estimate:
+    """Of an attention: waves of blocks, and the device's memory; the longer of the two.
+
+    Args:
+        sizes: What is computed.
+        tile: Of a block.
+        gpu: The device.
+        busy: Cycles of a step of a block that has a multiprocessor to itself.
+        ahead: Steps whose keys and values are on their way meanwhile.
+    """
     heads, rows, keys = (_UNKNOWN_ROWS if n is None else max(1, n) for n in (sizes.heads, sizes.rows, sizes.keys))
     blocks = heads * -(-rows // tile.rows)
     resident = max(1, occupancy(gpu, tile.threads, tile.shared_bytes, tile.registers))
     steps = max(1, round(sizes.share * -(-keys // tile.keys)))
-    busy = _step_cycles(tile, gpu)
     read = heads * (rows * sizes.size + keys * (sizes.size + sizes.value_size)) * sizes.element
     least = float(read + heads * rows * sizes.value_size * sizes.element)
-    compute = step_seconds(gpu, blocks, resident, steps, busy)
+    compute = step_seconds(gpu, blocks, resident, steps, busy, ahead=ahead)
     memory = least / gpu.memory_bytes_a_second
     longest = max(compute, memory)
     bound = "compute" if compute >= memory else "memory"

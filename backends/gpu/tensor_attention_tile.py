@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from backends.gpu.attention_tile import AttentionSizes
+from backends.gpu.attention_tile import AttentionSizes, estimate_blocks
 from backends.gpu.tile_model import (
     L2_BYTES_A_CYCLE,
     STATIC_BYTES,
     Estimate,
     fma_lanes,
     issue_limit,
-    occupancy,
-    step_seconds,
 )
 from optimizer.gpus import Gpu
 
@@ -29,7 +27,6 @@ _STAGES = 2
 _OTHER_REGISTERS = 48
 _REGISTER_SHARE = 0.8
 """Of a thread's registers that are counted here: a larger share than of products, since all of them are."""
-_UNKNOWN_ROWS = 512
 _SOFTMAX_INSTRUCTIONS = 12
 """For a score: scale, condition, maximum, exponential, sum and conversion."""
 _ALIKE = 1.05
@@ -117,25 +114,8 @@ class TensorAttentionTile:
 
 
 def estimate_tensor_attention(sizes: AttentionSizes, tile: TensorAttentionTile, gpu: Gpu) -> Estimate:
-    """Of an attention: waves of blocks, and the device's memory; the longer of the two."""
-    heads, rows, keys = (_UNKNOWN_ROWS if n is None else max(1, n) for n in (sizes.heads, sizes.rows, sizes.keys))
-    blocks = heads * -(-rows // tile.rows)
-    resident = max(1, occupancy(gpu, tile.threads, tile.shared_bytes, tile.registers))
-    steps = max(1, round(sizes.share * -(-keys // tile.keys)))
-    read = heads * (rows * sizes.size + keys * (sizes.size + sizes.value_size)) * sizes.element
-    least = float(read + heads * rows * sizes.value_size * sizes.element)
-    compute = step_seconds(gpu, blocks, resident, steps, _step_cycles(tile, gpu), ahead=_STAGES - 1)
-    memory = least / gpu.memory_bytes_a_second
-    longest = max(compute, memory)
-    bound = "compute" if compute >= memory else "memory"
-    return Estimate(
-        gpu.launch_seconds + longest,
-        2.0 * sizes.share * heads * rows * keys * (sizes.size + sizes.value_size),
-        least,
-        least,
-        min(1.0, resident * tile.threads / gpu.threads_each),
-        bound if longest > gpu.launch_seconds else "launch",
-    )
+    """Of an attention on tensor cores; see `estimate_blocks`."""
+    return estimate_blocks(sizes, tile, gpu, _step_cycles(tile, gpu), ahead=_STAGES - 1)
 
 
 def _step_cycles(tile: TensorAttentionTile, gpu: Gpu) -> float:
