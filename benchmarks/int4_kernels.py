@@ -1,8 +1,8 @@
 """Products with weights of 4 bits, beside ONNX Runtime's `MatMulNBits` and beside a plain read of the weights.
 
 `MatMulNBits` with accuracy_level 4 rounds its activations to int8, in blocks. We are measured twice: with float32
-activations, which nothing rounds, and with activations that the graph rounds to int8, row by row. All have the same
-codes and scales. One row has as many layers as no cache holds, as in a language model that writes token by token.
+activations, which nothing rounds, and with activations that the graph rounds to int8 in the same blocks. All have the
+same codes and scales. One row has as many layers as no cache holds, as in a language model that writes token by token.
 
     python -m benchmarks.int4_kernels [--rounds N] [--write]
 """
@@ -104,11 +104,12 @@ CASES: tuple[Case, ...] = (
 
 
 def _ours(case: Case, *, rounded: bool) -> Callable[[], Outputs]:
-    """As QDQ graph; `rounded`: with activations in int8, a scale for each row."""
+    """As QDQ graph; `rounded`: with activations in int8, a scale for as many neighbours as weights share one."""
     weights = case.weights()
+    along = f"axis=1, block_size={case.block}"
     scaling = (
-        "a = Abs(x) r = ReduceMax<keepdims=0>(a, last) t = Max(r, tiny) s = Div(t, top) "
-        "q = QuantizeLinear<axis=0, output_dtype=3>(x, s) f = DequantizeLinear<axis=0>(q, s) "
+        "b = Reshape(x, cut) a = Abs(b) r = ReduceMax<keepdims=0>(a, last) t = Max(r, tiny) s = Div(t, top) "
+        f"q = QuantizeLinear<{along}, output_dtype=3>(x, s) f = DequantizeLinear<{along}>(q, s) "
     )
     left = "f" if rounded else "x"
     layers = (
@@ -118,8 +119,10 @@ def _ours(case: Case, *, rounded: bool) -> Callable[[], Outputs]:
     outputs = ", ".join(f"float[{case.rows},{case.columns}] y{i}" for i in range(len(weights)))
     body = f"g (float[{case.rows},{case.depth}] x) => ({outputs}) {{ {scaling if rounded else ''}{' '.join(layers)} }}"
     model = onnx.parser.parse_model(f'<ir_version: 11, opset_import: ["" : 23]> {body}')
-    arrays = {"last": np.array([1]), "tiny": np.array(1e-9, np.float32), "top": np.array(127, np.float32)}
-    held = dict(arrays) if rounded else {}
+    held: dict[str, np.ndarray] = {}
+    if rounded:
+        held = {"last": np.array([2]), "tiny": np.array(1e-9, np.float32), "top": np.array(127, np.float32)}
+        held["cut"] = np.array([0, case.depth // case.block, case.block])
     for i, (codes, scales) in enumerate(weights):
         held |= {f"w{i}": (codes.astype(np.int8) - 8).astype(ml_dtypes.int4), f"s{i}": scales}
     model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in held.items())

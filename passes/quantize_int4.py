@@ -7,7 +7,8 @@ Before and after, for each layer that `passes/quantization/weight_layers.py` lis
    bits are cast to float32 first.
 2. With `method=nf4` -> `MatMul(x, Reshape(Mul(Reshape(Gather(codebook, Cast(codes))), scales)))`, in which
    the scales are dequantized from 8 bits.
-3. With `activations=int8` the rows of what such a `MatMul` or `Gemm` reads are rounded in front of it, as
+3. With `activations=int8` what such a `MatMul` or `Gemm` reads is rounded in front of it, block by block along the
+   reduced axis (`passes/quantization/activation_blocks.py`); with `activations=int8-rows` row by row, as
    `passes/quantization/dynamic.py` does for weights of 8 bits.
 
 Else only weights are quantized, and what is computed with them stays as it is. Which codes and scales are best is
@@ -51,8 +52,11 @@ class QuantizeInt4(Pass):
         block_size: How many weights share a scale: 0 for all of an output, or 16, 32, 64, 128 or 256.
         symmetric: INT4 without zero points, else UINT4 with them.
         scale_type: What scales are stored as: `"float32"`, `"float16"` or `"bfloat16"`.
-        activations: What products of matrices read: `"float32"`, or `"int8"`: rounded while the model runs, with a
-            scale for each row. That is twice as fast or more where there are many rows, and costs some accuracy.
+        activations: What products of matrices read: `"float32"`; or rounded while the model runs, which is twice as
+            fast or more where there are many rows, and costs some accuracy. `"int8"`: with a scale for each block of a
+            row, of as many elements as weights share a scale, and 32 at least (128 where all weights of an output share
+            one; the largest common divisor where the row is no multiple, and all of the row where that is below 32).
+            `"int8-rows"`: with one scale for each row.
         op_types_to_quantize: Operators, separated by `+`.
         nodes_to_exclude: Names of nodes (or of what they compute) that stay as they are, separated by `+`.
         max_error: A layer that would lose more than this stays as it is: the norm of the error of its product on the
@@ -84,7 +88,7 @@ class QuantizeInt4(Pass):
     def __post_init__(self) -> None:
         self._expect("method", self.method, _METHODS)
         self._expect("block_size", self.block_size, _BLOCK_SIZES)
-        self._expect("activations", self.activations, ("float32", "int8"))
+        self._expect("activations", self.activations, ("float32", "int8", "int8-rows"))
         self._expect("scale_type", self.scale_type, tuple(SCALE_TYPES))
         if not self.max_error >= 0:
             raise PipelineError(f"quantize-int4{{max_error}} must not be negative, and is {self.max_error!r}")

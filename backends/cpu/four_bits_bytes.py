@@ -38,7 +38,7 @@ from backends.relax.loops import (
 )
 from backends.relax.nibbles import GROUP
 
-__all__ = ["ByteRows", "whole_units"]
+__all__ = ["ByteRows", "tile_shape", "whole_units"]
 
 _HALVES = 0x0F0F0F0F
 _BLOCK_ROWS = 192
@@ -46,6 +46,10 @@ _BLOCK_ROWS = 192
 _AHEAD = 16
 _PARALLEL_PRODUCTS = 1_000_000
 """Fewer multiply-adds are done by one thread: to wake another takes longer."""
+_OTHERS = 4
+"""Registers for numbers of the left factor, and for the mask of the codes; codes take two for each vector."""
+_CHAINS = 8
+"""Sums that are added to in turn: two products a cycle, of four cycles."""
 _WHOLE = "int32"
 
 
@@ -58,6 +62,30 @@ def whole_units(nest: CodesNest) -> int | None:
     smaller, larger = min(block, other, depth), min(max(block, other), depth)
     fits = smaller == larger == depth or (smaller % GROUP == 0 and (larger % smaller == 0 or larger == depth))
     return smaller if fits else None
+
+
+def tile_shape(registers: int, panel: int, total: int | None) -> tuple[int, int]:
+    """Rows and vectors of a register tile: the most sums that fit beside their totals, in tiles of the most rows.
+
+    Totals without registers go to memory and back in each unit: with units of 32 rows that took a third of the time.
+    They do so only where so few sums would fit otherwise that each product waited for the one before.
+
+    Args:
+        registers: of a vector each.
+        panel: vectors in a panel.
+        total: of all tiles; `None` if that is symbolic.
+    """
+    shapes = []
+    vectors = panel
+    while vectors >= min(2, panel):
+        rows = (registers - 2 * vectors - _OTHERS) // (2 * vectors)
+        if rows * vectors >= _CHAINS:
+            shapes.append((min(rows, total or rows), vectors))
+        vectors //= 2
+    if not shapes:
+        rows = max(1, registers // 2 // panel)
+        return min(rows, total or rows), panel
+    return max(shapes, key=lambda shape: (shape[0] * shape[1], shape[0]))
 
 
 class ByteRows:
@@ -75,8 +103,7 @@ class ByteRows:
         self.bytes, self.scale = nest.parts.left.a.value, nest.parts.left.b
         self.units = -(-self.parts.depth // unit)
         total = known(nest.total_rows)
-        fitting = max(1, nest.cpu.vector_registers // 2 // nest.vectors)
-        most = max(1, min(fitting, total or fitting))
+        most, self.vectors = tile_shape(nest.cpu.vector_registers, nest.vectors, total)
         self.tile_rows = -(-total // -(-total // most)) if total else most
         self.block_rows = max(1, _BLOCK_ROWS // self.tile_rows) * self.tile_rows
         self.totals = local([self.tile_rows * self.parts.width], WIDE, "totals")
@@ -158,12 +185,22 @@ class ByteRows:
         return allocate([self.totals], sequence([full, rest]))
 
     def _tile(self, panel: Expr, first: Expr, height: int) -> Stmt:
-        nest, n, width = self.nest, self.nest.lanes, self.parts.width
-        tile = RegisterTile(height, nest.vectors, n, _WHOLE)
-        cells = [(r, v) for r in range(height) for v in range(nest.vectors)]
+        """Some rows of a panel."""
+        parts = [self._part(panel, first, height, start) for start in range(0, self.nest.vectors, self.vectors)]
+
+        def finish(row: Expr) -> Stmt:
+            return self.nest.store_row(panel, simplify(first + row), self.totals, simplify(row * self.parts.width))
+
+        return sequence([*parts, loop(height, finish, name="row")])
+
+    def _part(self, panel: Expr, first: Expr, height: int, start: int) -> Stmt:
+        """The columns of a register tile."""
+        n, width = self.nest.lanes, self.parts.width
+        tile = RegisterTile(height, self.vectors, n, _WHOLE)
+        cells = [(r, v) for r in range(height) for v in range(self.vectors)]
 
         def total(r: int, v: int) -> list[Expr]:
-            return [span(r * width + v * n, n)]
+            return [span(r * width + (start + v) * n, n)]
 
         def unit(number: Expr, size: int) -> Stmt:
             group = simplify(tirx.floordiv(number * self.unit, GROUP))
@@ -172,46 +209,42 @@ class ByteRows:
                     *self._begin(tile, number, first),
                     loop(
                         size // GROUP,
-                        lambda g: self._group(tile, panel, simplify(group + g), first, GROUP),
+                        lambda g: self._group(tile, panel, start, simplify(group + g), first, GROUP),
                         name="group",
                     ),
-                    self._group(tile, panel, simplify(group + size // GROUP), first, size % GROUP)
+                    self._group(tile, panel, start, simplify(group + size // GROUP), first, size % GROUP)
                     if size % GROUP
                     else None,
-                    *self._scaled(tile, total, panel, number, first),
+                    *self._scaled(tile, total, panel, start, number, first),
                 ]
             )
 
-        def finish(row: Expr) -> Stmt:
-            return nest.store_row(panel, simplify(first + row), self.totals, simplify(row * width))
-
-        begin = [BufferStore(self.totals, nest.number(0.0), total(r, v)) for r, v in cells]
+        begin = [BufferStore(self.totals, self.nest.number(0.0), total(r, v)) for r, v in cells]
         end = [] if self.parts.left_block else [self._by_row(total(r, v), first, r) for r, v in cells]
-        body = sequence([*begin, self._each_unit(unit), *end, loop(height, finish, name="row")])
-        return allocate(tile.buffers, body)
+        return allocate(tile.buffers, sequence([*begin, self._each_unit(unit), *end]))
 
     def _begin(self, tile: RegisterTile, unit: Expr, first: Expr) -> list[Stmt]:
         """Clear the sums of a unit, less what its codes are too high by."""
         if self.parts.zero is not None or not self.corrected:
             return tile.zero()
         n = self.nest.lanes
-        cells = [(r, v) for r in range(tile.rows) for v in range(self.nest.vectors)]
+        cells = [(r, v) for r in range(tile.rows) for v in range(tile.vectors)]
         return [BufferStore(tile.buffers[r], wide(self._sum(first, r, unit), n), [span(v * n, n)]) for r, v in cells]
 
     def _sum(self, first: Expr, r: int, unit: Expr) -> Expr:
         return BufferLoad(self.sums, [simplify((first + r) * self.units + unit)])
 
-    def _group(self, tile: RegisterTile, panel: Expr, group: Expr, first: Expr, size: int) -> Stmt:
+    def _group(self, tile: RegisterTile, panel: Expr, start: int, group: Expr, first: Expr, size: int) -> Stmt:
         """Up to eight rows of codes with all rows of a tile."""
-        nest, n = self.nest, self.nest.lanes
+        nest, n, places = self.nest, self.nest.lanes, range(start, start + tile.vectors)
         statements: list[Stmt | None] = []
         if tile.rows == 1:
-            statements += [prefetch(nest.words(panel, simplify(group + _AHEAD), v)) for v in range(nest.vectors)]
+            statements += [prefetch(nest.words(panel, simplify(group + _AHEAD), v)) for v in places]
         for half in range(-(-size // QUAD)):
-            codes = [self._codes(nest.words(panel, group, v), half) for v in range(nest.vectors)]
+            codes = [self._codes(nest.words(panel, group, v), half) for v in places]
             for r in range(tile.rows):
                 x = wide(self._quad(simplify(first + r), simplify(group * GROUP + half * QUAD), size - half * QUAD), n)
-                for v in range(nest.vectors):
+                for v in range(tile.vectors):
                     here = [span(v * n, n)]
                     total = add_quads(BufferLoad(tile.buffers[r], here), codes[v], x, nest.cpu)
                     statements.append(BufferStore(tile.buffers[r], total, here))
@@ -232,19 +265,25 @@ class ByteRows:
         return quad([self.nest.at(self.bytes, row, simplify(k + i)) for i in range(min(size, QUAD))])
 
     def _scaled(
-        self, tile: RegisterTile, total: Callable[[int, int], list[Expr]], panel: Expr, unit: Expr, first: Expr
+        self,
+        tile: RegisterTile,
+        total: Callable[[int, int], list[Expr]],
+        panel: Expr,
+        start: int,
+        unit: Expr,
+        first: Expr,
     ) -> list[Stmt]:
         """Add the sums of a unit to the totals."""
         nest, n = self.nest, self.nest.lanes
         block = simplify(tirx.floordiv(unit * self.unit, i64(self.parts.block)))
         whole = _WHOLE if n == 1 else f"{_WHOLE}x{n}"
         statements: list[Stmt] = []
-        for v in range(nest.vectors):
-            scale = nest.scales(panel, block, v)
+        for v in range(tile.vectors):
+            scale = nest.scales(panel, block, start + v)
             for r in range(tile.rows):
                 value: Expr = BufferLoad(tile.buffers[r], [span(v * n, n)])
                 if self.parts.zero is not None:
-                    zero = BufferLoad(self.parts.zero, [panel, block, span(v * n, n)])
+                    zero = BufferLoad(self.parts.zero, [panel, block, span((start + v) * n, n)])
                     value = value - tirx.Cast(whole, zero) * wide(self._sum(first, r, unit), n)
                 factor = scale
                 if self.parts.left_block:

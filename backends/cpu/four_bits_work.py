@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from backends.cpu.amounts import element_bytes, scaled
 from backends.cpu.codes import Codes, take_apart
 from backends.cpu.four_bits import few_rows
+from backends.cpu.four_bits_bytes import tile_shape
 from backends.cpu.nibble_vectors import looks_up
 from backends.cpu.tiles import Tiles
 from backends.relax.kernel import Stage
@@ -66,7 +67,7 @@ def _vector_cycles(parts: Codes, tiles: Tiles, rows: int) -> float:
     pipes = cpu.fma_pipes * _BUSY
     folds = _FOLD * depth / parts.block * rows / pipes
     if parts.left_block is not None:
-        tile = min(rows, max(1, cpu.vector_registers // 2 // (parts.width // tiles.lanes())))
+        tile, _ = tile_shape(cpu.vector_registers, parts.width // tiles.lanes(), rows)
         unpacked = 3 * -(-rows // tile) * depth / GROUP / pipes
         return 2 * rows * depth / GROUP / cpu.fma_pipes * (1 if cpu.vnni else 6) + unpacked + folds
     unpacking = 2 if looks_up(cpu) else 3
@@ -81,5 +82,5 @@ def _again(parts: Codes, tiles: Tiles, rows: int) -> int:
     """How often a panel comes from the second-level cache, besides the first time."""
     if parts.left_block is None:
         return 0
-    tile = max(1, tiles.cpu.vector_registers // 2 // (parts.width // tiles.lanes()))
+    tile, _ = tile_shape(tiles.cpu.vector_registers, parts.width // tiles.lanes(), rows)
     return -(-rows // tile) - 1

@@ -21,10 +21,11 @@ from optimizer.ir.shape_info import Dims
 from passes.quantization.layers import Layer
 from passes.quantization.writer import WeightGrids, Writer
 
-__all__ = ["Rows", "quantize_rows"]
+__all__ = ["TINY", "TOP", "Rows", "quantize_rows"]
 
-_TOP = 127.0
-_TINY = 127 * float(np.finfo(np.float32).tiny)
+TOP = 127.0
+"""The largest code."""
+TINY = TOP * float(np.finfo(np.float32).tiny)
 """Divided by 127 it is the smallest normal float32."""
 
 _FIRST_OPSET = 21
@@ -119,8 +120,8 @@ class Rows:
             shape = writer.constant(f"{name}_matrix", np.array([-1, width]), before)
             x = writer.node("Reshape", [x, shape], f"{name}_rows", before).outputs[0]
         axes = writer.constant(f"{name}_axis", np.array([1]), before)
-        tiny = writer.constant(f"{name}_tiny", np.array(_TINY, np.float32), before)
-        top = writer.constant(f"{name}_top", np.array(_TOP, np.float32), before)
+        tiny = writer.constant(f"{name}_tiny", np.array(TINY, np.float32), before)
+        top = writer.constant(f"{name}_top", np.array(TOP, np.float32), before)
         sizes = writer.node("Abs", [x], f"{name}_sizes", before, like=x).outputs[0]
         most = writer.node("ReduceMax", [sizes, axes], f"{name}_largest", before, {"keepdims": 0}).outputs[0]
         most = writer.node("Max", [most, tiny], f"{name}_largest", before).outputs[0]

@@ -21,9 +21,9 @@ from optimizer.errors import ModelError
 from optimizer.ir.edit import Editor, Scope
 from optimizer.ir.float_types import nested_scopes
 from optimizer.ir.query import int_attribute, is_op
+from passes.quantization.activation_blocks import ActivationBlocks
 from passes.quantization.awq import fold_scales, input_scales, scaled_inputs
 from passes.quantization.blocks import SCALE_TYPES, Blocks, Floats, Grid
-from passes.quantization.dynamic import Rows
 from passes.quantization.emit import emit_codes, emit_normal_floats, replace_weight
 from passes.quantization.inputs import Inputs, Source, measure, source_of
 from passes.quantization.methods import Choice, best, relative_error
@@ -84,8 +84,8 @@ class Int4Run:
         self._options = options
         self._model = model
         self._grid = Grid(options.symmetric, options.scale_type)
-        self._products: dict[ir.Node, int] = {}
-        """With a 4-bit weight, and how many columns that has."""
+        self._products: dict[ir.Node, tuple[int, int]] = {}
+        """With a 4-bit weight, and how many rows and columns that has."""
 
     def quantize(self) -> None:
         """Do it.
@@ -105,13 +105,13 @@ class Int4Run:
         else:
             with Walk(self._model, samples, self._options.max_statistics_bytes // 4) as walk:
                 self._quantize_groups(groups, finished, walk)
-        if self._options.activations == "int8":
+        if self._options.activations != "float32":
             self._round_activations()
 
     def _round_activations(self) -> None:
-        """Round the rows that products with 4-bit weights read."""
+        """Round what products with 4-bit weights read."""
         for scope in nested_scopes(Scope(self._model.graph, self._model.opset_imports.get("", 0))):
-            rows = Rows(self.editor, Writer(self.editor, scope))
+            blocks = ActivationBlocks.of(self.editor, Writer(self.editor, scope), self._options.block_size)
             # In the order of the graph: what several of them read is rounded in front of the first.
             for node in [node for node in scope.graph if node in self._products]:
                 x, weight = node.inputs[:2]
@@ -121,11 +121,13 @@ class Int4Run:
                 elif self.editor.shapes.dtype(x) != ir.DataType.FLOAT:
                     reason = f"what it reads is not float32: {x.name!r}"
                 else:
-                    reason = rows.obstacle(x, scope.opset)
+                    reason = blocks.rows.obstacle(x, scope.opset)
                 if reason is not None:
                     self.editor.miss(node, f"its activations stay as they are: {reason}")
+                elif self._options.activations == "int8-rows":
+                    blocks.rows.multiply(node, weight, self._products[node][1])
                 else:
-                    rows.multiply(node, weight, self._products[node])
+                    blocks.multiply(node, weight, *self._products[node])
 
     def _quantize_groups(self, groups: Sequence[_Group], finished: Finished, walk: Walk | None) -> None:
         total = sum(len(group.layers) for group in groups)
@@ -268,7 +270,9 @@ class Int4Run:
         return dict(zip(wanted, measure(walk.observe, wanted), strict=True))
 
     def _replace(self, layer: Layer, new: ir.Value, method: str, error: float) -> None:
-        self._products.update((node, layer.columns) for node in layer.nodes if is_op(node, "Gemm", "MatMul"))
+        self._products.update(
+            (node, (layer.rows, layer.columns)) for node in layer.nodes if is_op(node, "Gemm", "MatMul")
+        )
         replace_weight(self.editor, layer, new, {"method": method, "error": float(f"{error:.3g}")})
 
     def _blocks(self, layer: Layer) -> Blocks:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.cpu.four_bits_bytes import tile_shape
 from optimizer.executable import Executable
 from optimizer.target import Target
 from tests.backends.bfloat16 import TARGETS, instructions, usable
@@ -188,3 +189,19 @@ class TestWhatIsComputedInFloat:
 
     def test_numbers_of_a_codebook(self, tmp_path: Path) -> None:
         assert not uses_bytes(product(normal_floats(64, 40), 3), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("registers", "panel", "rows", "shape"),
+    [
+        (32, 4, None, (6, 2)),
+        (32, 4, 5, (5, 2)),
+        (32, 4, 2, (2, 4)),
+        (32, 4, 1, (1, 4)),
+        (32, 1, None, (13, 1)),
+        (16, 4, None, (2, 4)),
+        (16, 4, 1, (1, 4)),
+    ],
+)
+def test_tiles_hold_their_sums_and_totals(registers: int, panel: int, rows: int | None, shape: tuple[int, int]) -> None:
+    assert tile_shape(registers, panel, rows) == shape

@@ -13,6 +13,7 @@ from optimizer.calibration import Samples
 from optimizer.errors import InputError, ModelError, PipelineError
 from optimizer.pass_manager import Pass, PassManager, parse_pipeline
 from optimizer.testing import check_pass
+from passes.quantization.blocks import Floats
 from passes.quantization.emit import NOTE
 from passes.quantize_int4 import QuantizeInt4
 from passes.registry import PASSES
@@ -302,7 +303,7 @@ def test_options_print_back() -> None:
         ({"method": "best"}, "method} must be one of auto, rtn, .* not 'best'"),
         ({"block_size": 48}, "block_size} must be one of 0, 16, 32, 64, 128, 256, not 48"),
         ({"scale_type": "double"}, "scale_type} must be one of float32, float16, bfloat16, not 'double'"),
-        ({"activations": "int4"}, "activations} must be one of float32, int8, not 'int4'"),
+        ({"activations": "int4"}, "activations} must be one of float32, int8, int8-rows, not 'int4'"),
         ({"max_error": -0.1}, "max_error} must not be negative, and is -0.1"),
         ({"max_error": 0.1, "method": "awq"}, "max_error} is not for method=awq, which scales all that read a value"),
         ({"max_error": float("nan")}, "max_error} must not be negative, and is nan"),
@@ -412,12 +413,13 @@ def test_16_bits_that_would_not_become_fewer_stay() -> None:
 # --- 3. Activations of 8 bits ---
 
 
+@pytest.mark.parametrize("rounded", ["int8", "int8-rows"])
 @pytest.mark.parametrize("graph", ["MatMul", "Gemm", "Gemm transB"])
-def test_rows_are_rounded_while_the_model_runs(graph: str) -> None:
+def test_activations_are_rounded_while_the_model_runs(graph: str, rounded: str) -> None:
     text, shapes = GRAPHS[graph]
     model = model_of(text, weights_of(shapes))
     result, plain = (
-        quantized(model, QuantizeInt4(method="rtn", activations=activations)) for activations in ("int8", "float32")
+        quantized(model, QuantizeInt4(method="rtn", activations=activations)) for activations in (rounded, "float32")
     )
     inputs = {"x": input_of(model)}
     (found,), (exact,), (again,) = answers(result, inputs), answers(plain, inputs), reference_answers(result, inputs)
@@ -425,19 +427,55 @@ def test_rows_are_rounded_while_the_model_runs(graph: str) -> None:
     assert 0 < np.linalg.norm(found - exact) < 0.015 * np.linalg.norm(exact)
     np.testing.assert_allclose(found, again, rtol=1e-3, atol=1e-3)
     assert [node.op_type for node in result.graph].count("QuantizeLinear") == 1
-    assert not QuantizeInt4(method="rtn", activations="int8")(result.clone()).modified
+    assert not QuantizeInt4(method="rtn", activations=rounded)(result.clone()).modified
 
 
-def test_rows_of_more_axes_that_two_products_read_are_rounded_once() -> None:
+@pytest.mark.parametrize("rounded", ["int8", "int8-rows"])
+def test_activations_of_more_axes_that_two_products_read_are_rounded_once(rounded: str) -> None:
     text = "g (float[B,M,96] x) => (float[B,M,40] y, float[B,M,24] z) { y = MatMul(x, w) z = MatMul(x, v) }"
     model = model_of(text, weights_of({"w": (96, 40), "v": (96, 24)}))
-    result = quantized(model, QuantizeInt4(method="rtn", activations="int8"))
+    result = quantized(model, QuantizeInt4(method="rtn", activations=rounded))
     assert [node.op_type for node in result.graph].count("QuantizeLinear") == 1
     x = RNG.normal(size=(2, 3, 96)).astype(np.float32)
     plain = quantized(model, QuantizeInt4(method="rtn"))
     for found, exact in zip(answers(result, {"x": x}), answers(plain, {"x": x}), strict=True):
         assert found.shape == exact.shape
         assert 0 < np.linalg.norm(found - exact) < 0.015 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize(
+    ("depth", "block_size", "block"),
+    [(128, 64, 64), (128, 16, 32), (96, 64, 32), (256, 0, 128), (192, 256, 64), (40, 64, 0), (72, 0, 0)],
+)
+def test_blocks_of_activations_divide_a_row_and_those_of_the_weights(depth: int, block_size: int, block: int) -> None:
+    model = model_of(MATMUL.replace("96", str(depth)), weights_of({"w": (depth, 40)}))
+    result = quantized(model, QuantizeInt4(method="rtn", activations="int8", block_size=block_size))
+    (node,) = (node for node in result.graph if node.op_type == "QuantizeLinear")
+    found = node.attributes.get_int("block_size", 0)
+    assert found == block
+    assert node.attributes.get_int("axis", 1) == (1 if block else 0)
+
+
+def test_a_large_number_makes_the_steps_of_its_own_block_coarse() -> None:
+    model = model_of(MATMUL, weights_of({"w": (96, 40)}))
+    x = RNG.normal(size=(3, 96)).astype(np.float32)
+    x[:, 5] = 1000
+    other = x.copy()
+    other[:, :32] = 0
+    plain, blocks, rows = (
+        quantized(model.clone(), QuantizeInt4(method="rtn", block_size=32, activations=each))
+        for each in ("float32", "int8", "int8-rows")
+    )
+
+    def of_others(result: ir.Model) -> Floats:
+        """What the blocks without the large number give."""
+        nothing = np.where(np.arange(96) < 32, x, 0)
+        return answers(result, {"x": x})[0] - answers(result, {"x": nothing})[0]
+
+    exact = answers(plain, {"x": other})[0]
+    errors = [np.linalg.norm(of_others(each) - exact) / np.linalg.norm(exact) for each in (blocks, rows)]
+    assert errors[0] < 0.015
+    assert errors[1] > 0.5
 
 
 @pytest.mark.parametrize(
