@@ -10,14 +10,16 @@ unpacked, some rows at a time, and the panel comes from the second-level cache f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tvm import tirx
 
 from backends.cpu.bfloat16 import neighbours
 from backends.cpu.codes import WIDE, CodesNest
 from backends.cpu.quads import QUAD, add_quads, quad
-from backends.cpu.register_tile import RegisterTile, remainder, span, wide
+from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, span, wide
 from backends.relax.loops import (
     BufferLoad,
     BufferStore,
@@ -88,6 +90,30 @@ def tile_shape(registers: int, panel: int, total: int | None) -> tuple[int, int]
     return max(shapes, key=lambda shape: (shape[0] * shape[1], shape[0]))
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A register tile in a panel.
+
+    Attributes:
+        panel: which.
+        first: its first row.
+        start: its first vector in the panel.
+        sums: of a unit.
+        lines: places in the rows of the next panel that are asked for while these are multiplied.
+    """
+
+    panel: Expr
+    first: Expr
+    start: int
+    sums: RegisterTile
+    lines: list[Expr]
+
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """Rows and vectors."""
+        return [(r, v) for r in range(self.sums.rows) for v in range(self.sums.vectors)]
+
+
 class ByteRows:
     """All rows of a product.
 
@@ -105,6 +131,7 @@ class ByteRows:
         total = known(nest.total_rows)
         most, self.vectors = tile_shape(nest.cpu.vector_registers, nest.vectors, total)
         self.tile_rows = -(-total // -(-total // most)) if total else most
+        self.streamed = nest.tiles.streamed(math.prod(int(size) for size in self.parts.words.shape))
         self.block_rows = max(1, _BLOCK_ROWS // self.tile_rows) * self.tile_rows
         self.totals = local([self.tile_rows * self.parts.width], WIDE, "totals")
         self.sums = local([simplify(nest.total_rows * self.units)], _WHOLE, "sums")
@@ -169,10 +196,14 @@ class ByteRows:
         rows = self.tile_rows
         whole = simplify(tirx.floordiv(count, i64(rows)))
 
-        def tile(row: Expr, height: int) -> Stmt:
-            return self._tile(panel, simplify(first + row), height)
+        def tile(row: Expr, height: int, lines: Sequence[Expr] = ()) -> Stmt:
+            return self._tile(panel, simplify(first + row), height, list(lines))
 
-        full = loop(whole, lambda t: tile(simplify(t * rows), rows), name="tile")
+        def numbered(index: Expr) -> Stmt:
+            lines = lines_ahead(index, known(whole), self.parts.width) if self.streamed and rows > 1 else []
+            return tile(simplify(index * rows), rows, lines)
+
+        full = loop(whole, numbered, name="tile")
         total = known(self.nest.total_rows)
         start = simplify(whole * rows)
         if total is None:
@@ -184,66 +215,72 @@ class ByteRows:
             )
         return allocate([self.totals], sequence([full, rest]))
 
-    def _tile(self, panel: Expr, first: Expr, height: int) -> Stmt:
-        """Some rows of a panel."""
-        parts = [self._part(panel, first, height, start) for start in range(0, self.nest.vectors, self.vectors)]
+    def _tile(self, panel: Expr, first: Expr, height: int, lines: list[Expr]) -> Stmt:
+        """Some rows of a panel; `lines`: places in rows of the next panel that are asked for meanwhile."""
+        n = self.nest.lanes
+        places = range(0, self.nest.vectors, self.vectors)
+        tiles = [
+            _Part(panel, first, start, RegisterTile(height, self.vectors, n, _WHOLE), [] if start else lines)
+            for start in places
+        ]
 
         def finish(row: Expr) -> Stmt:
             return self.nest.store_row(panel, simplify(first + row), self.totals, simplify(row * self.parts.width))
 
-        return sequence([*parts, loop(height, finish, name="row")])
+        return sequence([*map(self._part, tiles), loop(height, finish, name="row")])
 
-    def _part(self, panel: Expr, first: Expr, height: int, start: int) -> Stmt:
-        """The columns of a register tile."""
-        n, width = self.nest.lanes, self.parts.width
-        tile = RegisterTile(height, self.vectors, n, _WHOLE)
-        cells = [(r, v) for r in range(height) for v in range(self.vectors)]
-
-        def total(r: int, v: int) -> list[Expr]:
-            return [span(r * width + (start + v) * n, n)]
+    def _part(self, part: _Part) -> Stmt:
+        """All of K for a register tile."""
 
         def unit(number: Expr, size: int) -> Stmt:
             group = simplify(tirx.floordiv(number * self.unit, GROUP))
+            whole, rest = divmod(size, GROUP)
             return sequence(
                 [
-                    *self._begin(tile, number, first),
-                    loop(
-                        size // GROUP,
-                        lambda g: self._group(tile, panel, start, simplify(group + g), first, GROUP),
-                        name="group",
-                    ),
-                    self._group(tile, panel, start, simplify(group + size // GROUP), first, size % GROUP)
-                    if size % GROUP
-                    else None,
-                    *self._scaled(tile, total, panel, start, number, first),
+                    *self._begin(part, number),
+                    loop(whole, lambda g: self._group(part, simplify(group + g), GROUP), name="group"),
+                    self._group(part, simplify(group + whole), rest) if rest else None,
+                    *self._scaled(part, number),
                 ]
             )
 
-        begin = [BufferStore(self.totals, self.nest.number(0.0), total(r, v)) for r, v in cells]
-        end = [] if self.parts.left_block else [self._by_row(total(r, v), first, r) for r, v in cells]
-        return allocate(tile.buffers, sequence([*begin, self._each_unit(unit), *end]))
+        cells = part.cells
+        begin = [BufferStore(self.totals, self.nest.number(0.0), self._total(part, r, v)) for r, v in cells]
+        end = [] if self.parts.left_block else [self._by_row(part, r, v) for r, v in cells]
+        return allocate(part.sums.buffers, sequence([*begin, self._each_unit(unit), *end]))
 
-    def _begin(self, tile: RegisterTile, unit: Expr, first: Expr) -> list[Stmt]:
+    def _total(self, part: _Part, r: int, v: int) -> list[Expr]:
+        """Where the total of a sum is."""
+        n = self.nest.lanes
+        return [span(r * self.parts.width + (part.start + v) * n, n)]
+
+    def _begin(self, part: _Part, unit: Expr) -> list[Stmt]:
         """Clear the sums of a unit, less what its codes are too high by."""
         if self.parts.zero is not None or not self.corrected:
-            return tile.zero()
+            return part.sums.zero()
         n = self.nest.lanes
-        cells = [(r, v) for r in range(tile.rows) for v in range(tile.vectors)]
-        return [BufferStore(tile.buffers[r], wide(self._sum(first, r, unit), n), [span(v * n, n)]) for r, v in cells]
+        return [
+            BufferStore(part.sums.buffers[r], wide(self._sum(part.first, r, unit), n), [span(v * n, n)])
+            for r, v in part.cells
+        ]
 
     def _sum(self, first: Expr, r: int, unit: Expr) -> Expr:
         return BufferLoad(self.sums, [simplify((first + r) * self.units + unit)])
 
-    def _group(self, tile: RegisterTile, panel: Expr, start: int, group: Expr, first: Expr, size: int) -> Stmt:
+    def _group(self, part: _Part, group: Expr, size: int) -> Stmt:
         """Up to eight rows of codes with all rows of a tile."""
-        nest, n, places = self.nest, self.nest.lanes, range(start, start + tile.vectors)
-        statements: list[Stmt | None] = []
+        nest, n, tile = self.nest, self.nest.lanes, part.sums
+        places = range(part.start, part.start + tile.vectors)
+        statements: list[Stmt | None] = [
+            prefetch(BufferLoad(self.parts.words, [simplify(part.panel + 1), group, line])) for line in part.lines
+        ]
         if tile.rows == 1:
-            statements += [prefetch(nest.words(panel, simplify(group + _AHEAD), v)) for v in places]
+            statements += [prefetch(nest.words(part.panel, simplify(group + _AHEAD), v)) for v in places]
         for half in range(-(-size // QUAD)):
-            codes = [self._codes(nest.words(panel, group, v), half) for v in places]
+            codes = [self._codes(nest.words(part.panel, group, v), half) for v in places]
+            k = simplify(group * GROUP + half * QUAD)
             for r in range(tile.rows):
-                x = wide(self._quad(simplify(first + r), simplify(group * GROUP + half * QUAD), size - half * QUAD), n)
+                x = wide(self._quad(simplify(part.first + r), k, size - half * QUAD), n)
                 for v in range(tile.vectors):
                     here = [span(v * n, n)]
                     total = add_quads(BufferLoad(tile.buffers[r], here), codes[v], x, nest.cpu)
@@ -264,37 +301,29 @@ class ByteRows:
             return neighbours(element, k)
         return quad([self.nest.at(self.bytes, row, simplify(k + i)) for i in range(min(size, QUAD))])
 
-    def _scaled(
-        self,
-        tile: RegisterTile,
-        total: Callable[[int, int], list[Expr]],
-        panel: Expr,
-        start: int,
-        unit: Expr,
-        first: Expr,
-    ) -> list[Stmt]:
+    def _scaled(self, part: _Part, unit: Expr) -> list[Stmt]:
         """Add the sums of a unit to the totals."""
-        nest, n = self.nest, self.nest.lanes
+        nest, n, panel = self.nest, self.nest.lanes, part.panel
         block = simplify(tirx.floordiv(unit * self.unit, i64(self.parts.block)))
-        whole = _WHOLE if n == 1 else f"{_WHOLE}x{n}"
+        whole, real = (_WHOLE, WIDE) if n == 1 else (f"{_WHOLE}x{n}", f"{WIDE}x{n}")
         statements: list[Stmt] = []
-        for v in range(tile.vectors):
-            scale = nest.scales(panel, block, start + v)
-            for r in range(tile.rows):
-                value: Expr = BufferLoad(tile.buffers[r], [span(v * n, n)])
+        for v in range(part.sums.vectors):
+            scale = nest.scales(panel, block, part.start + v)
+            for r in range(part.sums.rows):
+                value: Expr = BufferLoad(part.sums.buffers[r], [span(v * n, n)])
                 if self.parts.zero is not None:
-                    zero = BufferLoad(self.parts.zero, [panel, block, span((start + v) * n, n)])
-                    value = value - tirx.Cast(whole, zero) * wide(self._sum(first, r, unit), n)
+                    zero = BufferLoad(self.parts.zero, [panel, block, span((part.start + v) * n, n)])
+                    value = value - tirx.Cast(whole, zero) * wide(self._sum(part.first, r, unit), n)
                 factor = scale
                 if self.parts.left_block:
-                    factor = scale * wide(nest.at(self.scale, simplify(first + r), simplify(unit * self.unit)), n)
-                sum_ = (
-                    BufferLoad(self.totals, total(r, v)) + tirx.Cast(WIDE if n == 1 else f"{WIDE}x{n}", value) * factor
-                )
-                statements.append(BufferStore(self.totals, sum_, total(r, v)))
+                    factor = scale * wide(nest.at(self.scale, simplify(part.first + r), simplify(unit * self.unit)), n)
+                here = self._total(part, r, v)
+                sum_ = BufferLoad(self.totals, here) + tirx.Cast(real, value) * factor
+                statements.append(BufferStore(self.totals, sum_, here))
         return statements
 
-    def _by_row(self, here: list[Expr], first: Expr, r: int) -> Stmt:
+    def _by_row(self, part: _Part, r: int, v: int) -> Stmt:
         """Apply the scale of a row."""
-        scale = wide(self.nest.at(self.scale, simplify(first + r), i64(0)), self.nest.lanes)
+        scale = wide(self.nest.at(self.scale, simplify(part.first + r), i64(0)), self.nest.lanes)
+        here = self._total(part, r, v)
         return BufferStore(self.totals, BufferLoad(self.totals, here) * scale, here)
