@@ -39,6 +39,7 @@ from optimizer.atomic_file import atomic_write
 from optimizer.compiled import CompiledModel
 from optimizer.errors import ArtifactError
 from optimizer.executable import Array, Executable, Part, TensorSpec
+from optimizer.large_pages import LARGE_PAGE
 from optimizer.machine import machine_needed, why_unusable
 from optimizer.report import Report
 from optimizer.scratch import folder_kept_on_success
@@ -63,7 +64,6 @@ __all__ = [
 _ALIGNMENT = 64
 _PADDING_ID = 0xD935
 """The id of an extra field that only pads, as Android's zipalign uses it."""
-_CHUNK = 1 << 20
 _GRAPH = "graph/model.onnx"
 _WEIGHTS = "graph/weight"
 _ORIGINAL = "graph/original"
@@ -210,7 +210,7 @@ def _write_part(archive: zipfile.ZipFile, file: BinaryIO, name: str, part: Part)
     info.extra = _padding(file.tell() + 30 + len(name) + (20 if is_large else 0))
     digest = hashlib.sha256()
     with archive.open(info, "w", force_zip64=is_large) as entry:
-        for chunk in _chunks(part):
+        for chunk in _chunks(part, -file.tell() % LARGE_PAGE):
             digest.update(chunk)
             entry.write(chunk)
     return digest.hexdigest(), size
@@ -229,17 +229,21 @@ def _size(part: Part) -> int:
     return part.nbytes if isinstance(part, np.ndarray) else len(part)
 
 
-def _chunks(part: Part) -> Iterator[bytes | memoryview]:
+def _chunks(part: Part, first: int = 0) -> Iterator[bytes | memoryview]:
+    """The content in pieces of a large page, after one of `first` bytes."""
     if isinstance(part, Path):
         with part.open("rb") as file:
-            while chunk := file.read(_CHUNK):
+            if first:
+                yield file.read(first)
+            while chunk := file.read(LARGE_PAGE):
                 yield chunk
         return
     data = memoryview(
         np.ascontiguousarray(part).reshape(-1).view(np.uint8).data if isinstance(part, np.ndarray) else part
     )
-    for start in range(0, len(data), _CHUNK):
-        yield data[start : start + _CHUNK]
+    yield data[:first]
+    for start in range(first, len(data), LARGE_PAGE):
+        yield data[start : start + LARGE_PAGE]
 
 
 def signature_of(reader: ArtifactReader, key: str) -> tuple[TensorSpec, ...]:

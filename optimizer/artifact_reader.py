@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optimizer.errors import ArtifactError
+from optimizer.large_pages import LARGE_PAGE, ask_for_large_pages
 
 __all__ = ["FORMAT", "ArtifactReader"]
 
@@ -30,7 +31,6 @@ _MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 1 << 28
 _BROKEN_ZIP = (zipfile.BadZipFile, EOFError, LookupError, RuntimeError, ValueError, struct.error)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_CHUNK = 1 << 20
 
 
 class ArtifactReader:
@@ -50,6 +50,7 @@ class ArtifactReader:
             with path.open("rb") as file:
                 self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 self._own = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                ask_for_large_pages(self._own)
                 with zipfile.ZipFile(file) as archive:
                     self._places = {info.filename: self._place(info) for info in archive.infolist()}
                     self._manifest_crc = archive.getinfo(_MANIFEST).CRC
@@ -140,8 +141,8 @@ class ArtifactReader:
         digest = hashlib.sha256()
         try:
             with target.open("xb") as file:
-                for at in range(start, start + size, _CHUNK):
-                    chunk = bytes(self._data[at : min(at + _CHUNK, start + size)])
+                for at in range(start, start + size, LARGE_PAGE):
+                    chunk = bytes(self._data[at : min(at + LARGE_PAGE, start + size)])
                     digest.update(chunk)
                     file.write(chunk)
         except OSError as error:

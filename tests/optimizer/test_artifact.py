@@ -15,14 +15,17 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from optimizer import CompiledModel, load, optimize
+from optimizer.artifact import _write_part
 from optimizer.artifact_reader import ArtifactReader
 from optimizer.errors import ArtifactError
+from optimizer.large_pages import LARGE_PAGE
 from tests.optimizer.build import perceptron
 
 X = np.random.default_rng(1).standard_normal((3, 32)).astype(np.float32)
@@ -88,6 +91,36 @@ def test_parts_are_plain_aligned_and_stored_once(saved: Path) -> None:
         assert hashlib.sha256(content).hexdigest() == manifest["parts"][name]["sha256"]
     assert manifest["versions"]["onnxruntime"]
     assert manifest["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 32]}]
+
+
+class _Recorded(io.BytesIO):
+    """A file that notes where each write begins and ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[tuple[int, int]] = []
+
+    def write(self, data: Any, /) -> int:
+        begin = self.tell()
+        written = super().write(data)
+        self.writes.append((begin, self.tell()))
+        return written
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_large_parts_are_written_in_pieces_that_fill_large_pages(tmp_path: Path, as_file: bool) -> None:
+    content = np.random.default_rng(2).integers(0, 256, 3 * LARGE_PAGE + 100, np.uint8)
+    path = tmp_path / "part"
+    path.write_bytes(content.tobytes())
+    file = _Recorded()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name in ("a", "b"):
+            digest, size = _write_part(archive, file, name, path if as_file else content)
+            assert (digest, size) == (hashlib.sha256(content.tobytes()).hexdigest(), content.nbytes)
+    assert not any(begin // LARGE_PAGE < (end - 1) // LARGE_PAGE for begin, end in file.writes)
+    assert [begin % LARGE_PAGE for begin, end in file.writes if end - begin == LARGE_PAGE] == 4 * [0]
+    with zipfile.ZipFile(file) as archive:
+        assert archive.read("a") == archive.read("b") == content.tobytes()
 
 
 @pytest.mark.parametrize("target", ["onnx", "cpu"])
