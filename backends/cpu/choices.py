@@ -48,15 +48,15 @@ class ChosenTiles(Tiles):
         """From now on, those who ask are the node of that name."""
         self.asking[:] = [node]
 
-    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
+    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32", taps: int = 1) -> int:
         """See `Tiles.panel_width`."""
-        analytic = super().panel_width(rows, columns, depth, dtype)
+        analytic = super().panel_width(rows, columns, depth, dtype, taps)
         if rows is None:
             return analytic
         lanes = self.lanes(dtype)
         most = min(MAX_VECTORS, -(-columns // lanes))
-        cycles = {v * lanes: self.panel_cycles(rows, columns, depth, dtype, v) for v in range(1, most + 1)}
-        cycles.setdefault(analytic, self.panel_cycles(rows, columns, depth, dtype, analytic // lanes))
+        cycles = {v * lanes: self.panel_cycles(rows, columns, depth, dtype, v, taps) for v in range(1, most + 1)}
+        cycles.setdefault(analytic, self.panel_cycles(rows, columns, depth, dtype, analytic // lanes, taps))
         costs = {width: cost / cycles[analytic] for width, cost in cycles.items() if self.fits(1, width // lanes)}
         kind = "panel" if dtype == "float32" else f"panel {dtype}"
         return self._decide(f"{kind} {rows}x{depth}x{columns}", analytic, _best(costs, analytic, _MOST_COST))

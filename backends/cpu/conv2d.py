@@ -80,7 +80,8 @@ class _Nest:
         self.channels = int(stage.reduction[-1].extent) // self.taps.kw
         self.rest = self.channels % self.together
         self.out = int(stage.spatial[3].extent) // self.groups
-        self.streamed = tiles.streamed(self.groups * self.out * self.depth * self.taps.kh * self.taps.kw)
+        weights = self.groups * self.out * self.depth * self.taps.kh * self.taps.kw
+        self.streamed = tiles.streamed(weights, None)
 
     def build(self) -> Stmt:
         n, rows = self.stage.spatial[0].extent, self.stage.spatial[1].extent

@@ -1,10 +1,9 @@
-"""The rule for matrix products: register tiles of rows x vectors over panels of columns.
+"""The rule for matrix products: loops as in `backends.cpu.product_nest`, or, for long sums, with K cut into blocks too.
 
-Letters: R rows that share one B, N columns, K the reduced axis, P panels of W columns. One task computes some rows of
-one panel. Where the rows of A fit in the second-level cache, or where a panel (K x W) is the larger part, the panel
-stays there while all rows pass by; otherwise a block of rows stays there while all panels pass by, so that A comes from
-memory once. Rows and columns that do not fill a tile get tiles of their own size, so that nothing is computed twice and
-no inner loop tests a bound. A step along K takes a pair of bfloat16, or four bytes (`backends.cpu.factors`).
+A panel of W columns and a K of 1,536 or more leaves little of the second-level cache to the rows of A. Then K is cut,
+too: a block of A stays in the cache while the same block of K of all panels of a task passes by, and what the tiles
+have added up so far waits in a buffer for the next block (Goto and van de Geijn, Anatomy of High-Performance Matrix
+Multiplication, 2008, section 4). The last block's tiles do what follows the product.
 """
 
 from __future__ import annotations
@@ -14,21 +13,19 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from backends.cpu.amounts import element_bytes
 from backends.cpu.epilogue import Epilogue
-from backends.cpu.factors import Factors, add_product, factors_of, last_steps
+from backends.cpu.factors import add_product, last_steps
 from backends.cpu.heavy import with_epilogue
-from backends.cpu.operations import hidden
-from backends.cpu.quads import QUAD
-from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, wide
+from backends.cpu.product_nest import Nest, Product, take_apart
+from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, span
 from backends.cpu.tiles import Tiles
-from backends.relax.kernel import Axis, Kernel, Stage
+from backends.relax.kernel import Kernel
 from backends.relax.loops import (
     BufferLoad,
+    BufferStore,
     Expr,
     IfThenElse,
     Stmt,
-    TensorLoad,
     Var,
     allocate,
     bind,
@@ -36,58 +33,72 @@ from backends.relax.loops import (
     known,
     local,
     loop,
-    over_vectors,
     parallel,
     prefetch,
     product,
     sequence,
     simplify,
     unflatten,
-    uses,
-    vectorized,
 )
 from optimizer.target import Cpu
 
-PARALLEL_FLOPS = 400_000
-"""Below this, waking the other threads costs more than they save (a parallel region takes 1-2 microseconds)."""
+__all__ = ["Cut", "lower"]
 
-_ROWS_A_SHARE = 32
-"""With fewer, the last tile of a thread's rows, which they do not fill, would cost too much."""
-
-_FEW_ROWS = 4
-"""With fewer rows, nothing is computed meanwhile: the processor's own prefetching keeps the memory busy."""
+_TASKS_A_CORE = 8
+"""With so many, it does not matter whether they divide evenly."""
 
 
 @dataclass(frozen=True)
-class Product:
-    """A matrix product taken apart.
+class Cut:
+    """How a product is cut where its sums are long.
 
     Attributes:
-        batch: the axes on which B depends.
-        rows: the other ones, swept as rows of one matrix.
-        lead: both, in the order of the result.
-        column: the last spatial axis.
-        depth: the reduced axis.
-        left: an element of A, in the stage's axis variables.
-        right: the load of B.
-        width: the panel width, or `None` for a B that lies as [..., K, N].
+        depth: steps along the reduced axis in a block; the last block may have fewer.
+        blocks: of the reduced axis.
+        rows: in a block, whole tiles; the last block may have fewer.
+        panels: of a task; the last task of a block of rows may have fewer.
+        groups: tasks of a block of rows.
     """
 
-    batch: list[Axis]
-    rows: list[Axis]
-    lead: list[Axis]
-    column: Axis
-    depth: Axis
-    left: Expr
-    right: TensorLoad
-    width: int | None
+    depth: int
+    blocks: int
+    rows: int
+    panels: int
+    groups: int
 
-    @property
-    def apart(self) -> int:
-        """Bytes between the rows of A; 0 where it does not lie as rows, or where that is symbolic."""
-        if not isinstance(self.left, TensorLoad) or not self.left.indices[-1].same_as(self.depth.var):
-            return 0
-        return (known(self.left.source.shape[-1]) or 0) * element_bytes(self.left.source.dtype)
+    @classmethod
+    def of(cls, tiles: Tiles, rows: int | None, columns: int, steps: int, width: int, apart: int = 0) -> Cut | None:
+        """As the caches want it; `None` where the reduced axis stays whole.
+
+        Args:
+            tiles: of the processor.
+            rows: R; `None` if that is symbolic.
+            columns: N.
+            steps: along K.
+            width: columns of a panel.
+            apart: see `Tiles.tile_rows`.
+        """
+        blocks = tiles.depth_blocks(rows, steps, width)
+        if blocks == 1:
+            return None
+        depth, panels, cores = -(-steps // blocks), -(-columns // width), tiles.cpu.cores
+        most = tiles.rows_beside(depth)
+        row_blocks = 1 if rows is None else -(-rows // most)
+        if rows is not None and row_blocks * panels < cores:
+            row_blocks = cores
+        tile = tiles.tile_rows(rows, width // tiles.lanes(), apart)
+        block = most // tile * tile if rows is None else -(-rows // row_blocks // tile) * tile
+        block = max(block, tile)
+        again = rows is None or rows > block
+        row_blocks = 1 if rows is None else -(-rows // block)
+        fewest = -(-panels // tiles.panels_together(block, steps, width, again=again))
+        even = (
+            g
+            for g in range(fewest, panels + 1)
+            if row_blocks * g % cores == 0 or row_blocks * g >= _TASKS_A_CORE * cores
+        )
+        together = -(-panels // next(even, panels))
+        return cls(depth, blocks, block, together, -(-panels // together))
 
 
 def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
@@ -95,238 +106,154 @@ def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
     parts = take_apart(kernel.stages[0])
     if parts is None:
         return None
-    return with_epilogue(kernel, cpu, lambda epilogue: _Nest(parts, epilogue, Tiles(cpu)).build())
+    tiles = Tiles(cpu)
+
+    def build(epilogue: Epilogue) -> Stmt:
+        nest = Nest(parts, epilogue, tiles)
+        columns, steps = nest.columns, known(nest.steps)
+        if columns is None or steps is None or parts.width is None:
+            return nest.build()
+        cut = Cut.of(tiles, known(nest.total_rows), columns, steps, nest.width, parts.apart)
+        return nest.build() if cut is None else _DeepNest(parts, epilogue, tiles, cut, columns, steps).build()
+
+    return with_epilogue(kernel, cpu, build)
 
 
-def take_apart(stage: Stage) -> Product | None:
-    """The product that a stage is; `None` if it is none."""
-    factors = factors_of(stage) if stage.kind == "matmul" else None
-    if factors is None or not isinstance(factors[1], TensorLoad) or len(stage.reduction) != 1:
-        return None
-    left, right = factors
-    *lead, column = stage.spatial
-    batch = [a for a in lead if any(uses(i, a.var) for i in right.indices)]
-    width = int(stage.annotations.get("tersor.width", 0)) or None  # type: ignore[call-overload]
-    if width is None and not right.indices[-1].same_as(column.var):
-        return None
-    return Product(batch, [a for a in lead if a not in batch], lead, column, stage.reduction[0], left, right, width)
+class _DeepNest(Nest):
+    """Builds the loop nest of a product whose sums are long."""
 
-
-class _Nest:
-    """Builds the loop nest of one product."""
-
-    def __init__(self, parts: Product, epilogue: Epilogue, tiles: Tiles) -> None:
-        self.parts = parts
-        self.epilogue = epilogue
-        self.tiles = tiles
-        self.dtype = str(epilogue.heavy.buffer.dtype)
-        self.lanes = tiles.lanes(self.dtype)
-        self.staged = local([tiles.cpu.vector_registers * self.lanes], self.dtype, "staged")
-        self.row_extents = [a.extent for a in parts.rows]
-        self.total_rows = product(self.row_extents)
-        self.columns = known(parts.column.extent)
-        self.factors = Factors(parts.left, parts.right, parts.depth, packed=parts.width is not None, tiles=tiles)
-        self.steps = self.factors.steps
-        self.width = parts.width or self._plain_width()
-        self.streamed = parts.width is not None and tiles.streamed((self.columns or 0) * (known(self.steps) or 0))
+    def __init__(self, parts: Product, epilogue: Epilogue, tiles: Tiles, cut: Cut, columns: int, steps: int) -> None:
+        super().__init__(parts, epilogue, tiles)
+        self.cut = cut
+        self.all_columns, self.all_steps = columns, steps
+        self.panels = -(-columns // self.width)
+        self.staged = local([cut.panels * cut.rows * self.width], self.dtype, "sums")
 
     def build(self) -> Stmt:
+        cut = self.cut
         batch_extents = [a.extent for a in self.parts.batch]
-        batches = product(batch_extents)
-        panels = simplify(tirx.floordiv(self.parts.column.extent + (self.width - 1), self.width))
-        blocks = self.tiles.row_blocks(self.total_rows, known(self.steps), self.width)
-        if blocks is None and self.tiles.rows_apart(self._weight_bytes(), self.factors.together):
-            blocks = self._row_shares()
-        chunks = self._chunks(batches, panels)
-        if blocks is not None:
-            chunks = blocks if known(blocks) is not None else simplify(tirx.Max(blocks, chunks))
+        row_blocks = simplify(tirx.floordiv(self.total_rows + (cut.rows - 1), cut.rows))
+        rows = known(self.total_rows)
+        columns_apart = rows is not None and rows <= self.all_columns
+        inner = [i64(cut.groups), row_blocks] if columns_apart else [row_blocks, i64(cut.groups)]
+        tasks = simplify(product([*batch_extents, *inner]))
 
         def task(index: Expr) -> Stmt:
-            inner = [chunks, panels] if blocks is not None else [panels, chunks]
-            first, second, third = unflatten(index, [batches, *inner])
-            panel, chunk = (third, second) if blocks is not None else (second, third)
+            first, second, third = unflatten(index, [product(batch_extents), *inner])
+            group, block = (second, third) if columns_apart else (third, second)
 
             def body(place: list[Expr]) -> Stmt:
-                panel, chunk, *batch = place
+                group, begin, count, *batch = place
                 point = {a.var: b for a, b in zip(self.parts.batch, batch, strict=True)}
-                return allocate([self.staged], self._panel(point, panel, chunk, chunks))
+                return allocate([self.staged], self._blocks(point, group * cut.panels, begin, count))
 
-            place = [panel, chunk, *unflatten(first, batch_extents)]
-            return body(place) if known(simplify(batches * panels * chunks)) is not None else bind(place, body)
+            begin = block * cut.rows
+            ragged = rows is None or rows % cut.rows
+            count = tirx.Min(i64(cut.rows), self.total_rows - begin) if ragged else i64(cut.rows)
+            return bind([group, begin, count, *unflatten(first, batch_extents)], body)
 
-        return sequence([parallel(simplify(batches * panels * chunks), task, worthwhile=self._worthwhile(batches))])
+        return sequence([parallel(tasks, task)])
 
-    def _plain_width(self) -> int:
-        if self.columns is None:
-            return 2 * self.lanes
-        return self.tiles.panel_width(known(self.total_rows), self.columns, known(self.steps) or 512, self.dtype)
+    def _blocks(self, point: dict[Var, Expr], first: Expr, begin: Expr, count: Expr) -> Stmt:
+        """All blocks of the reduced axis, for `count` rows from `begin` on and the panels of a task."""
+        most = i64(self.cut.panels)
+        panels = tirx.Min(most, self.panels - first) if self.panels % self.cut.panels else most
 
-    def _worthwhile(self, batches: Expr) -> bool:
-        sizes = [known(batches), known(self.total_rows), self.columns, known(self.parts.depth.extent)]
-        flops = 2
-        for size in sizes:
-            if size is None:
-                return True
-            flops *= size
-        return flops >= PARALLEL_FLOPS
+        def block(depth: Expr) -> Stmt:
+            def panel(p: Expr) -> Stmt:
+                return self._block(point, first, p, panels, depth, begin, count)
 
-    def _weight_bytes(self) -> int | None:
-        depth = known(self.parts.depth.extent)
-        return None if self.columns is None or depth is None or self.parts.batch else self.columns * depth
+            return sequence([loop(panels, panel, name="panel")])
 
-    def _row_shares(self) -> Expr | None:
-        """Into how many parts the rows are cut where each thread takes its own; `None` if they are too few."""
-        cores, rows = self.tiles.cpu.cores, known(self.total_rows)
-        return None if rows is not None and rows < _ROWS_A_SHARE * cores else i64(2 * cores)
+        return sequence([loop(self.cut.blocks, block, name="depth")])
 
-    def _chunks(self, batches: Expr, panels: Expr) -> Expr:
-        """Into how many parts the rows are cut, so that the threads get equal shares."""
-        cores = self.tiles.cpu.cores
-        tasks = known(simplify(batches * panels))
-        rows = known(self.total_rows)
-        if tasks is not None and (tasks % cores == 0 or tasks >= 8 * cores):
-            return i64(1)
-        most = 4 * cores if rows is None else max(1, rows // 8)
-        return i64(min(2 * cores, most))
+    def _steps(self, depth: Expr) -> Expr:
+        """Of a block of the reduced axis."""
+        size = i64(self.cut.depth)
+        return tirx.Min(size, self.all_steps - depth * size) if self.all_steps % self.cut.depth else size
 
-    def _panel(self, point: dict[Var, Expr], panel: Expr, chunk: Expr, chunks: Expr) -> Stmt:
-        """Some rows of one panel."""
-        first = panel * self.width
-        if self.columns is None:
-            rest = self.parts.column.extent - first
-            full = self._sweep(point, panel, first, self.width // self.lanes, i64(self.width), chunk, chunks)
-            part = self._narrow_columns(point, panel, first, rest, chunk, chunks)
-            return IfThenElse(rest >= self.width, full, part)
-        full_panels, rest_columns = divmod(self.columns, self.width)
-        whole = (
-            self._sweep(point, panel, first, self.width // self.lanes, i64(self.width), chunk, chunks)
-            if full_panels
-            else None
-        )
-        if not rest_columns:
-            return sequence([whole])
-        last = self._last_panel(point, panel, first, rest_columns, chunk, chunks)
-        return last if whole is None else IfThenElse(panel < full_panels, whole, last)
-
-    def _last_panel(
-        self, point: dict[Var, Expr], panel: Expr, first: Expr, columns: int, chunk: Expr, chunks: Expr
+    def _block(
+        self, point: dict[Var, Expr], first: Expr, p: Expr, panels: Expr, depth: Expr, begin: Expr, count: Expr
     ) -> Stmt:
-        if self.parts.width is not None:  # padded with zeros: whole vectors can be read
-            return self._sweep(point, panel, first, -(-columns // self.lanes), i64(columns), chunk, chunks)
-        vectors, rest = divmod(columns, self.lanes)
-        whole = self._sweep(point, panel, first, vectors, i64(vectors * self.lanes), chunk, chunks) if vectors else None
-        start = first + vectors * self.lanes
-        return sequence([whole, self._narrow_columns(point, panel, start, i64(rest), chunk, chunks) if rest else None])
+        """One panel's block; a last panel that is not full has tiles of fewer vectors."""
+        full, rest = divmod(self.all_columns, self.width)
 
-    def _narrow_columns(
-        self, point: dict[Var, Expr], panel: Expr, first: Expr, count: Expr, chunk: Expr, chunks: Expr
-    ) -> Stmt:
-        """Columns of a B that is not packed and that do not fill a vector, one by one."""
-        return sequence(
-            [
-                loop(
-                    count,
-                    lambda j: self._sweep(point, panel, first + j, 1, i64(1), chunk, chunks, lanes=1),
-                    name="column",
-                )
-            ]
-        )
+        def tiles(vectors: int, valid: int) -> Stmt:
+            rows = min(self.cut.rows, self.tiles.tile_rows(known(self.total_rows), vectors, self.parts.apart))
+            number = known(simplify(tirx.floordiv(count, rows)))
 
-    def _sweep(
+            def between(place: list[Expr]) -> Stmt:
+                panel, following, start, whole = place
+
+                def tile(at: Expr, size: int, lines: list[Expr] | None = None) -> Stmt:
+                    where = (p * self.cut.rows + at) * self.width
+                    ahead = [(following, start, line) for line in lines or []]
+                    return self._deep_tile(point, panel, begin + at, size, vectors, valid, depth, where, ahead)
+
+                def one(index: Expr) -> Stmt:
+                    asks = self.streamed and rows > 1
+                    return tile(index * rows, rows, lines_ahead(index, number, self.width) if asks else [])
+
+                left = simplify(count - whole * rows)
+                return sequence([loop(whole, one, name="tile"), self._left_over(left, whole * rows, rows, tile)])
+
+            last = tirx.EQ(p, panels - 1)
+            following = tirx.Select(last, first, first + p + 1)
+            start = tirx.Select(last, (depth + 1) * self.cut.depth, depth * self.cut.depth)
+            return bind([first + p, following, start, simplify(tirx.floordiv(count, rows))], between)
+
+        whole = tiles(self.width // self.lanes, self.width) if full else None
+        last = tiles(-(-rest // self.lanes), rest) if rest else None
+        if whole is None or last is None:
+            return sequence([whole, last])
+        return IfThenElse(first + p < full, whole, last)
+
+    def _left_over(self, count: Expr, start: Expr, rows: int, tile: Callable[[Expr, int], Stmt]) -> Stmt | None:
+        """The rows that do not fill a tile: of the last block alone where all others are whole tiles."""
+        total = known(self.total_rows)
+        if total is None or self.cut.rows % rows:
+            return remainder(count, start, rows, tile)
+        size = total % rows
+        return IfThenElse(count > 0, tile(start, size), None) if size else None
+
+    def _deep_tile(
         self,
         point: dict[Var, Expr],
         panel: Expr,
-        first: Expr,
-        vectors: int,
-        valid: Expr,
-        chunk: Expr,
-        chunks: Expr,
-        lanes: int | None = None,
-    ) -> Stmt:
-        """All rows of a chunk against `vectors` vectors of columns, of which `valid` columns exist."""
-        lanes = self.lanes if lanes is None else lanes
-        rows = self.tiles.tile_rows(known(self.total_rows), vectors, self.parts.apart)
-
-        tiles = known(simplify(tirx.floordiv(self.total_rows, rows)))
-
-        def tile(start: Expr, count: int, lines: list[Expr] | None = None) -> Stmt:
-            return self._tile(point, panel, first, start, count, vectors, lanes, valid, lines or [])
-
-        def full(index: Expr) -> Stmt:
-            lines = lines_ahead(index, tiles, self.width) if self.streamed and rows >= _FEW_ROWS else []
-            return tile(index * rows, rows, lines)
-
-        whole = simplify(tirx.floordiv(self.total_rows, rows))
-        divided = known(chunks) != 1
-        begin = simplify(tirx.floordiv(chunk * whole, chunks)) if divided else i64(0)
-        end = simplify(tirx.floordiv((chunk + 1) * whole, chunks)) if divided else whole
-        rest = self._rest(simplify(self.total_rows - whole * rows), whole * rows, rows, tile)
-        if rest is not None and divided:
-            rest = IfThenElse(tirx.EQ(chunk, chunks - 1), rest, None)
-
-        def between(bounds: list[Expr]) -> Stmt:
-            begin, end = bounds
-            main = loop(simplify(end - begin), lambda t: full(begin + t), name="tile")
-            return sequence([main, rest])
-
-        return between([begin, end]) if known(whole) is not None else bind([begin, end], between)
-
-    def _rest(self, count: Expr, start: Expr, rows: int, tile: Callable[[Expr, int], Stmt]) -> Stmt | None:
-        """Fewer rows than a tile has: one smaller tile, or a few if their number is symbolic."""
-        size = known(count)
-        if size is not None:
-            return tile(start, size) if size else None
-        return remainder(count, start, rows, tile)
-
-    def _tile(
-        self,
-        point: dict[Var, Expr],
-        panel: Expr,
-        first: Expr,
         start: Expr,
         rows: int,
         vectors: int,
-        lanes: int,
-        valid: Expr,
-        lines: list[Expr],
+        valid: int,
+        depth: Expr,
+        where: Expr,
+        ahead: list[tuple[Expr, Expr, Expr]],
     ) -> Stmt:
-        tile = RegisterTile(rows, vectors, lanes, self.dtype, add_product(self.factors.dtype, self.tiles.cpu))
+        """One tile: goes on from the sums at `where`, leaves them there, and finishes the rows of the last block."""
+        tile = RegisterTile(rows, vectors, self.lanes, self.dtype, add_product(self.factors.dtype, self.tiles.cpu))
+        cut, first = self.cut, panel * self.width
+        last = tirx.EQ(depth, i64(cut.blocks - 1))
+        accumulators = [
+            (row, [span(v * self.lanes, self.lanes)], [span(where + r * self.width + v * self.lanes, self.lanes)])
+            for r, row in enumerate(tile.buffers)
+            for v in range(vectors)
+        ]
 
-        def at_row(r: int) -> dict[Var, Expr]:
-            coordinates = unflatten(simplify(start + r), self.row_extents)
-            return {**point, **{a.var: c for a, c in zip(self.parts.rows, coordinates, strict=True)}}
+        def step(k: Expr) -> Stmt:
+            lines = [self.factors.packed(point, to, back + k, self._column(line)) for to, back, line in ahead]
+            place = depth * cut.depth + k
+            return sequence([*map(prefetch, lines), *self._step(tile, point, panel, first, start, place, 0)])
 
-        def step(k: Expr, rest: int = 0) -> Stmt:
-            ahead = [line * self.factors.together if self.factors.together > 1 else line for line in lines]
-            statements = [prefetch(self.factors.packed(point, panel + 1, k, line)) for line in ahead]
-            start = 0 if self.parts.width is not None else first
-            columns = [self.factors.right(point, panel, start + v * lanes, k, lanes, rest) for v in range(vectors)]
-            for r in range(rows):
-                a = wide(self.factors.left(at_row(r), k, rest), lanes)
-                statements += [tile.multiply(r, v, a, columns[v]) for v in range(vectors)]
-            return sequence(statements)
+        def finish(r: Expr) -> Stmt:
+            return self._finish_row(point, start + r, first, where + r * self.width, i64(valid), self.lanes)
 
-        def finish(r: Expr, offset: Expr) -> Stmt:
-            return self._finish_row(point, simplify(start + r), first, offset, valid, lanes)
+        def odd(rest: int) -> Stmt:
+            end = i64(self.all_steps)
+            sums = self._step(tile, point, panel, first, start, end, rest)
+            return IfThenElse(last, sequence(sums), None)
 
-        bytewise = self.factors.together == QUAD
-        body = [loop(hidden(self.steps) if bytewise else self.steps, step, name="k")]
+        go_on = sequence([BufferStore(row, BufferLoad(self.staged, sums), here) for row, here, sums in accumulators])
+        body = [IfThenElse(tirx.EQ(depth, i64(0)), sequence(tile.zero()), go_on), self._sum(self._steps(depth), step)]
         if self.factors.together > 1:
-            body += last_steps(self.parts.depth.extent, self.factors.together, lambda n: step(self.steps, n))
-        return allocate(tile.buffers, sequence([*tile.zero(), *body, *tile.finish(self.staged, finish)]))
-
-    def _finish_row(
-        self, point: dict[Var, Expr], row: Expr, first: Expr, offset: Expr, valid: Expr, lanes: int
-    ) -> Stmt:
-        at = {**point, **{a.var: c for a, c in zip(self.parts.rows, unflatten(row, self.row_extents), strict=True)}}
-        lead = [at[a.var] for a in self.parts.lead]
-
-        def vector(start: Expr, n: int) -> Stmt:
-            def one(lane: Expr) -> Stmt:
-                return self.epilogue.store(
-                    [*lead, first + start + lane], BufferLoad(self.staged, [offset + start + lane])
-                )
-
-            return sequence([vectorized(n, one)])
-
-        return over_vectors(valid, lanes, vector)
+            body += last_steps(self.parts.depth.extent, self.factors.together, odd)
+        body += [BufferStore(self.staged, BufferLoad(row, here), sums) for row, here, sums in accumulators]
+        return allocate(tile.buffers, sequence([*body, IfThenElse(last, loop(rows, finish, name="row"), None)]))

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from backends.cpu import generic, matmul
+from backends.cpu import generic, product_nest
 from backends.cpu.amounts import argument_bytes, cost_of, element_bytes, scaled, total
 from backends.cpu.depthwise import MOST_PIXELS
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.four_bits_work import work_of
 from backends.cpu.key_bounds import key_bounds
+from backends.cpu.matmul import Cut
 from backends.cpu.quads import QUAD, is_bytes
 from backends.cpu.stage_work import parallel_rows, spilled, stage_cycles, stage_flops, tail_cycles
 from backends.cpu.taps import Taps, edges
 from backends.cpu.tiles import Tiles
 from backends.relax.kernel import Kernel
-from backends.relax.loops import Expr, Var, known, loads_of, product
+from backends.relax.loops import Expr, Var, known, loads_of, product, simplify
 from backends.relax.plan import Work
 from backends.relax.size_formula import formula
 from backends.relax.size_value import Formula
@@ -123,7 +124,7 @@ def _at_once(dtype: object, cpu: Cpu) -> int:
 
 def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     """Counted for all rows and columns, or for some of them where their number is symbolic, and scaled from there."""
-    parts = matmul.take_apart(kernel.stages[0])
+    parts = product_nest.take_apart(kernel.stages[0])
     if parts is None:
         return None
     cpu, dtype = tiles.cpu, str(parts.right.source.dtype)
@@ -152,20 +153,25 @@ def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
         scaled(deep, step_cycles / share / unit),
         scaled(scale, (tile_count * _TILE_CYCLES + outputs * _output_cycles(cpu)) / unit),
     )
-    panel_bytes = depth * width * itemsize
+    steps = -(-depth // tiles.together(dtype))
+    fixed = parts.width is not None and None not in (known(parts.column.extent), known(parts.depth.extent))
+    cut = Cut.of(tiles, known(rows), columns, steps, width, parts.apart) if fixed else None
+    panel_bytes = (depth * itemsize if cut is None else 4 * cut.depth) * width
     again = panel_reads * itemsize / unit if panel_bytes > _L1_SHARE * cpu.l1_bytes else 0.0
     left = (panels - 1) * count * itemsize / unit
     blocks = tiles.row_blocks(rows, known(parts.depth.extent), width)  # of rows that stay where all panels pass by
+    if cut is not None:
+        blocks = simplify(tirx.floordiv(rows + (cut.rows - 1), cut.rows))
     left_bytes = count * depth * itemsize if blocks is None else 0
     near = far = 0.0
     for amount, size in ((again, panel_bytes), (left, left_bytes)):
         fits = size <= _L2_SHARE * cpu.l2_bytes
         near, far = near + (amount if fits else 0.0), far + (0.0 if fits else amount)
-    serial = isinstance(flops, int) and flops < matmul.PARALLEL_FLOPS
+    serial = isinstance(flops, int) and flops < product_nest.PARALLEL_FLOPS
     return _Heavy(
         flops,
         cycles,
-        scaled(deep, near),
+        total(scaled(deep, near), 0 if cut is None else scaled([*batches, rows, columns], 8 * cut.blocks)),
         total(scaled(deep, far), 0 if blocks is None else scaled([*batches, blocks, *right], itemsize)),
         1 if serial else scaled(scale, panels * max(1.0, count / 8) / unit),
         [parts.right.source] if parts.width else [],

@@ -30,12 +30,21 @@ _LINE_BYTES, _PAGE_BYTES = 64, 4096
 _L2_SHARE = 0.7
 _BLOCK_SHARE = 0.55
 """Of the second-level cache: for a panel of B and what is reused while the other passes by; for a block of A."""
+_DEPTH_SHARE = 0.32
+"""Of the second-level cache: for a panel's block of the reduced axis; a panel that takes no more stays whole."""
+_ROWS_SHARE = 0.4
+"""Of the second-level cache: for the rows of A beside it."""
+_GROUP_SHARE = 0.125
+"""Of the third-level cache, which all cores share: for the panels of a task that other blocks of rows need again."""
+_ROWS_OF_BLOCKS = 32
+"""With fewer rows, a panel is used too few times for it to matter where it is."""
+_ROWS_WHILE_STREAMED = 256
 _ROWS_APART_SHARE = 0.4
 """Of the second-level cache: for all weights, where rows are shared out among the threads."""
 _CODE_VECTORS = 4
 """Vectors of words of 4-bit codes in a panel's row."""
 _SPILL_PENALTY = 1.25
-_POINTS = 36
+_POINTS, _TAPS = 36, 9
 _PATCH_OUTPUTS = 4
 """Of Winograd's F(4, 3): products a patch, and outputs of it along an axis."""
 _TRANSFORM_CYCLES = 110
@@ -60,9 +69,15 @@ class Tiles:
         """How many elements of the reduced axis share a lane; a depth below is counted in so many."""
         return {"bfloat16": 2, "uint8": QUAD, "int8": QUAD}.get(dtype, 1)
 
-    def streamed(self, elements: int) -> bool:
-        """Whether so many weights have to come from beyond the second-level cache each time."""
-        return elements * 4 > self.cpu.l2_bytes
+    def streamed(self, elements: int, rows: int | None) -> bool:
+        """Whether so many weights have to come from beyond the second-level cache, and sooner than they do unasked.
+
+        Args:
+            elements: of four bytes.
+            rows: that each panel of the weights is multiplied with; `None` if that is symbolic. While many of them
+                pass, the processor fetches the next panel by itself; asked for too soon, it takes the place of theirs.
+        """
+        return elements * 4 > self.cpu.l2_bytes and (rows is None or rows <= _ROWS_WHILE_STREAMED)
 
     @property
     def transform_cycles(self) -> float:
@@ -108,7 +123,39 @@ class Tiles:
         wanted = _ROWS_WHEN_SYMBOLIC if total is None else max(total, 1)
         return min(options, key=lambda r: (self.sweep_cycles(wanted, r, vectors), -r))
 
-    def panel_cycles(self, rows: int | None, columns: int, depth: int, dtype: str, vectors: int) -> float:
+    def depth_blocks(self, rows: int | None, depth: int, width: int) -> int:
+        """Into how many blocks the reduced axis of a product with a constant is cut; see `backends.cpu.matmul`.
+
+        Args:
+            rows: of A; `None` if that is symbolic.
+            depth: K, in elements of four bytes.
+            width: columns in a panel of B.
+        """
+        if rows is not None and rows < _ROWS_OF_BLOCKS:
+            return 1
+        return max(1, -(-depth * width * 4 // int(_DEPTH_SHARE * self.cpu.l2_bytes)))
+
+    def rows_beside(self, depth: int) -> int:
+        """How many rows of A stay in the second-level cache beside a panel's block of so many steps."""
+        return max(1, int(_ROWS_SHARE * self.cpu.l2_bytes) // (4 * depth))
+
+    def panels_together(self, rows: int, depth: int, width: int, *, again: bool) -> int:
+        """How many panels a task may have whose sums wait for the next block of the reduced axis.
+
+        Args:
+            rows: of A, in a block.
+            depth: K, in elements of four bytes.
+            width: columns in a panel of B.
+            again: whether other blocks of rows need the same panels, which then should stay in the third-level cache.
+        """
+        most = self.cpu.l2_bytes // (4 * rows * width)
+        if again:
+            most = min(most, max(2, int(_GROUP_SHARE * self.cpu.l3_bytes) // (4 * depth * width)))
+        return max(1, most)
+
+    def panel_cycles(
+        self, rows: int | None, columns: int, depth: int, dtype: str, vectors: int, taps: int = 1
+    ) -> float:
         """Cycles of one step of all rows and columns in panels of so many vectors; see `panel_width`."""
         lanes = self.lanes(dtype)
         total = _ROWS_WHEN_SYMBOLIC if rows is None else max(rows, 1)
@@ -118,19 +165,22 @@ class Tiles:
         if rest:
             narrow = -(-rest // lanes)
             sweep += self.sweep_cycles(total, self.tile_rows(total, narrow, apart), narrow)
-        return sweep * (_SPILL_PENALTY if depth * width * 4 > _L2_SHARE * self.cpu.l2_bytes else 1.0)
+        spilled = depth * width * 4 > _L2_SHARE * self.cpu.l2_bytes
+        whole = taps > 1 or self.depth_blocks(rows, depth, width) == 1
+        return sweep * (_SPILL_PENALTY if spilled and whole else 1.0)
 
-    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
+    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32", taps: int = 1) -> int:
         """Columns in a panel of packed B.
 
         Args:
             rows: how many rows are multiplied with B; `None` if that is symbolic.
             columns: N.
-            depth: K.
+            depth: K, of all taps together.
             dtype: of the elements.
+            taps: how many matrices are summed over; such a sum is not cut into blocks.
         """
         lanes = self.lanes(dtype)
-        cost = partial(self.panel_cycles, rows, columns, depth, dtype)
+        cost = partial(self.panel_cycles, rows, columns, depth, dtype, taps=taps)
         options = [v for v in range(1, MAX_VECTORS + 1) if self.fits(1, v)]
         return lanes * min(options, key=lambda v: (cost(v), -v))
 
@@ -215,7 +265,7 @@ class Tiles:
         stream = _POINTS * depth * filled * 4 / self.cpu.memory_bytes_a_cycle
         transforms = patches * (depth + filled) / lanes * self.transform_cycles
         steps = -(-depth // 2) * 9 if shape.dtype == "bfloat16" and self.cpu.bfloat16 else depth * 9
-        direct_panel = self.panel_width(width, columns, steps) // lanes
+        direct_panel = self.panel_width(width, columns, steps, taps=_TAPS) // lanes
         row = self.sweep_cycles(width, self.tile_rows(width, direct_panel), direct_panel)
         direct = images * height * row * -(-columns // (direct_panel * lanes)) * steps
         return max(products, stream) + transforms, direct

@@ -27,7 +27,7 @@ class GpuTiles:
     def asked_by(self, node: Callable[[], str]) -> None:
         """Nothing depends on the node."""
 
-    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
+    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32", taps: int = 1) -> int:
         """The columns of a block's tile; fewer, in whole vectors, of a narrow matrix."""
         return min(_COLUMNS, -(-columns // 4) * 4)
 

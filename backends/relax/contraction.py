@@ -59,7 +59,7 @@ class Panels:
             taps: how many matrices are summed over.
         """
         together = ctx.tiles.together(dtype)
-        width = ctx.tiles.panel_width(rows, columns, taps * -(-depth // together))
+        width = ctx.tiles.panel_width(rows, columns, taps * -(-depth // together), taps=taps)
         return cls(width, columns, depth, together)
 
     @property

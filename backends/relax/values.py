@@ -148,7 +148,7 @@ class PanelChoice(Protocol):
         """Told by each emitter how to learn the name of the node that asks."""
         ...
 
-    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
+    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32", taps: int = 1) -> int:
         """Columns in a panel of a packed matrix [depth, columns] that `rows` rows are multiplied with."""
         ...
 

@@ -31,8 +31,14 @@ def test_a_tile_of_symbolically_many_asks_for_one_line() -> None:
 
 def test_what_fits_in_the_second_level_cache_is_not_streamed() -> None:
     tiles = Tiles(CPUS["x86-64-v4"])
-    assert not tiles.streamed(tiles.cpu.l2_bytes // 4)
-    assert tiles.streamed(tiles.cpu.l2_bytes // 4 + 1)
+    assert not tiles.streamed(tiles.cpu.l2_bytes // 4, 128)
+    assert tiles.streamed(tiles.cpu.l2_bytes // 4 + 1, 128)
+
+
+def test_while_many_rows_pass_the_processor_fetches_by_itself() -> None:
+    tiles = Tiles(CPUS["x86-64-v4"])
+    assert tiles.streamed(tiles.cpu.l2_bytes, None)
+    assert not tiles.streamed(tiles.cpu.l2_bytes, 4096)
 
 
 @pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3"])

@@ -50,7 +50,7 @@ class PlainTiles:
     def asked_by(self, node: Callable[[], str]) -> None:
         pass
 
-    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32") -> int:
+    def panel_width(self, rows: int | None, columns: int, depth: int, dtype: str = "float32", taps: int = 1) -> int:
         return self.width
 
     def together(self, dtype: str) -> int:
