@@ -18,6 +18,7 @@ import onnx_ir as ir
 from optimizer.errors import InputError, UnsupportedError
 from optimizer.frontends.one_trace import exported_once
 from optimizer.frontends.single_sizes import Arguments, examples
+from optimizer.frontends.translations import parsed_when_needed
 from optimizer.memory import collector_paused
 
 if TYPE_CHECKING:
@@ -98,16 +99,17 @@ def _exported(model: Any, example: Arguments, dynamic_shapes: Any) -> torch.onnx
 
     args, kwargs = example
     try:
-        return torch.onnx.export(
-            model,
-            args,
-            kwargs=kwargs,
-            dynamic_shapes=dynamic_shapes,
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=False,
-            verbose=False,
-        )
+        with parsed_when_needed():
+            return torch.onnx.export(
+                model,
+                args,
+                kwargs=kwargs,
+                dynamic_shapes=dynamic_shapes,
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+            )
     except (torch.onnx.OnnxExporterError, *_FAILURES) as error:
         return error
 
