@@ -16,8 +16,8 @@ from tvm import tirx
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.factors import add_product, last_steps
 from backends.cpu.heavy import with_epilogue
-from backends.cpu.product_nest import Nest, Product, take_apart
-from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, span
+from backends.cpu.product_nest import Asked, Nest, Product, take_apart
+from backends.cpu.register_tile import RegisterTile, asks_ahead, remainder, span
 from backends.cpu.tiles import Tiles
 from backends.relax.kernel import Kernel
 from backends.relax.loops import (
@@ -34,7 +34,6 @@ from backends.relax.loops import (
     local,
     loop,
     parallel,
-    prefetch,
     product,
     sequence,
     simplify,
@@ -185,14 +184,15 @@ class _DeepNest(Nest):
             def between(place: list[Expr]) -> Stmt:
                 panel, following, start, whole = place
 
-                def tile(at: Expr, size: int, lines: list[Expr] | None = None) -> Stmt:
+                def tile(at: Expr, size: int, ahead: Asked = ()) -> Stmt:
                     where = (p * self.cut.rows + at) * self.width
-                    ahead = [(following, start, line) for line in lines or []]
-                    return self._deep_tile(point, panel, begin + at, size, vectors, valid, depth, where, ahead)
+                    asked = (following, start, ahead)
+                    return self._deep_tile(point, panel, begin + at, size, vectors, valid, depth, where, asked)
 
                 def one(index: Expr) -> Stmt:
                     asks = self.streamed and rows > 1
-                    return tile(index * rows, rows, lines_ahead(index, number, self.width) if asks else [])
+                    ahead = asks_ahead(index, number, self.width, self.cut.depth) if asks else ()
+                    return tile(index * rows, rows, ahead)
 
                 left = simplify(count - whole * rows)
                 return sequence([loop(whole, one, name="tile"), self._left_over(left, whole * rows, rows, tile)])
@@ -226,7 +226,7 @@ class _DeepNest(Nest):
         valid: int,
         depth: Expr,
         where: Expr,
-        ahead: list[tuple[Expr, Expr, Expr]],
+        asked: tuple[Expr, Expr, Asked],
     ) -> Stmt:
         """One tile: goes on from the sums at `where`, leaves them there, and finishes the rows of the last block."""
         tile = RegisterTile(rows, vectors, self.lanes, self.dtype, add_product(self.factors.dtype, self.tiles.cpu))
@@ -239,9 +239,10 @@ class _DeepNest(Nest):
         ]
 
         def step(k: Expr) -> Stmt:
-            lines = [self.factors.packed(point, to, back + k, self._column(line)) for to, back, line in ahead]
+            following, row, ahead = asked
+            lines = self._asked(point, following, row, [place(k) for place in ahead])
             place = depth * cut.depth + k
-            return sequence([*map(prefetch, lines), *self._step(tile, point, panel, first, start, place, 0)])
+            return sequence([*lines, *self._step(tile, point, panel, first, start, place, 0)])
 
         def finish(r: Expr) -> Stmt:
             return self._finish_row(point, start + r, first, where + r * self.width, i64(valid), self.lanes)

@@ -9,7 +9,7 @@ no inner loop tests a bound. A step along K takes a pair of bfloat16, or four by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -19,7 +19,7 @@ from backends.cpu.epilogue import Epilogue
 from backends.cpu.factors import Factors, add_product, factors_of, last_steps
 from backends.cpu.operations import hidden
 from backends.cpu.quads import QUAD
-from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, wide
+from backends.cpu.register_tile import RegisterTile, asks_ahead, remainder, wide
 from backends.cpu.tiles import Tiles
 from backends.relax.kernel import Axis, Stage
 from backends.relax.loops import (
@@ -45,6 +45,9 @@ from backends.relax.loops import (
     uses,
     vectorized,
 )
+
+Asked = Sequence[Callable[[Expr], Expr]]
+"""See `register_tile.asks_ahead`."""
 
 PARALLEL_FLOPS = 400_000
 """Below this, waking the other threads costs more than they save (a parallel region takes 1-2 microseconds)."""
@@ -241,12 +244,12 @@ class Nest:
 
         tiles = known(simplify(tirx.floordiv(self.total_rows, rows)))
 
-        def tile(start: Expr, count: int, lines: list[Expr] | None = None) -> Stmt:
-            return self._tile(point, panel, first, start, count, vectors, lanes, valid, lines or [])
+        def tile(start: Expr, count: int, ahead: Asked = ()) -> Stmt:
+            return self._tile(point, panel, first, start, count, vectors, lanes, valid, ahead)
 
         def full(index: Expr) -> Stmt:
-            lines = lines_ahead(index, tiles, self.width) if self.streamed and rows >= _FEW_ROWS else []
-            return tile(index * rows, rows, lines)
+            asks = self.streamed and rows >= _FEW_ROWS
+            return tile(index * rows, rows, asks_ahead(index, tiles, self.width, known(self.steps)) if asks else ())
 
         whole = simplify(tirx.floordiv(self.total_rows, rows))
         divided = known(chunks) != 1
@@ -280,12 +283,12 @@ class Nest:
         vectors: int,
         lanes: int,
         valid: Expr,
-        lines: list[Expr],
+        ahead: Asked,
     ) -> Stmt:
         tile = RegisterTile(rows, vectors, lanes, self.dtype, add_product(self.factors.dtype, self.tiles.cpu))
 
         def step(k: Expr, rest: int = 0) -> Stmt:
-            asked = [prefetch(self.factors.packed(point, panel + 1, k, self._column(line))) for line in lines]
+            asked = self._asked(point, panel + 1, i64(0), [place(k) for place in ahead])
             return sequence([*asked, *self._step(tile, point, panel, first, start, k, rest)])
 
         def finish(r: Expr, offset: Expr) -> Stmt:
@@ -300,9 +303,11 @@ class Nest:
         """The loop over so many steps along the reduced axis."""
         return loop(hidden(steps) if self.factors.together == QUAD else steps, step, name="k")
 
-    def _column(self, line: Expr) -> Expr:
-        """Where a cache line of a panel's row begins that is counted in elements of four bytes."""
-        return line * self.factors.together if self.factors.together > 1 else line
+    def _asked(self, point: dict[Var, Expr], panel: Expr, k: Expr, places: Sequence[Expr]) -> list[Stmt]:
+        """Prefetches of lines of a panel from its row `k` on; places are counted in elements of four bytes."""
+        together = self.factors.together
+        columns = [place * together if together > 1 else place for place in places]
+        return [prefetch(self.factors.packed(point, panel, k, column)) for column in columns]
 
     def _step(
         self, tile: RegisterTile, point: dict[Var, Expr], panel: Expr, first: Expr, start: Expr, k: Expr, rest: int

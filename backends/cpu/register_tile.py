@@ -59,6 +59,27 @@ def lines_ahead(tile: Expr, tiles: int | None, elements: int) -> list[Expr]:
     return [tirx.Min(tile * share + i, i64(lines - 1)) * LINE_ELEMENTS for i in range(share)]
 
 
+def asks_ahead(tile: Expr, tiles: int | None, elements: int, steps: int | None) -> list[Callable[[Expr], Expr]]:
+    """What a tile asks for of the next panel in each step: where the line begins, from the panel's start on.
+
+    All tiles together ask for each line. Where they are more than a row has lines, each takes its share of the panel
+    in the order in which it lies, evenly over its steps; the same line a few times rather than pauses.
+
+    Args:
+        tile: which of the tiles.
+        tiles: how many sweep the panel before the next one is needed; `None` if that is symbolic.
+        elements: of four bytes, in a row of the panel.
+        steps: rows of the panel; `None` if that is symbolic.
+    """
+    lines = -(-elements // LINE_ELEMENTS)
+    if tiles is None or steps is None or tiles < lines:
+        places = lines_ahead(tile, tiles, elements)
+        return [lambda k, place=place: k * elements + place for place in places]  # type: ignore[misc]
+    times = 1 << ((tiles // lines).bit_length() - 1)
+    share = -(-steps // times)
+    return [lambda k: (tile * share + tirx.floordiv(k, times)) * LINE_ELEMENTS]
+
+
 def remainder(count: Expr, start: Expr, size: int, tile: Callable[[Expr, int], Stmt]) -> Stmt | None:
     """What tiles of `size` leave over, where only the run knows how much: one tile for each power of two in it.
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.cpu.register_tile import LINE_ELEMENTS, lines_ahead
+from backends.cpu.register_tile import LINE_ELEMENTS, asks_ahead, lines_ahead
 from backends.cpu.tiles import Tiles
 from backends.relax.loops import i64, known, simplify
 from optimizer.target import CPUS
@@ -22,6 +22,20 @@ def normal(*shape: int) -> np.ndarray:
 def test_all_tiles_together_ask_for_every_line(tiles: int, elements: int) -> None:
     asked = {known(simplify(e)) for t in range(tiles) for e in lines_ahead(i64(t), tiles, elements)}
     assert asked == set(range(0, elements, LINE_ELEMENTS))
+
+
+@given(tiles=st.integers(1, 80), elements=st.integers(1, 96), steps=st.integers(1, 40))
+def test_all_tiles_together_ask_for_every_line_of_a_panel(tiles: int, elements: int, steps: int) -> None:
+    width = -(-elements // LINE_ELEMENTS) * LINE_ELEMENTS
+    asked = [
+        known(simplify(place(i64(k))))
+        for t in range(tiles)
+        for k in range(steps)
+        for place in asks_ahead(i64(t), tiles, width, steps)
+    ]
+    assert set(asked) >= set(range(0, steps * width, LINE_ELEMENTS))
+    if tiles * LINE_ELEMENTS >= width:
+        assert len(asked) == tiles * steps  # one in each step
 
 
 def test_a_tile_of_symbolically_many_asks_for_one_line() -> None:
