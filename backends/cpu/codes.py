@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tvm import tirx
@@ -22,6 +23,7 @@ from backends.relax.loops import (
     known,
     loads_of,
     over_vectors,
+    prefetch,
     product,
     sequence,
     simplify,
@@ -29,11 +31,15 @@ from backends.relax.loops import (
     unflatten,
     vectorized,
 )
+from backends.relax.nibbles import GROUP
 from optimizer.target import Cpu
 
 __all__ = ["WIDE", "Codes", "CodesNest", "take_apart"]
 
 WIDE = "float32"
+
+_AHEAD = 64
+"""Rows of words that are asked for before they are needed: 16 KiB of a panel of four vectors."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,20 @@ class CodesNest:
     def words(self, panel: Expr, group: Expr, vector: int) -> Expr:
         """A vector of words."""
         return BufferLoad(self.parts.words, [panel, group, span(vector * self.lanes, self.lanes)])
+
+    def words_ahead(self, panel: Expr, group: Expr, vectors: Sequence[int]) -> list[Stmt]:
+        """Ask for words that are read soon, in this panel or at the beginning of the next."""
+        return [prefetch(self.words(panel, simplify(group + _AHEAD), v)) for v in vectors]
+
+    def scales_ahead(self, panel: Expr, block: Expr, vectors: Sequence[int]) -> list[Stmt]:
+        """Ask for the scales and zero points of these words."""
+        sources = [source for source in (self.parts.scale, self.parts.zero) if source is not None]
+        later = simplify(block + max(1, _AHEAD * GROUP // self.parts.block))
+        return [
+            prefetch(BufferLoad(source, [panel, later, span(v * self.lanes, self.lanes)]))
+            for source in sources
+            for v in vectors
+        ]
 
     def unpacked(self, words: Expr, row: int) -> Expr:
         """The numbers that the codes of a row stand for, but for zero points and `offset`."""

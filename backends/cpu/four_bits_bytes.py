@@ -43,9 +43,11 @@ from backends.relax.nibbles import GROUP
 __all__ = ["ByteRows", "tile_shape", "whole_units"]
 
 _HALVES = 0x0F0F0F0F
+_AHEAD = 16
+"""Rows of words that are asked for before they are needed. More were no faster here, unlike with float32 activations;
+to ask for scales, too, was slower: LLVM then writes the totals to memory in each unit."""
 _BLOCK_ROWS = 192
 """The most rows that pass by a panel while it stays in the second-level cache."""
-_AHEAD = 16
 _PARALLEL_PRODUCTS = 1_000_000
 """Fewer multiply-adds are done by one thread: to wake another takes longer."""
 _OTHERS = 4
@@ -131,7 +133,8 @@ class ByteRows:
         total = known(nest.total_rows)
         most, self.vectors = tile_shape(nest.cpu.vector_registers, nest.vectors, total)
         self.tile_rows = -(-total // -(-total // most)) if total else most
-        self.streamed = nest.tiles.streamed(math.prod(int(size) for size in self.parts.words.shape))
+        self.once = total is not None and total <= self.tile_rows
+        self.streamed = not self.once and nest.tiles.streamed(math.prod(int(size) for size in self.parts.words.shape))
         self.block_rows = max(1, _BLOCK_ROWS // self.tile_rows) * self.tile_rows
         self.totals = local([self.tile_rows * self.parts.width], WIDE, "totals")
         self.sums = local([simplify(nest.total_rows * self.units)], _WHOLE, "sums")
@@ -200,7 +203,7 @@ class ByteRows:
             return self._tile(panel, simplify(first + row), height, list(lines))
 
         def numbered(index: Expr) -> Stmt:
-            lines = lines_ahead(index, known(whole), self.parts.width) if self.streamed and rows > 1 else []
+            lines = lines_ahead(index, known(whole), self.parts.width) if self.streamed else []
             return tile(simplify(index * rows), rows, lines)
 
         full = loop(whole, numbered, name="tile")
@@ -274,7 +277,7 @@ class ByteRows:
         statements: list[Stmt | None] = [
             prefetch(BufferLoad(self.parts.words, [simplify(part.panel + 1), group, line])) for line in part.lines
         ]
-        if tile.rows == 1:
+        if self.once:
             statements += [prefetch(nest.words(part.panel, simplify(group + _AHEAD), v)) for v in places]
         for half in range(-(-size // QUAD)):
             codes = [self._codes(nest.words(part.panel, group, v), half) for v in places]

@@ -24,7 +24,6 @@ from backends.relax.loops import (
     local,
     loop,
     parallel,
-    prefetch,
     sequence,
     simplify,
     vectorized,
@@ -33,8 +32,6 @@ from backends.relax.nibbles import GROUP
 
 __all__ = ["FewRows"]
 
-_AHEAD = 16
-"""Rows of words that are asked for before they are needed: 4 KiB of a panel of four vectors."""
 _CHAINS = 8
 """Sums that are added to in turn, so that none waits for the one before: two multiply-adds a cycle, of four cycles."""
 _PARALLEL_CODES = 65_536
@@ -137,7 +134,7 @@ class FewRows:
         statements: list[Stmt | None] = []
         for vector in range(nest.vectors):
             words = nest.words(panel, group, vector)
-            statements.append(prefetch(nest.words(panel, simplify(group + _AHEAD), vector)))
+            statements += nest.words_ahead(panel, group, [vector])
             for k in range(rows):
                 codes = nest.unpacked(words, k)
                 for r in range(self.rows):
@@ -148,7 +145,7 @@ class FewRows:
     def _scaled(self, totals: RegisterTile, tiles: list[RegisterTile], panel: Expr, block: Expr) -> list[Stmt]:
         """Add the sums of a block to the totals."""
         nest = self.nest
-        result = []
+        result = nest.scales_ahead(panel, block, range(nest.vectors))
         for vector in range(nest.vectors):
             here = [span(vector * nest.lanes, nest.lanes)]
             scale, zero = nest.scales(panel, block, vector), nest.zeros(panel, block, vector)

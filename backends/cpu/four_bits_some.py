@@ -19,15 +19,12 @@ from backends.relax.loops import (
     local,
     loop,
     parallel,
-    prefetch,
     sequence,
     simplify,
 )
 from backends.relax.nibbles import GROUP
 
 __all__ = ["SomeRows", "vectors_of"]
-
-_AHEAD = 16
 
 
 def vectors_of(tiles: Tiles, rows: int, panel: int) -> int:
@@ -65,6 +62,7 @@ class SomeRows:
             whole, left = divmod(size, GROUP)
             return sequence(
                 [
+                    *self.nest.scales_ahead(panel, number, range(first, first + self.vectors)),
                     loop(
                         whole,
                         lambda g: self._group(tile, panel, number, simplify(start + g), first, GROUP),
@@ -95,7 +93,7 @@ class SomeRows:
         """Up to eight rows of codes."""
         nest = self.nest
         places = range(first, first + self.vectors)
-        statements: list[Stmt] = [prefetch(nest.words(panel, simplify(group + _AHEAD), v)) for v in places]
+        statements = nest.words_ahead(panel, group, places)
         for k in range(size):
             factors = [nest.factors(panel, block, nest.words(panel, group, v), k, v) for v in places]
             for r in range(self.rows):
