@@ -19,7 +19,7 @@ from tvm import tirx
 from backends.cpu.bfloat16 import neighbours
 from backends.cpu.codes import WIDE, CodesNest
 from backends.cpu.quads import QUAD, add_quads, quad
-from backends.cpu.register_tile import RegisterTile, lines_ahead, remainder, span, wide
+from backends.cpu.register_tile import LINE_ELEMENTS, RegisterTile, lines_ahead, remainder, span, wide
 from backends.relax.loops import (
     BufferLoad,
     BufferStore,
@@ -202,11 +202,17 @@ class ByteRows:
         def tile(row: Expr, height: int, lines: Sequence[Expr] = ()) -> Stmt:
             return self._tile(panel, simplify(first + row), height, list(lines))
 
-        def numbered(index: Expr) -> Stmt:
-            lines = lines_ahead(index, known(whole), self.parts.width) if self.streamed else []
-            return tile(simplify(index * rows), rows, lines)
+        def asking(index: Expr) -> Stmt:
+            return tile(simplify(index * rows), rows, lines_ahead(index, known(whole), self.parts.width))
 
-        full = loop(whole, numbered, name="tile")
+        # No others ask: LLVM then keeps their totals in registers.
+        some = simplify(tirx.min(whole, i64(-(-self.parts.width // LINE_ELEMENTS)))) if self.streamed else i64(0)
+        full = sequence(
+            [
+                loop(some, asking, name="tile"),
+                loop(simplify(whole - some), lambda t: tile(simplify((some + t) * rows), rows), name="tile"),
+            ]
+        )
         total = known(self.nest.total_rows)
         start = simplify(whole * rows)
         if total is None:

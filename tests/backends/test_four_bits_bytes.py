@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.cpu.four_bits_bytes import tile_shape
+from backends.cpu.tiles import Tiles
 from optimizer.executable import Executable
 from optimizer.target import Target
 from tests.backends.bfloat16 import TARGETS, instructions, usable
@@ -105,6 +106,16 @@ def test_depths_that_fill_no_word(depth: int, block: int, target: str) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 191, 193, 390])
 def test_symbolic_rows_use_every_remainder(rows: int) -> None:
     product(quantized(72, 70, 32, signed=False, zero=True), rows, declared="m")
+
+
+@pytest.mark.parametrize("declared", ["", "m"])
+@pytest.mark.parametrize("rows", [8, 45])
+def test_weights_beyond_the_second_level_cache(rows: int, declared: str) -> None:
+    cpu = Target.parse("cpu").cpu
+    assert cpu is not None
+    weight = quantized(2048, 2 * cpu.l2_bytes // 2048 + 100, 128)
+    assert Tiles(cpu).streamed(weight.matrix.size // 8)
+    product(weight, rows, "blocks", 128, declared)
 
 
 def test_the_largest_products_of_a_long_row_do_not_overflow() -> None:
