@@ -23,13 +23,13 @@ import onnx_ir as ir
 
 from optimizer.calibration import Samples
 from optimizer.executable import Array
-from optimizer.ir.extract import extract, read_values
+from optimizer.ir.extract import part_behind, read_values
 from optimizer.ir.query import RANDOM_OPERATORS, constant
 from optimizer.ir.shapes import Shapes
 from optimizer.ort_session import OrtSession
 from optimizer.target import detect_cpu
 
-__all__ = ["Walk", "cut_between"]
+__all__ = ["Walk", "crossing_values", "cut_between"]
 
 
 class Walk:
@@ -78,7 +78,7 @@ class Walk:
             yield [np.asarray(seen[name]) for name in names]
 
     def _advance(self, node: ir.Node) -> None:
-        names = [value.name or "" for value in _crossing(self._model.graph, node)]
+        names = [value.name or "" for value in crossing_values(self._model.graph, node)]
         for index, seen in self._run(names):
             self._kept.replace(index, {name: seen[name] for name in names})
         self._names = names
@@ -101,18 +101,8 @@ class Walk:
 
     def _part(self, wanted: Sequence[str], known: Collection[str], seen: dict[str, Any]) -> tuple[ir.Model, list[str]]:
         """The nodes that compute values from those that are known, and the names of what they read."""
-        made = {value.name: node for node in self._model.graph for value in node.outputs}
-        needed: dict[ir.Node, None] = {}
-        front = [made[name] for name in wanted]
-        while front:
-            node = front.pop()
-            if node not in needed:
-                needed[node] = None
-                read = [value.name for value in read_values(node) if value.name not in known]
-                front += [made[name] for name in read if name in made]
-        found = extract(self._model, {node.outputs[0].name or "" for node in needed}, wanted, seen)
-        assert found is not None, "what a node reads is kept or computed"
-        part, _ = found
+        part = part_behind(self._model, known, wanted, seen)
+        assert part is not None, "what a node reads is kept or computed"
         for value in part.graph.inputs:
             # The next set of inputs may be of another size.
             value.shape = None if value.shape is None else ir.Shape([None] * len(value.shape))
@@ -154,7 +144,7 @@ def cut_between(model: ir.Model, shapes: Shapes, parts: Sequence[Collection[ir.N
     return cuts
 
 
-def _crossing(graph: ir.Graph, node: ir.Node) -> list[ir.Value]:
+def crossing_values(graph: ir.Graph, node: ir.Node) -> list[ir.Value]:
     """The values that are computed in front of a node and read behind it, but for what only hangs on constants."""
     nodes = list(graph)
     at = nodes.index(node)

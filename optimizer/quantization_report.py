@@ -1,8 +1,8 @@
 """What the rounding of each layer costs: measured, one layer at a time.
 
-All layers are measured with one model: the float one, in which each layer stands twice, as it was and as it became,
-with a switch between them. With all switches off, what each quantized layer gives on exact inputs is held against the
-float one; with one switch on, the outputs of the model say what that layer does to them.
+The float model is run with each layer standing twice in it, as it was and as it became (`optimizer.layer_boards`):
+what a layer gives on exact inputs is held against the float one. Then for each layer, as far as there is time, what
+stands behind it is run with that layer alone quantized: the outputs of the model say what it does to them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.errors import ExecutionError, UnsupportedError
-from optimizer.ir.costs import model_costs
+from optimizer.executable import Array
+from optimizer.ir.extract import with_outputs
 from optimizer.ir.provenance import label, origins
 from optimizer.ir.weights import weight_bytes
+from optimizer.layer_boards import GroupPart, grouped, paired
 from optimizer.layer_errors import LayerError
-from optimizer.layer_slices import Copier, LayerSlice, find_slices
+from optimizer.layer_slices import LayerSlice, find_slices
 from optimizer.ort_session import OrtSession
 from optimizer.pass_manager import Pass
 from optimizer.quantized_comparison import loss_of
@@ -32,8 +34,8 @@ __all__ = ["LayerErrorRecorder", "measure_layers"]
 _MOST_SETS = 4
 """Sets of inputs on which what the layers give is compared."""
 
-_MOST_FLOPS = 2e12
-"""For the runs with one switch on: some ten seconds. Those layers whose own error is largest are measured."""
+_MOST_FLOPS = 1e12
+"""For the runs with one layer quantized: some five seconds. Those layers whose own error is largest are measured."""
 
 _MOST_BYTES = 2**30
 """Of weights: the model is held twice."""
@@ -60,23 +62,46 @@ def measure_layers(before: ir.Model, after: ir.Model, sets: Iterable[Sequence[An
         return []
     if weight_bytes(before) > _MOST_BYTES:
         raise UnsupportedError(f"its weights are over {_MOST_BYTES >> 20} MiB")
-    session = OrtSession.from_model(_switchboard(before, layers), num_threads=detect_cpu().cores)
-    outputs = len(before.graph.outputs)
-    off = [np.array(False)] * len(layers)
-    exact: list[Any] = []
-    sums = np.zeros((len(layers), 2))
-    for inputs in given:
-        results = session.run([*inputs, *off])
-        exact = exact or results[:outputs]
-        sums += np.array(results[outputs:], np.float64).reshape(-1, 2)
+    groups = grouped(before, layers)
+    crossing = dict.fromkeys(name for group in groups for name in group.crossing)
+    sums, seen = _on_exact_inputs(before, layers, list(crossing), given)
     rows = [_row(layer, *pair) for layer, pair in zip(layers, sums, strict=True)]
-    shapes = {v.name or "": x.shape for v, x in zip(before.graph.inputs, given[0], strict=True) if hasattr(x, "shape")}
-    runs = int(_MOST_FLOPS / max(1, 2 * model_costs(before, shapes).flops))
-    for index in sorted(range(len(rows)), key=lambda i: -rows[i].error)[:runs]:
-        switches = [np.array(i == index) for i in range(len(rows))]
-        results = session.run([*given[0], *switches])[:outputs]
-        rows[index] = replace(rows[index], effect=loss_of(results, exact))
+    exact = [seen[value.name] for value in before.graph.outputs]
+    parts = [part for group in groups if (part := group.part(before, seen)) is not None]
+    for part, numbers in _affordable(parts, rows):
+        for number, results in part.runs(numbers):
+            rows[number] = replace(rows[number], effect=loss_of(results, [exact[index] for index in part.group.later]))
     return rows
+
+
+def _on_exact_inputs(
+    before: ir.Model, layers: Sequence[LayerSlice], names: Sequence[str], sets: Sequence[list[Any]]
+) -> tuple[Array, dict[str | None, Any]]:
+    """The squares of each layer's error and result, added up, `[layers, 2]`; and some values on the first set."""
+    board = with_outputs(paired(before, layers), names)
+    session = OrtSession.from_model(board, num_threads=detect_cpu().cores)
+    first, behind = len(before.graph.outputs), len(before.graph.outputs) + 2 * len(layers)
+    seen: dict[str | None, Any] = {}
+    sums = np.zeros((len(layers), 2))
+    for inputs in sets:
+        results = session.run(inputs)
+        seen = seen or dict(zip([*session.input_names, *session.output_names], [*inputs, *results], strict=True))
+        sums += np.array(results[first:behind], np.float64).reshape(-1, 2)
+    return sums, seen
+
+
+def _affordable(parts: Sequence[GroupPart], rows: Sequence[LayerError]) -> list[tuple[GroupPart, list[int]]]:
+    """The parts, and which of their layers there is time for: those with the largest errors of their own."""
+    part_of = {number: part for part in parts for number in part.group.layers}
+    chosen: set[int] = set()
+    left = _MOST_FLOPS
+    for number in sorted(part_of, key=lambda i: -rows[i].error):
+        left -= part_of[number].flops
+        if left < 0:
+            break
+        chosen.add(number)
+    found = [(part, [number for number in part.group.layers if number in chosen]) for part in parts]
+    return [(part, numbers) for part, numbers in found if numbers]
 
 
 class LayerErrorRecorder:
@@ -116,45 +141,3 @@ def _row(layer: LayerSlice, noise: float, signal: float) -> LayerError:
     error = math.sqrt(noise / signal) if signal > 0 else math.sqrt(noise)
     node = layer.before
     return LayerError(label(node), node.op_type, layer.weight, error, origins=origins(node))
-
-
-def _switchboard(before: ir.Model, layers: Sequence[LayerSlice]) -> ir.Model:
-    """The float model with each layer in both forms.
-
-    Its inputs are followed by a switch for each layer, its outputs by the sums of squares of each layer's error and
-    result.
-    """
-    board = before.clone()
-    graph = board.graph
-    known = {value.name: value for value in graph.inputs}
-    known.update({value.name: value for node in graph for value in node.outputs if value.name})
-    sums: list[ir.Value] = []
-    for number, layer in enumerate(layers):
-        y = known[layer.value]
-        producer = y.producer()
-        assert producer is not None, "a layer computes what it gives"
-        users = list(y.uses())
-        outputs = [index for index, value in enumerate(graph.outputs) if value is y]
-        nodes = Copier(graph, known, f"layer{number}:{{}}".format).copy(layer.after)
-        rounded = nodes[-1].outputs[0]
-        switch = ir.Value(name=f"layer{number}:switch", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
-        graph.inputs.append(switch)
-        chosen = ir.node("Where", [switch, rounded, y])
-        error = ir.node("Sub", [rounded, y])
-        noise = ir.node("ReduceSumSquare", [error.outputs[0]], {"keepdims": 0})
-        signal = ir.node("ReduceSumSquare", [y], {"keepdims": 0})
-        more = {"chosen": chosen, "error": error, "noise": noise, "signal": signal}
-        for name, node in more.items():
-            node.outputs[0].name = f"layer{number}:{name}"
-        for user, index in users:
-            user.replace_input_with(index, chosen.outputs[0])
-        chosen.outputs[0].type, chosen.outputs[0].shape = y.type, y.shape
-        for index in outputs:
-            graph.outputs[index] = chosen.outputs[0]
-        known[layer.value] = chosen.outputs[0]
-        graph.insert_after(producer, [*nodes, *more.values()])
-        for node in (noise, signal):
-            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-            sums.append(node.outputs[0])
-    graph.outputs.extend(sums)
-    return board

@@ -47,8 +47,8 @@ class QuantizeInt4(Pass):
     Attributes:
         method: How codes are found. `"rtn"`: round to nearest. `"hqq"`: half-quadratic, no data. `"gptq"` and
             `"awq"`: need calibration data. `"nf4"`: a codebook for normally distributed weights. `"auto"`: for each
-            layer the best of RTN, a search for scales, and HQQ or, with calibration data, GPTQ. None but `"nf4"` leaves
-            a layer with a larger error than RTN.
+            layer the best of RTN, a search for scales and, with calibration data, GPTQ. None but `"nf4"` leaves a layer
+            with a larger error than RTN.
         block_size: How many weights share a scale: 0 for all of an output, or 16, 32, 64, 128 or 256.
         symmetric: INT4 without zero points, else UINT4 with them.
         scale_type: What scales are stored as: `"float32"`, `"float16"` or `"bfloat16"`.

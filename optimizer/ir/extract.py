@@ -11,7 +11,7 @@ import onnx_ir as ir
 from optimizer.ir.query import constant
 from optimizer.ir.walk import nested_graphs, subgraphs
 
-__all__ = ["backward_cone", "extract", "read_values", "with_outputs"]
+__all__ = ["backward_cone", "extract", "part_behind", "read_values", "with_outputs"]
 
 
 def read_values(node: ir.Node) -> list[ir.Value]:
@@ -87,6 +87,33 @@ def extract(
             value.type = value.type or ir.TensorType(ir.DataType.from_numpy(array.dtype))
             value.shape = value.shape if value.shape is not None else ir.Shape([None] * array.ndim)
     return part, [seen[value.name or ""] for value in borders]
+
+
+def part_behind(
+    model: ir.Model, known: Collection[str | None], wanted: Sequence[str], seen: Mapping[str, Any]
+) -> ir.Model | None:
+    """The nodes that compute some values from others, as a model whose inputs are those that are read.
+
+    Args:
+        model: Not changed.
+        known: Names of the others.
+        wanted: Names of what nodes of the main graph compute: the outputs.
+        seen: As for `extract`.
+
+    Returns:
+        The part; `None` if one of its inputs was not seen.
+    """
+    made = {value.name: node for node in model.graph for value in node.outputs}
+    needed: dict[ir.Node, None] = {}
+    front = [made[name] for name in wanted]
+    while front:
+        node = front.pop()
+        if node not in needed:
+            needed[node] = None
+            read = [value.name for value in read_values(node) if value.name not in known]
+            front += [made[name] for name in read if name in made]
+    found = extract(model, {node.outputs[0].name or "" for node in needed}, wanted, seen)
+    return None if found is None else found[0]
 
 
 def _input_like(value: ir.Value, seen: Any) -> ir.Value:

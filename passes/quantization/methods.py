@@ -46,9 +46,9 @@ def best(weights: Floats, blocks: Blocks, grid: Grid, method: str, inputs: Input
         weights: `[K, N]`, finite.
         blocks: The rows of a scale.
         grid: The codes.
-        method: `"rtn"`; `"hqq"`; `"awq"`, of weights that are scaled already; `"gptq"`; or `"auto"`: without inputs the
-            best of RTN, a search for scales, and HQQ; with them of RTN, a search, and GPTQ from the scales that were
-            found. `"gptq"` and `"awq"` without inputs: RTN or a search.
+        method: `"rtn"`; `"hqq"`; `"awq"`, of weights that are scaled already; `"gptq"`; or `"auto"`: the best of RTN
+            and a search for scales, and with inputs of GPTQ from the scales that were found. `"gptq"` and `"awq"`
+            without inputs: RTN or a search.
         inputs: Of the layer.
     """
     parts, lost, whole = [], 0.0, 0.0
@@ -75,8 +75,6 @@ def _best(weights: Floats, blocks: Blocks, grid: Grid, method: str, inputs: Inpu
         return plain
     if method == "hqq":
         return _better(plain, judged("hqq", half_quadratic(weights, blocks, grid)))
-    if inputs is None and method == "auto":
-        plain = _better(plain, judged("hqq", half_quadratic(weights, blocks, grid)))
     searched = search_scales(weights, blocks, grid, None if inputs is None else np.diagonal(inputs.gram).copy())
     if inputs is not None and method != "awq":
         found = judged("gptq", gptq(weights, inputs.elimination, searched, grid))

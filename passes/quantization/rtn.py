@@ -13,7 +13,7 @@ from passes.quantization.blocks import Blocks, Codes, Floats, Grid, Quantized, T
 __all__ = ["round_to_nearest", "search_scales"]
 
 _SHRINKING = tuple(1.0 - 0.025 * step for step in range(20))
-_ROUNDS = 2
+_ROUNDS = 6
 
 
 def round_to_nearest(weights: Floats, blocks: Blocks, grid: Grid) -> Quantized:
@@ -32,7 +32,7 @@ def search_scales(weights: Floats, blocks: Blocks, grid: Grid, importance: Float
     """Codes under the scales that have the smallest squared error in each block, of those tried.
 
     The span of a block is shrunk by steps of 2.5%; to the best, the scale is then fitted by least squares and the codes
-    are rounded again, twice. A block is never worse than `round_to_nearest`.
+    are rounded again, `_ROUNDS` times. A block is never worse than `round_to_nearest`.
 
     Args:
         weights: `[K, N]`, finite.
