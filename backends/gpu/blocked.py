@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from tvm.tirx import Expr
-
 from backends.gpu.block_product import BlockProduct
-from backends.gpu.operands import Factor, Result, copied
+from backends.gpu.operands import Factor, Result
 from backends.gpu.tensor_instructions import PRODUCTS
 from backends.gpu.tensor_product import TensorProduct
-from backends.gpu.tensor_tile import TensorTile, best_tensor_tile
-from backends.gpu.tile_model import Sizes, Tile, best_tile
+from backends.gpu.tensor_tile import TensorTile, best_tensor_tile, estimate_tensor
+from backends.gpu.tile_model import Sizes, Tile, best_tile, estimate
 from optimizer.gpus import Gpu
 
 __all__ = ["best_of", "blocked"]
 
-_WORD = 4
-"""Bytes that an asynchronous copy takes at least."""
+_ALIKE = 1.05
+"""Times that differ by less are the same: the model knows no better."""
 
 
-def best_of(sizes: Sizes, runs: tuple[Expr | int, Expr | int], gpu: Gpu, rows_together: int = 1) -> Tile | TensorTile:
+def best_of(sizes: Sizes, gpu: Gpu, rows_together: int = 1) -> Tile | TensorTile:
     """The tile of a product, of the kind that its type and its layout allow.
+
+    Elements that have to be loaded one by one cost tensor cores as much as plain ones: these are taken where they would
+    be faster.
 
     Args:
         sizes: of the product.
-        runs: of both factors; see `Factor`.
         gpu: the architecture.
-        rows_together: how many rows of the right factor lie side by side; four of bytes for tensor cores.
+        rows_together: how many rows of the right factor lie side by side; four of bytes as tensor cores want them.
     """
-    words = all(copied(run, sizes.dtype) * sizes.element >= _WORD for run in runs)
-    fitting = rows_together == (4 if sizes.element == 1 else 1)
-    if gpu.tensor_cores and gpu.async_copies and sizes.dtype in PRODUCTS and words and fitting:
-        return best_tensor_tile(sizes, gpu)
-    return best_tile(sizes, gpu)
+    plain = best_tile(sizes, gpu)
+    fitting = rows_together == 1 or (rows_together == 4 and sizes.element == 1)
+    if not (gpu.tensor_cores and gpu.async_copies and sizes.dtype in PRODUCTS and fitting):
+        return plain
+    tile = best_tensor_tile(sizes, gpu)
+    if not any(sizes.singly):
+        return tile
+    seconds = estimate_tensor(sizes, tile, gpu).seconds
+    return tile if seconds <= _ALIKE * estimate(sizes, plain, gpu).seconds else plain
 
 
 def blocked(left: Factor, right: Factor, result: Result, tile: Tile | TensorTile) -> BlockProduct | TensorProduct:

@@ -17,7 +17,7 @@ from backends.gpu.blocked import best_of, blocked
 from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
-from backends.gpu.operands import Factor, Order, Result, element_bytes
+from backends.gpu.operands import Factor, Order, Result, element_bytes, singly
 from backends.gpu.tensor_tile import TensorTile
 from backends.gpu.threads import block_places
 from backends.gpu.tile_model import Sizes, Tile, row_group
@@ -81,7 +81,7 @@ class Convolution:
     def launch(self, epilogue: Epilogue, gpu: Gpu) -> Launch:
         """The launch."""
         sizes, tile = self.sizes(), self.tile(gpu)
-        self.words = isinstance(tile, TensorTile)
+        self.words = isinstance(tile, TensorTile) and not sizes.singly[1]
         rows, columns = product(self.pixels), i64(self.out)
         order = Order.of(rows, columns, tile, row_group(sizes, tile.rows, gpu))
 
@@ -101,7 +101,7 @@ class Convolution:
 
     def tile(self, gpu: Gpu) -> Tile | TensorTile:
         """The tile of the product."""
-        return best_of(self.sizes(), (self.channels, self.weights.shape[4]), gpu, self.rows_together)
+        return best_of(self.sizes(), gpu, self.rows_together)
 
     def sizes(self) -> Sizes:
         """What the tile model needs to know."""
@@ -109,7 +109,10 @@ class Convolution:
         dtype = str(self.data.dtype)
         element = element_bytes(dtype)
         left = None if image is None else image * element // self.groups
-        return Sizes(self.groups, rows, self.out, self.depth, element, dtype, left)
+        # Bytes of the filters lie in words, those of each tap by themselves: the image has to have whole words, too.
+        words = element > 1 or (self.rows_together == 4 and self.channels % 4 == 0)
+        alone = singly(self.channels, dtype), not words or singly(self.weights.shape[4], dtype)
+        return Sizes(self.groups, rows, self.out, self.depth, element, dtype, left, alone)
 
     def _left(self, rows: Expr, group: Expr) -> Factor:
         """The windows: for a pixel its image and the top left corner of its window, which may lie outside."""
@@ -153,7 +156,8 @@ class Convolution:
             down = column * (across // self.window.kw) + tirx.floordiv(channel, i64(rows))
             return BufferLoad(source, [group, panel, row, down, own * rows + tirx.floormod(channel, i64(rows))]), []
 
-        return Factor(dtype, width * rows if together else 1, i64(int(source.shape[1]) * width), place, load)
+        lines = i64(int(source.shape[1]) * width)
+        return Factor(dtype, width * rows if together else 1, lines, place, load, rows if together else 1)
 
 
 def _rows_together(stage: Stage, weights: Var) -> int:

@@ -30,8 +30,7 @@ def forecast(kernel: Kernel, gpu: Gpu) -> Estimate:
     parts = matmul.take_apart(stage)
     if parts is not None:
         sizes = matmul.sizes_of(parts)
-        runs = parts.left.source.shape[-1], parts.right.source.shape[-1]
-        return _of_product(sizes, best_of(sizes, runs, gpu, parts.rows_together), gpu)
+        return _of_product(sizes, best_of(sizes, gpu, parts.rows_together), gpu)
     if stage.kind == "conv2d":
         convolution = Convolution(stage)
         return _of_product(convolution.sizes(), convolution.tile(gpu), gpu)

@@ -19,7 +19,7 @@ from backends.gpu.block_product import BlockProduct
 from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
-from backends.gpu.operands import Factor, Order, Result, copied
+from backends.gpu.operands import Factor, Order, Result, singly
 from backends.gpu.tensor_decoder import Computed
 from backends.gpu.tensor_product import TensorProduct
 from backends.gpu.tensor_tile import TensorTile, best_tensor_tile
@@ -53,7 +53,9 @@ def sizes_of(stage: Stage) -> Sizes:
     columns, depth = known(column.extent), known(stage.reduction[0].extent)
     if _half(stage) is None:
         return Sizes(1, rows, columns, depth)
-    return Sizes(1, rows, columns, depth, 2, str(stage.value.b.a.expr_ty()))
+    activations = stage.value.b.a
+    dtype = str(activations.expr_ty())
+    return Sizes(1, rows, columns, depth, 2, dtype, singly=(singly(activations.source.shape[-1], dtype), False))
 
 
 def tile_of(stage: Stage, gpu: Gpu) -> Tile | TensorTile:
@@ -62,8 +64,7 @@ def tile_of(stage: Stage, gpu: Gpu) -> Tile | TensorTile:
     few = sizes.rows is not None and sizes.rows < _TENSOR_ROWS
     if activations is None or few or not (gpu.tensor_cores and gpu.async_copies):
         return best_tile(sizes, gpu)
-    words = copied(activations.source.shape[-1], sizes.dtype) > 1
-    return best_tensor_tile(sizes, gpu, decoded=True) if words else best_tile(sizes, gpu)
+    return best_tensor_tile(sizes, gpu, decoded=True)
 
 
 def _half(stage: Stage) -> TensorLoad | None:

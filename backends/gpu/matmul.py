@@ -17,7 +17,7 @@ from backends.gpu.blocked import best_of, blocked
 from backends.gpu.epilogue import Epilogue
 from backends.gpu.heavy import with_epilogue
 from backends.gpu.launch import Ids, Launch
-from backends.gpu.operands import Factor, Order, Result, element_bytes
+from backends.gpu.operands import Factor, Order, Result, element_bytes, singly
 from backends.gpu.tensor_tile import TensorTile
 from backends.gpu.threads import block_places
 from backends.gpu.tile_model import Sizes, row_group
@@ -101,13 +101,15 @@ def sizes_of(parts: Product) -> Sizes:
     dtype = str(parts.left.expr_ty())
     sizes = [known(product([a.extent for a in axes])) for axes in (parts.batch, parts.rows)]
     columns, depth = known(parts.column.extent), known(parts.depth.extent)
-    return Sizes(sizes[0], sizes[1], columns, depth, element_bytes(dtype), dtype)
+    element, runs = element_bytes(dtype), (parts.left.source.shape[-1], parts.right.source.shape[-1])
+    left, right = (singly(run, dtype) for run in runs)
+    right = right or (element == 1 and parts.rows_together == 1)
+    return Sizes(sizes[0], sizes[1], columns, depth, element, dtype, singly=(left, right))
 
 
 def _launch(parts: Product, epilogue: Epilogue, gpu: Gpu) -> Launch:
     sizes = sizes_of(parts)
-    runs = parts.left.source.shape[-1], parts.right.source.shape[-1]
-    tile = best_of(sizes, runs, gpu, parts.rows_together)
+    tile = best_of(sizes, gpu, parts.rows_together)
     words = isinstance(tile, TensorTile)
     extents = [a.extent for a in parts.rows]
     rows, columns = product(extents), parts.column.extent
@@ -163,4 +165,4 @@ def _right(parts: Product, point: dict[Var, Expr], *, words: bool) -> Factor:
         return BufferLoad(source, [*lead, *panel, down, own * rows + beside]), []
 
     lines = parts.column.extent if width is None else simplify(source.shape[-3] * width)
-    return Factor(dtype, source.shape[-1] if rows == 1 or words else 1, lines, place, load)
+    return Factor(dtype, source.shape[-1] if rows == 1 or words else 1, lines, place, load, rows if words else 1)

@@ -14,8 +14,10 @@ from backends.gpu.tensor_tile import TensorTile
 from backends.gpu.tile_model import Tile
 from backends.relax.loops import i64, known, simplify
 
-__all__ = ["Factor", "Order", "Result", "copied", "divides", "element_bytes", "neighbours", "sum_type"]
+__all__ = ["Factor", "Order", "Result", "copied", "divides", "element_bytes", "neighbours", "singly", "sum_type"]
 
+_COPIED_BYTES = 4
+"""That an asynchronous copy takes at least."""
 _SUMS = {"float16": "float32", "bfloat16": "float32", "uint8": "int32", "int8": "int32"}
 
 
@@ -37,6 +39,7 @@ class Factor:
             address does not depend on the step, int64; computed once.
         load: from that, the place on the reduced axis and how many columns are loaded at once, to the element, and the
             conditions under which it exists. The element is a load, unless `run` is 1.
+        rows_together: how many places of the reduced axis one of `load` stands for: four, of bytes that lie in words.
 
     TVM makes a vector access of neighbours only if it can prove that they are aligned. So a `place` counts what is
     loaded at once, and `load` multiplies again.
@@ -47,6 +50,7 @@ class Factor:
     lines: Expr
     place: Callable[[Expr, int], list[Expr]]
     load: Callable[[list[Expr], Expr, int], tuple[Expr, list[Expr]]]
+    rows_together: int = 1
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,11 @@ def copied(run: Expr | int, dtype: str) -> int:
     """How many elements of runs of that size an asynchronous copy can take: up to 16 bytes that are aligned."""
     total, size = known(run), element_bytes(dtype)
     return 1 if total is None else math.gcd(total, max(1, 16 // size))
+
+
+def singly(run: Expr | int, dtype: str) -> bool:
+    """Whether runs of that size are too short for asynchronous copies, so that elements come one by one."""
+    return copied(run, dtype) * element_bytes(dtype) < _COPIED_BYTES
 
 
 def element_bytes(dtype: str) -> int:

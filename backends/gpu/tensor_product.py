@@ -13,20 +13,23 @@ in `backends.gpu.block_product`.
 Of bytes, a word of the right factor holds four neighbours along the reduced axis, as its panels are packed, so that a
 thread's part of a fragment is a word of shared memory: right[BK / 4, BN + 8].
 
-A right factor may also be computed on its way (`backends.gpu.tensor_decoder`), a step ahead like the copies.
+A right factor may also be computed on its way (`backends.gpu.tensor_decoder`), a step ahead like the copies. What
+copies cannot take goes through registers (`backends.gpu.tensor_gather`).
 """
 
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 from tvm import tirx
 from tvm.tirx import BufferLoad, Expr, Stmt, Var
 
 from backends.gpu.launch import barrier
-from backends.gpu.operands import Factor, Result, copied, divides, element_bytes, sum_type
+from backends.gpu.operands import Factor, Result, copied, divides, element_bytes, singly, sum_type
 from backends.gpu.storing import Rows, store_rows
 from backends.gpu.tensor_decoder import Computed, Decoder
+from backends.gpu.tensor_gather import Gatherer
 from backends.gpu.tensor_instructions import commit, copy, matrices, multiply, wait
 from backends.gpu.tensor_tile import TensorTile
 from backends.gpu.threads import (
@@ -66,11 +69,11 @@ class TensorProduct:
         """See `backends.gpu.block_product.BlockProduct.build`."""
         thread, tile = narrow(thread), self.tile
         row, column = simplify(block_row * tile.rows), simplify(block_column * tile.columns)
-        left = _Copier(self.left, row, tile.rows, self, thread, along_depth=True)
+        left = self._bringing(self.left, row, tile.rows, thread, along_depth=True)
         right = (
             Decoder(self.right, column, self, thread)
             if isinstance(self.right, Computed)
-            else _Copier(self.right, column, tile.columns, self, thread, along_depth=False)
+            else self._bringing(self.right, column, tile.columns, thread, along_depth=False)
         )
 
         def run(places: list[Expr]) -> Stmt:
@@ -80,27 +83,47 @@ class TensorProduct:
             return self._run(row, column, thread, left, right)
 
         flat = [value for own in [*left.places, *right.places] for value in own]
-        return allocate([self.memory, self.sums], named(flat, run))
+        held = [each.held for each in (left, right) if isinstance(each, Gatherer)]
+        return allocate([self.memory, self.sums, *held], named(flat, run))
 
-    def _run(self, row: Expr, column: Expr, thread: Expr, left: _Copier, right: _Copier | Decoder) -> Stmt:
+    def _bringing(
+        self, factor: Factor, first: Expr, size: int, thread: Expr, *, along_depth: bool
+    ) -> _Copier | Gatherer:
+        """How the tiles of a factor come."""
+        in_words = along_depth or self.tile.element == 2 or factor.rows_together == 4
+        if in_words and not singly(factor.run, factor.dtype):
+            return _Copier(factor, first, size, self, thread, along_depth=along_depth)
+        return Gatherer(factor, first, size, self, thread, along_depth=along_depth)
+
+    def _run(self, row: Expr, column: Expr, thread: Expr, left: _Left, right: _Left | Decoder) -> Stmt:
         tile, steps = self.tile, narrow(self.steps)
-        ahead = tile.stages - 1
+        ahead, behind = tile.stages - 1, tile.rows * tile.left_pitch
+        places: list[tuple[_Left | Decoder, int]] = [(left, 0), (right, behind)]
+
+        def ring(step: Expr) -> Expr:
+            return tirx.truncmod(step, i32(tile.stages)) * tile.stage_words
 
         def fetch(step: Expr) -> Stmt:
-            start = simplify(wide_index(step) * tile.depth)
-            stage = tirx.truncmod(step, i32(tile.stages)) * tile.stage_words
-            copies = [left.copy(start, stage), right.copy(start, stage + tile.rows * tile.left_pitch)]
-            return sequence([holds([step < steps], sequence(copies)), commit()])
+            start, stage = simplify(wide_index(step) * tile.depth), ring(step)
+            parts = [
+                each.fetch(start) if isinstance(each, Gatherer) else each.copy(start, stage + at) for each, at in places
+            ]
+            return sequence([holds([step < steps], sequence(parts)), commit()])
+
+        def keep(step: Expr) -> Stmt | None:
+            """What is held goes to a stage that all have multiplied: that of the step before this one."""
+            parts = [each.keep(ring(step) + at) for each, at in places if isinstance(each, Gatherer)]
+            return holds([step < steps], sequence(parts)) if parts else None
 
         def step(index: Expr) -> Stmt:
-            stage = tirx.truncmod(index, i32(tile.stages)) * tile.stage_words
-            return sequence([wait(ahead - 1), barrier(), fetch(index + ahead), self._multiply(stage, thread)])
+            multiplied = self._multiply(ring(index), thread)
+            return sequence([wait(ahead - 1), barrier(), fetch(index + ahead), multiplied, keep(index + ahead)])
 
         count = self.down * self.across * 4
         return sequence(
             [
                 *(scatter(self.sums, zeros(self.dtype), i) for i in range(count)),
-                *(fetch(i32(s)) for s in range(ahead)),
+                *(part for s in range(ahead) for part in (fetch(i32(s)), keep(i32(s)))),
                 repeat(steps, step, "step"),
                 barrier(),
                 self._finish(row, column, thread),
@@ -190,7 +213,7 @@ class _Copier:
         tile = block.tile
         self.factor, self.memory = factor, block.memory
         # Elements that are copied: of the left factor, those of its type; of the right one, 16 bits or words of bytes.
-        self.rows_together = 4 if tile.element == 1 and not along_depth else 1
+        self.rows_together = factor.rows_together
         self.bytes = element_bytes(factor.dtype) * self.rows_together
         self.depth = simplify(tirx.floordiv(block.result.depth + (self.rows_together - 1), i64(self.rows_together)))
         side = tile.depth if along_depth else size
@@ -229,6 +252,9 @@ class _Copier:
             )
             statements.append(holds([own], ask))
         return sequence(statements)
+
+
+_Left: TypeAlias = _Copier | Gatherer
 
 
 def flat_index(element: BufferLoad) -> Expr:

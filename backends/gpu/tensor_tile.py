@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import ceil
 
 from backends.gpu.tile_model import (
     L2_BYTES_A_CYCLE,
@@ -19,7 +20,7 @@ from backends.gpu.tile_model import (
 )
 from optimizer.gpus import Gpu
 
-__all__ = ["TensorTile", "best_tensor_tile", "estimate_tensor"]
+__all__ = ["TensorTile", "best_tensor_tile", "estimate_tensor", "gathered"]
 
 _PADDING_BYTES = 16
 """Behind a row of a tile: the eight rows of a matrix then lie in different banks."""
@@ -30,6 +31,8 @@ _RESULT = 2
 _OTHER_REGISTERS = 48
 _DECODING = 5
 """Instructions for a weight of 4 bits: shift, mask, conversion, scale, and half of a conversion to 16 bits."""
+_GATHERING = 16
+"""Instructions for an element that is loaded by itself: its place, its conditions, the load, and its part of a word."""
 _ALIKE = 1.05
 
 
@@ -94,14 +97,21 @@ class TensorTile:
         sums = self.warp_rows * self.warp_columns // 32
         return sums + self.warp_rows // 4 + self.warp_columns // 4 + _OTHER_REGISTERS
 
-    def fits(self, gpu: Gpu) -> bool:
-        """Whether a block can run."""
+    def fits(self, gpu: Gpu, held: int = 0) -> bool:
+        """Whether a block can run whose threads hold so many elements in registers besides."""
+        registers = self.registers + held
         return (
             self.threads <= min(gpu.threads, 256)
             and self.shared_bytes <= min(gpu.shared_bytes, STATIC_BYTES)
-            and self.registers <= REGISTER_SHARE * gpu.registers
-            and self.registers * self.threads <= gpu.registers_each
+            and registers <= REGISTER_SHARE * gpu.registers
+            and registers * self.threads <= gpu.registers_each
         )
+
+
+def gathered(sizes: Sizes, tile: TensorTile) -> float:
+    """Elements that a thread loads one by one in a step, and holds in registers meanwhile."""
+    left, right = sizes.singly
+    return tile.depth * (left * tile.rows + right * tile.columns) / tile.threads
 
 
 def estimate_tensor(sizes: Sizes, tile: TensorTile, gpu: Gpu, *, decoded: bool = False) -> Estimate:
@@ -111,7 +121,8 @@ def estimate_tensor(sizes: Sizes, tile: TensorTile, gpu: Gpu, *, decoded: bool =
     """
     batches, rows, columns, depth = sizes.guessed()
     blocks = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
-    resident = max(1, occupancy(gpu, tile.threads, tile.shared_bytes, tile.registers))
+    registers = tile.registers + ceil(gathered(sizes, tile))
+    resident = max(1, occupancy(gpu, tile.threads, tile.shared_bytes, registers))
     stored = tile.rows * tile.columns * _RESULT / L2_BYTES_A_CYCLE
     # The loads of a step have the steps of all stages but one to come.
     busy = _step_cycles(sizes, tile, gpu, decoded=decoded)
@@ -138,8 +149,11 @@ def _step_cycles(sizes: Sizes, tile: TensorTile, gpu: Gpu, *, decoded: bool) -> 
     deep = tile.depth * tile.element // 32
     matrices = deep * (tile.warp_rows // 16 + tile.warp_columns // 16)
     products = deep * (tile.warp_rows // 16) * (tile.warp_columns // 8)
-    copies = tile.depth * tile.element * (tile.rows + (0 if decoded else tile.columns)) / 16 / tile.threads
+    left, right = sizes.singly
+    copied = (0 if left else tile.rows) + (0 if right or decoded else tile.columns)
+    copies = tile.depth * tile.element * copied / 16 / tile.threads
     computed = _DECODING * tile.depth * tile.columns / tile.threads if decoded else 0.0
+    computed += _GATHERING * gathered(sizes, tile)
     return max(
         2.0 * tile.rows * tile.columns * tile.depth / rate,
         warps * matrices * 4.0,  # 512 bytes each, 128 a cycle
@@ -168,7 +182,7 @@ def best_tensor_tile(sizes: Sizes, gpu: Gpu, *, decoded: bool = False) -> Tensor
     `decoded`: see `estimate_tensor`.
     """
     shapes = [replace(t, element=sizes.element, depth=t.depth * 2 // sizes.element) for t in _SHAPES]
-    fitting = [t for t in shapes if t.fits(gpu)]
+    fitting = [t for t in shapes if t.fits(gpu, ceil(gathered(sizes, t)))]
     seconds = {t: estimate_tensor(sizes, t, gpu, decoded=decoded).seconds for t in fitting}
     least = min(seconds.values())
     alike = [t for t in fitting if seconds[t] <= _ALIKE * least]

@@ -69,6 +69,7 @@ class Sizes:
         element: bytes of an element of the factors and the result.
         dtype: of the arithmetic.
         left_bytes: of the left factor in memory, where it is not rows x depth elements (a convolution's image).
+        singly: whether the elements of the left and of the right factor have to be loaded one by one.
     """
 
     batches: int | None
@@ -78,6 +79,7 @@ class Sizes:
     element: int = 4
     dtype: str = "float32"
     left_bytes: int | None = None
+    singly: tuple[bool, bool] = (False, False)
 
     def guessed(self) -> tuple[int, int, int, int]:
         """All of them, guesses in place of those that only the run knows."""

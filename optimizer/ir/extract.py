@@ -66,13 +66,13 @@ def extract(
     needed = dict.fromkeys(value for node in kept for value in read_values(node))
     borders = [v for v in needed if v.name not in made and (constant(v) is None or v.producer() is not None)]
     inputs = []
+    graph.outputs.clear()  # what the part reads may have been one of them
     for value in borders:
         if value.name is None or seen.get(value.name) is None:
             return None
         new = _input_like(value, seen[value.name])
         value.replace_all_uses_with(new, replace_graph_outputs=False)
         inputs.append(new)
-    graph.outputs.clear()
     graph.outputs.extend(made[name] for name in outputs)
     for node in reversed([node for node in graph if node not in set(kept)]):
         graph.remove(node, safe=False)

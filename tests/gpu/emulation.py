@@ -110,6 +110,6 @@ void tersor_product_u8_(int* d, const uint* a, const uint* b, __local uint* scra
 
 def emulated(source: str) -> str:
     """The OpenCL program with the functions that its kernels call, if they call any."""
-    if "tersor_copy(" not in source:
+    if "tersor_product_" not in source:
         return source
     return FUNCTIONS + _KERNEL.sub(r"\1\n  __local ulong tersor_scratch[256 * 3];", source)

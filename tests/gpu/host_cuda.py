@@ -64,7 +64,7 @@ class HostCompiler:
         with tempfile.TemporaryDirectory() as folder:
             text, made = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
             program = source[kernels[0].start() :].replace("__shared__ alignas(64)", "alignas(64) static")
-            head = '#include "host_threads.h"\n' + (FUNCTIONS if "tersor_copy(" in program else "")
+            head = '#include "host_threads.h"\n' + (FUNCTIONS if "tersor_product_" in program else "")
             text.write_text(head + program + "".join(_launcher(k) for k in kernels))
             _compile(text, made)
             code = made.read_bytes()

@@ -35,6 +35,13 @@ def on_tensor_cores() -> None:
     agrees(product("s", 84, 37), "matmul", matmul.lower, {"s": 21}, GPUS["sm_80"], Words())
 
 
+def one_by_one() -> None:
+    """Bytes that do not lie in words, by emulated tensor cores."""
+    from tests.gpu.test_rule_bytes import product
+
+    agrees(product("s", 85, 37), "matmul", matmul.lower, {"s": 21}, GPUS["sm_80"])
+
+
 def plain() -> None:
     """A product whose rows and columns fill no tile."""
     weight = np.ones((19, 71), np.float32)
@@ -63,6 +70,7 @@ CASES = {
     "attention on tensor cores": attend_on_tensor_cores,
     "four bits": decode_weights,
     "tensor cores": on_tensor_cores,
+    "tensor cores, one by one": one_by_one,
     "product": plain,
     "depthwise": pixels,
 }

@@ -261,6 +261,24 @@ def test_16_bits_by_emulated_tensor_cores(precision: str) -> None:
     assert found.error is not None and found.tolerance is not None and found.error <= found.tolerance
 
 
+def test_16_bits_that_come_one_by_one() -> None:
+    """Images of three channels, and as many pixels and columns as no copy of four bytes can begin at."""
+    model = parse(
+        """g (float[n,3,9,11] x) => (float[n,7] y) {
+            c = Conv<strides=[2,2], pads=[1,1,1,1]>(x, w) r = Relu(c) f = Flatten(r) y = MatMul(f, b) }""",
+        {
+            "w": RANDOM.normal(size=(5, 3, 3, 3)).astype(np.float32) / 5,
+            "b": RANDOM.normal(size=(150, 7)).astype(np.float32) / 12,
+        },
+    )
+    with host_gpu():
+        done = optimize(
+            model, "cuda:sm_80", precision="float16", fallback="error", verify="final", progress=False, cache=False
+        )
+    found = done.report.verification
+    assert found.error is not None and found.tolerance is not None and found.error <= found.tolerance
+
+
 def test_an_estimate_is_given_where_all_sizes_are_known() -> None:
     text = "g (float[64,64] x) => (float[64,64] y) { h = MatMul(x, a) e = Softmax(h) y = MatMul(e, a) }"
     weights = {"a": RANDOM.normal(size=(64, 64)).astype(np.float32)}

@@ -58,14 +58,14 @@ class Words(PlainTiles):
 @pytest.mark.parametrize("gpu", ["opencl", "sm_80"])
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 16, 8), (37, 52, 70), (150, 100, 130), (64, 50, 64)])
 def test_products_of_words(rows: int, depth: int, columns: int, gpu: str) -> None:
-    """By emulated tensor cores where there are some and the depth is a multiple of four."""
+    """By emulated tensor cores where there are some; of a depth that is no multiple of four, one by one."""
     agrees(product("s", depth, columns), "matmul", matmul.lower, {"s": rows}, GPUS[gpu], Words())
 
 
 @pytest.mark.parametrize("gpu", ["opencl", "sm_80"])
 @pytest.mark.parametrize("channels", [(8, 20, 1), (6, 20, 1), (8, 16, 2), (12, 12, 4)])
 def test_convolutions_of_words(channels: tuple[int, int, int], gpu: str) -> None:
-    """Channels are rounded up to four where there is one group; three channels of a group are left to plain cores."""
+    """Channels are rounded up to four where there is one group; three channels of a group are brought one by one."""
     agrees(convolution(*channels), "conv2d", conv2d.lower, gpu=GPUS[gpu], tiles=Words())
 
 

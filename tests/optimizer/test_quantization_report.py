@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -13,7 +14,9 @@ from optimizer import Report, load
 from optimizer.calibration import Samples
 from optimizer.errors import UnsupportedError
 from optimizer.frontends import load_model
+from optimizer.layer_boards import grouped
 from optimizer.layer_errors import LayerError, layer_table, ranked
+from optimizer.layer_slices import find_slices
 from optimizer.quantization_report import LayerErrorRecorder, measure_layers
 from optimizer.quantized_comparison import loss_of
 from optimizer.reference import run_reference
@@ -77,6 +80,42 @@ def test_a_layer_that_is_an_output_and_read_by_another() -> None:
     rows = measure_layers(before, after, [[X]])
     assert [row.node for row in rows] == ["first", "second"]
     assert all(row.effect is not None and row.effect > 1e-3 for row in rows)
+
+
+def chain() -> onnx.ModelProto:
+    """Five products with a connection around the second and third, an output in the middle, and one before them all."""
+    text = """<ir_version: 10, opset_import: ["" : 23]>
+        chain (float[N,32] x) => (float[N,32] y, float[N,32] c, float[N,32] r) {
+            r = Relu(x)
+            a = MatMul(r, w0) b = Tanh(a) c = MatMul(b, w1) d = Relu(c) e = MatMul(d, w2)
+            f = Add(e, b) g = MatMul(f, w3) h = Tanh(g) y = MatMul(h, w4)
+        }"""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(4)
+    for i in range(5):
+        weight = (rng.standard_normal((32, 32)) / 6).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, f"w{i}"))
+    return model
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_the_effect_of_a_layer_is_measured_from_its_group_on(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as when all of the model is run for each layer."""
+    sets = [{"x": np.random.default_rng(i).standard_normal((6, 32)).astype(np.float32)} for i in range(2)]
+    before, after = both(chain(), sets)
+    inputs = [[item["x"]] for item in sets]
+    whole = measure_layers(before, after, inputs)
+    monkeypatch.setattr("optimizer.layer_boards._TOGETHER", together)
+    groups = grouped(before, find_slices(before, after))
+    assert [len(group.layers) for group in groups] == {1: [1] * 5, 2: [2, 2, 1], 3: [3, 2]}[together]
+    assert groups[-1].later == (0,)  # the others are computed in front of it
+    assert all(len(group.crossing) <= 2 for group in groups)
+    found = measure_layers(before, after, inputs)
+    assert [row.node for row in found] == [row.node for row in whole]
+    assert len(found) == 5
+    for row, other in zip(found, whole, strict=True):
+        assert row.error == other.error
+        assert row.effect == pytest.approx(other.effect, rel=1e-4) and row.effect is not None and row.effect > 1e-3
 
 
 def test_what_was_not_quantized_is_no_row() -> None:
