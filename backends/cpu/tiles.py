@@ -192,9 +192,10 @@ class Tiles:
         """
         return together == QUAD and weight_bytes is not None and weight_bytes <= _ROWS_APART_SHARE * self.cpu.l2_bytes
 
-    def attends(self, dtype: str) -> bool:
-        """float32 and bfloat16 (`backends.cpu.operands`), and bytes where an instruction multiplies four at a time."""
-        return dtype in ("float32", "bfloat16") or (dtype == "uint8" and self.cpu.vnni)
+    def attends(self, dtype: str, size: int = 0) -> bool:
+        """float32, pairs of bfloat16 (`backends.cpu.operands`), bytes where one instruction multiplies four."""
+        pairs = dtype == "bfloat16" and size % 2 == 0
+        return dtype == "float32" or pairs or (dtype == "uint8" and self.cpu.vnni)
 
     def looks_up(self) -> bool:
         """See `backends.relax.byte_functions.LooksUp`."""

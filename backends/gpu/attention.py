@@ -26,11 +26,15 @@ from tvm import tirx
 
 from backends.cpu.key_bounds import key_bounds
 from backends.gpu.attention_block import AttentionBlock
-from backends.gpu.attention_tile import AttentionSizes, AttentionTile, best_attention_tile
+from backends.gpu.attention_tile import AttentionSizes, AttentionTile, best_attention_tile, estimate_attention
 from backends.gpu.launch import Ids, Launch
-from backends.gpu.operands import copied
+from backends.gpu.operands import singly
 from backends.gpu.tensor_attention import TensorAttention
-from backends.gpu.tensor_attention_tile import TensorAttentionTile, best_tensor_attention_tile
+from backends.gpu.tensor_attention_tile import (
+    TensorAttentionTile,
+    best_tensor_attention_tile,
+    estimate_tensor_attention,
+)
 from backends.gpu.threads import block_places
 from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import Expr, Stmt, TensorLoad, i64, known, product, simplify, uses
@@ -94,17 +98,18 @@ def tile_of(parts: AttentionParts, gpu: Gpu) -> AttentionTile | TensorAttentionT
     if sizes is None:
         return None
     on_tensor_cores = best_tensor_attention_tile(sizes, gpu) if _suits_tensor_cores(parts, gpu) else None
-    return on_tensor_cores or best_attention_tile(sizes, gpu)
+    plain = best_attention_tile(sizes, gpu) if on_tensor_cores is None or sizes.singly else None
+    if on_tensor_cores is None or plain is None:
+        return on_tensor_cores or plain
+    seconds = estimate_tensor_attention(sizes, on_tensor_cores, gpu).seconds
+    return on_tensor_cores if seconds <= estimate_attention(sizes, plain, gpu).seconds else plain
 
 
 def _suits_tensor_cores(parts: AttentionParts, gpu: Gpu) -> bool:
-    """Whether all factors are of 16 bits, and their rows begin at multiples of what an asynchronous copy takes."""
+    """Whether all factors are of 16 bits."""
     sources = [load.source for load in (parts.query, parts.key, parts.value)]
     (dtype, *others) = {str(source.dtype) for source in sources}
-    if not (gpu.tensor_cores and gpu.async_copies and not others and dtype in ("float16", "bfloat16")):
-        return False
-    elements = (parts.scores.reduction[0].extent, parts.context.spatial[3].extent)
-    return all(copied(size, dtype) > 1 for size in (*elements, *(source.shape[-1] for source in sources)))
+    return gpu.tensor_cores and gpu.async_copies and not others and dtype in ("float16", "bfloat16")
 
 
 def sizes_of(parts: AttentionParts) -> AttentionSizes | None:
@@ -115,8 +120,11 @@ def sizes_of(parts: AttentionParts) -> AttentionSizes | None:
         return None
     heads, rows, keys = known(product([batch.extent, head.extent])), known(row.extent), known(column.extent)
     high = key_bounds(parts.masked, i64(0), i64(0), (i64(0), i64(0)))[1]
-    element = 2 if str(parts.key.source.dtype) in ("float16", "bfloat16") else 4
-    return AttentionSizes(heads, rows, keys, size, value_size, 1.0 if high is None else 0.5, element)
+    dtype = str(parts.key.source.dtype)
+    element = 2 if dtype in ("float16", "bfloat16") else 4
+    loads = (parts.query, parts.key, parts.value)
+    alone = any(singly(run, dtype) for run in (size, value_size, *(load.source.shape[-1] for load in loads)))
+    return AttentionSizes(heads, rows, keys, size, value_size, 1.0 if high is None else 0.5, element, alone)
 
 
 def _launch(parts: AttentionParts, tile: AttentionTile | TensorAttentionTile) -> Launch:

@@ -40,6 +40,7 @@ class AttentionSizes:
         value_size: of a value.
         share: of the keys that a query sees, on average: 0.5 where later ones are masked.
         element: bytes of an element in memory.
+        singly: whether elements of 16 bits have to be loaded one by one for tensor cores.
     """
 
     heads: int | None
@@ -49,6 +50,7 @@ class AttentionSizes:
     value_size: int
     share: float = 1.0
     element: int = 4
+    singly: bool = False
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,7 @@ class TensorAttention:
 
 
 class _Lines:
-    """Asks for rows of a tensor to come to shared memory."""
+    """Asks for rows of a tensor to come to shared memory; elements of odd rows come one by one."""
 
     def __init__(
         self,
@@ -268,12 +268,13 @@ class _Lines:
         self.load, self.line, self.point, self.memory = load, line, point, block.memory
         rows, self.size, padded = sizes
         self.lanes = math.gcd(copied(load.source.shape[-1], block.dtype), self.size)
-        across, threads = padded // self.lanes, block.tile.threads
+        self.dtype, together = block.dtype, max(2, self.lanes)  # at least a word of shared memory
+        across, threads = padded // together, block.tile.threads
         self.padded = padded > self.size
         self.spots: list[tuple[Expr, Expr, Expr | None]] = []
         for begin in range(0, rows * across, threads):
             place = thread + begin
-            row, element = tirx.floordiv(place, i32(across)), tirx.floormod(place, i32(across)) * self.lanes
+            row, element = tirx.floordiv(place, i32(across)), tirx.floormod(place, i32(across)) * together
             self.spots.append((row, element, place < rows * across if begin + threads > rows * across else None))
 
     def copy(self, start: Expr, total: Expr, word: Expr, pitch: int) -> Stmt:
@@ -282,10 +283,19 @@ class _Lines:
         for row, element, own in self.spots:
             line = simplify(start + wide_index(row))
             lead = [substitute(i, {**self.point, self.line: line}) for i in self.load.indices[:-1]]
+            to = word + row * pitch + tirx.floordiv(element, i32(2))
+            if self.lanes == 1:
+                both = [self._element(lead, element + i, line < total) for i in range(2)]
+                statements.append(holds([own], scatter(self.memory, pair(self.dtype, *both), to)))
+                continue
             place = flat_index(BufferLoad(self.load.source, [*lead, wide_index(element)]))
             found = [line < total, *([element < self.size] if self.padded else [])]
-            to = word + row * pitch + tirx.floordiv(element, i32(2))
             statements.append(
                 holds([own], copy(self.memory, to, self.load.source, place, 2 * self.lanes, tirx.all(*found)))
             )
         return sequence(statements)
+
+    def _element(self, lead: list[Expr], element: Expr, exists: Expr) -> Expr:
+        """One that no copy can take, through a register."""
+        value = cast(BufferLoad(self.load.source, [*lead, wide_index(element)]), _SUM)
+        return tirx.if_then_else(tirx.all(exists, element < self.size), value, zeros(_SUM))

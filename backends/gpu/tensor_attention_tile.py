@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from backends.gpu.attention_tile import AttentionSizes, estimate_blocks
+from backends.gpu.tensor_tile import GATHERING
 from backends.gpu.tile_model import (
     L2_BYTES_A_CYCLE,
     STATIC_BYTES,
@@ -115,22 +116,23 @@ class TensorAttentionTile:
 
 def estimate_tensor_attention(sizes: AttentionSizes, tile: TensorAttentionTile, gpu: Gpu) -> Estimate:
     """Of an attention on tensor cores; see `estimate_blocks`."""
-    return estimate_blocks(sizes, tile, gpu, _step_cycles(tile, gpu), ahead=_STAGES - 1)
+    return estimate_blocks(sizes, tile, gpu, _step_cycles(sizes, tile, gpu), ahead=_STAGES - 1)
 
 
-def _step_cycles(tile: TensorAttentionTile, gpu: Gpu) -> float:
+def _step_cycles(sizes: AttentionSizes, tile: TensorAttentionTile, gpu: Gpu) -> float:
     """Of a step of a block that has a multiprocessor to itself: what of it is busiest."""
     clock = gpu.flops["float32"] / (2 * fma_lanes(gpu) * gpu.multiprocessors)
     rate = gpu.flops["float16"] / (gpu.multiprocessors * clock)
     elements = tile.depth + tile.values
     matrices = tile.keys * elements // 256
     products = tile.keys * elements // 128
-    copies = tile.keys * elements / 8 / tile.threads
+    copied = tile.keys * elements / tile.threads
+    loading = GATHERING * copied if sizes.singly else 10 * copied / 8
     softmax = tile.keys // 2 * _SOFTMAX_INSTRUCTIONS + tile.values // 2
     return max(
         2.0 * tile.rows * tile.keys * elements / rate,
         tile.warps * matrices * 4.0,  # 512 bytes each, 128 a cycle
-        tile.warps * issue_limit(products + 2 * matrices + softmax + 10 * copies + 24),
+        tile.warps * issue_limit(products + 2 * matrices + softmax + loading + 24),
         tile.keys * elements * 2 / L2_BYTES_A_CYCLE,
     )
 

@@ -20,7 +20,7 @@ from backends.gpu.tile_model import (
 )
 from optimizer.gpus import Gpu
 
-__all__ = ["TensorTile", "best_tensor_tile", "estimate_tensor", "gathered"]
+__all__ = ["GATHERING", "TensorTile", "best_tensor_tile", "estimate_tensor", "gathered"]
 
 _PADDING_BYTES = 16
 """Behind a row of a tile: the eight rows of a matrix then lie in different banks."""
@@ -31,7 +31,7 @@ _RESULT = 2
 _OTHER_REGISTERS = 48
 _DECODING = 5
 """Instructions for a weight of 4 bits: shift, mask, conversion, scale, and half of a conversion to 16 bits."""
-_GATHERING = 16
+GATHERING = 16
 """Instructions for an element that is loaded by itself: its place, its conditions, the load, and its part of a word."""
 _ALIKE = 1.05
 
@@ -153,7 +153,7 @@ def _step_cycles(sizes: Sizes, tile: TensorTile, gpu: Gpu, *, decoded: bool) -> 
     copied = (0 if left else tile.rows) + (0 if right or decoded else tile.columns)
     copies = tile.depth * tile.element * copied / 16 / tile.threads
     computed = _DECODING * tile.depth * tile.columns / tile.threads if decoded else 0.0
-    computed += _GATHERING * gathered(sizes, tile)
+    computed += GATHERING * gathered(sizes, tile)
     return max(
         2.0 * tile.rows * tile.columns * tile.depth / rate,
         warps * matrices * 4.0,  # 512 bytes each, 128 a cycle

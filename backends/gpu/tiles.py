@@ -39,7 +39,7 @@ class GpuTiles:
         """The columns of a block's tile."""
         return _COLUMNS
 
-    def attends(self, dtype: str) -> bool:
+    def attends(self, dtype: str, size: int = 0) -> bool:
         """All types that attention is defined for but float64."""
         return dtype in ("float32", "bfloat16", "float16")
 

@@ -157,7 +157,7 @@ def in_one_pass(ctx: Emitter, spec: AttentionSpec) -> bool:
     size, value_size = (static_int(sizes_of(x)[3]) for x in (spec.q, spec.v))
     if spec.output is not None or size is None or value_size is None or wider(spec.softmax_dtype) != "float32":
         return False
-    return ctx.tiles.attends(spec.q.dtype) and (spec.q.dtype != "bfloat16" or size % 2 == 0)
+    return ctx.tiles.attends(spec.q.dtype, size)
 
 
 def emit_one_pass(ctx: Emitter, spec: AttentionSpec) -> relax.Expr:

@@ -156,8 +156,13 @@ class PanelChoice(Protocol):
         """How many rows of a packed matrix share one, their elements side by side in 32 bits."""
         ...
 
-    def attends(self, dtype: str) -> bool:
-        """Whether there is a schedule for attention in one pass over queries, keys and values of that type."""
+    def attends(self, dtype: str, size: int = 0) -> bool:
+        """Whether there is a schedule for attention in one pass over queries, keys and values of that type.
+
+        Args:
+            dtype: of their elements.
+            size: of a query and a key; 0 where that does not matter.
+        """
         ...
 
     def winograd_width(self, shape: ConvShape) -> int | None:

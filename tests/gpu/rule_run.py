@@ -65,9 +65,18 @@ def attend_on_tensor_cores() -> None:
     on_both(model("float16", 16, (2, 1), ", is_causal = 1", sizes=(20, 150)), {"b": 1})
 
 
+def attend_with_odd_heads() -> None:
+    """The same with heads of 5, whose elements come one by one."""
+    from tests.gpu.test_rule_tensor_attention import agrees as on_both
+    from tests.gpu.test_rule_tensor_attention import model
+
+    on_both(model("float16", 5, (2, 1), sizes=(20, 70)), {"b": 1})
+
+
 CASES = {
     "attention": attend,
     "attention on tensor cores": attend_on_tensor_cores,
+    "attention of odd heads": attend_with_odd_heads,
     "four bits": decode_weights,
     "tensor cores": on_tensor_cores,
     "tensor cores, one by one": one_by_one,

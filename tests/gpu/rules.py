@@ -56,7 +56,7 @@ class PlainTiles:
     def together(self, dtype: str) -> int:
         return 1
 
-    def attends(self, dtype: str) -> bool:
+    def attends(self, dtype: str, size: int = 0) -> bool:
         return dtype in ("float32", "bfloat16", "float16")
 
     def winograd_width(self, shape: ConvShape) -> int | None:
