@@ -36,6 +36,7 @@ from backends.gpu.tensor_attention_tile import (
     estimate_tensor_attention,
 )
 from backends.gpu.threads import block_places
+from backends.gpu.tile_model import ALIKE
 from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import Expr, Stmt, TensorLoad, i64, known, product, simplify, uses
 from optimizer.gpus import Gpu
@@ -102,7 +103,7 @@ def tile_of(parts: AttentionParts, gpu: Gpu) -> AttentionTile | TensorAttentionT
     if on_tensor_cores is None or plain is None:
         return on_tensor_cores or plain
     seconds = estimate_tensor_attention(sizes, on_tensor_cores, gpu).seconds
-    return on_tensor_cores if seconds <= estimate_attention(sizes, plain, gpu).seconds else plain
+    return on_tensor_cores if seconds <= ALIKE * estimate_attention(sizes, plain, gpu).seconds else plain
 
 
 def _suits_tensor_cores(parts: AttentionParts, gpu: Gpu) -> bool:

@@ -7,13 +7,10 @@ from backends.gpu.operands import Factor, Result
 from backends.gpu.tensor_instructions import PRODUCTS
 from backends.gpu.tensor_product import TensorProduct
 from backends.gpu.tensor_tile import TensorTile, best_tensor_tile, estimate_tensor
-from backends.gpu.tile_model import Sizes, Tile, best_tile, estimate
+from backends.gpu.tile_model import ALIKE, Sizes, Tile, best_tile, estimate
 from optimizer.gpus import Gpu
 
 __all__ = ["best_of", "blocked"]
-
-_ALIKE = 1.05
-"""Times that differ by less are the same: the model knows no better."""
 
 
 def best_of(sizes: Sizes, gpu: Gpu, rows_together: int = 1) -> Tile | TensorTile:
@@ -35,7 +32,7 @@ def best_of(sizes: Sizes, gpu: Gpu, rows_together: int = 1) -> Tile | TensorTile
     if not any(sizes.singly):
         return tile
     seconds = estimate_tensor(sizes, tile, gpu).seconds
-    return tile if seconds <= _ALIKE * estimate(sizes, plain, gpu).seconds else plain
+    return tile if seconds <= ALIKE * estimate(sizes, plain, gpu).seconds else plain
 
 
 def blocked(left: Factor, right: Factor, result: Result, tile: Tile | TensorTile) -> BlockProduct | TensorProduct:

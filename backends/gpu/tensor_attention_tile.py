@@ -8,6 +8,7 @@ from functools import lru_cache
 from backends.gpu.attention_tile import AttentionSizes, estimate_blocks
 from backends.gpu.tensor_tile import GATHERING
 from backends.gpu.tile_model import (
+    ALIKE,
     L2_BYTES_A_CYCLE,
     STATIC_BYTES,
     Estimate,
@@ -30,7 +31,6 @@ _REGISTER_SHARE = 0.8
 """Of a thread's registers that are counted here: a larger share than of products, since all of them are."""
 _SOFTMAX_INSTRUCTIONS = 12
 """For a score: scale, condition, maximum, exponential, sum and conversion."""
-_ALIKE = 1.05
 _WARPS = (1, 2, 4, 8)
 
 
@@ -154,4 +154,4 @@ def best_tensor_attention_tile(sizes: AttentionSizes, gpu: Gpu) -> TensorAttenti
     if not seconds:
         return None
     least = min(seconds.values())
-    return max((t for t, took in seconds.items() if took <= _ALIKE * least), key=lambda t: (t.rows, t.keys))
+    return max((t for t, took in seconds.items() if took <= ALIKE * least), key=lambda t: (t.rows, t.keys))

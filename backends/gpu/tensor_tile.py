@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import ceil
 
 from backends.gpu.tile_model import (
+    ALIKE,
     L2_BYTES_A_CYCLE,
     REGISTER_SHARE,
     STATIC_BYTES,
@@ -33,7 +34,6 @@ _DECODING = 5
 """Instructions for a weight of 4 bits: shift, mask, conversion, scale, and half of a conversion to 16 bits."""
 GATHERING = 16
 """Instructions for an element that is loaded by itself: its place, its conditions, the load, and its part of a word."""
-_ALIKE = 1.05
 
 
 @dataclass(frozen=True)
@@ -185,5 +185,5 @@ def best_tensor_tile(sizes: Sizes, gpu: Gpu, *, decoded: bool = False) -> Tensor
     fitting = [t for t in shapes if t.fits(gpu, ceil(gathered(sizes, t)))]
     seconds = {t: estimate_tensor(sizes, t, gpu, decoded=decoded).seconds for t in fitting}
     least = min(seconds.values())
-    alike = [t for t in fitting if seconds[t] <= _ALIKE * least]
+    alike = [t for t in fitting if seconds[t] <= ALIKE * least]
     return max(alike, key=lambda t: (t.rows * t.columns, t.warp_rows * t.warp_columns, -t.shared_bytes))

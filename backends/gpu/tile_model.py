@@ -8,6 +8,7 @@ from functools import lru_cache
 from optimizer.gpus import Gpu
 
 __all__ = [
+    "ALIKE",
     "ELEMENT_BYTES",
     "L2_BYTES_A_CYCLE",
     "PADDING",
@@ -49,6 +50,8 @@ L2_BYTES_A_CYCLE = 28.0
 of them)."""
 _LATENCY_CYCLES = 500.0
 """From a load of memory to its data (Jia et al., Dissecting the Ampere GPU Architecture through Microbenchmarking)."""
+ALIKE = 1.05
+"""Of two tiles whose times differ by less, the larger one is taken: it asks less of the caches."""
 _SCHEDULERS = 4
 """Of a multiprocessor; each starts an instruction of a warp a cycle."""
 _STEP_INSTRUCTIONS = 24
@@ -308,8 +311,6 @@ _SHAPES = tuple(
     for thread_columns in (2, 4, 8)
     if rows * columns >= 64 * thread_rows * thread_columns
 )
-_ALIKE = 1.05
-"""Of two tiles whose times differ by less, the larger one is taken: it asks less of the caches."""
 
 
 @lru_cache(maxsize=4096)
@@ -318,5 +319,5 @@ def best_tile(sizes: Sizes, gpu: Gpu) -> Tile:
     fitting = [t for t in _SHAPES if t.fits(gpu)]
     seconds = {t: estimate(sizes, t, gpu).seconds for t in fitting}
     least = min(seconds.values())
-    alike = [t for t in fitting if seconds[t] <= _ALIKE * least]
+    alike = [t for t in fitting if seconds[t] <= ALIKE * least]
     return max(alike, key=lambda t: (t.rows * t.columns, -t.depth, -seconds[t]))

@@ -91,6 +91,7 @@ struct nv_bfloat16 {
   }
   operator float() const { return as_float(uint(bits) << 16); }
 };
+inline nv_bfloat16 __float2bfloat16_rn(float value) { return nv_bfloat16(value); }
 
 static ucontext_t scheduler, *current;
 
