@@ -26,17 +26,12 @@ from tvm import tirx
 
 from backends.cpu.key_bounds import key_bounds
 from backends.gpu.attention_block import AttentionBlock
-from backends.gpu.attention_tile import AttentionSizes, AttentionTile, best_attention_tile, estimate_attention
+from backends.gpu.attention_tile import AttentionSizes, AttentionTile, best_attention_tile
 from backends.gpu.launch import Ids, Launch
 from backends.gpu.operands import singly
 from backends.gpu.tensor_attention import TensorAttention
-from backends.gpu.tensor_attention_tile import (
-    TensorAttentionTile,
-    best_tensor_attention_tile,
-    estimate_tensor_attention,
-)
+from backends.gpu.tensor_attention_tile import TensorAttentionTile, best_tensor_attention_tile
 from backends.gpu.threads import block_places
-from backends.gpu.tile_model import ALIKE
 from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import Expr, Stmt, TensorLoad, i64, known, product, simplify, uses
 from optimizer.gpus import Gpu
@@ -99,11 +94,7 @@ def tile_of(parts: AttentionParts, gpu: Gpu) -> AttentionTile | TensorAttentionT
     if sizes is None:
         return None
     on_tensor_cores = best_tensor_attention_tile(sizes, gpu) if _suits_tensor_cores(parts, gpu) else None
-    plain = best_attention_tile(sizes, gpu) if on_tensor_cores is None or sizes.singly else None
-    if on_tensor_cores is None or plain is None:
-        return on_tensor_cores or plain
-    seconds = estimate_tensor_attention(sizes, on_tensor_cores, gpu).seconds
-    return on_tensor_cores if seconds <= ALIKE * estimate_attention(sizes, plain, gpu).seconds else plain
+    return on_tensor_cores or best_attention_tile(sizes, gpu)
 
 
 def _suits_tensor_cores(parts: AttentionParts, gpu: Gpu) -> bool:

@@ -104,12 +104,18 @@ class TensorAttentionTile:
         """Of a thread: its queries, scores, weights and sums."""
         return self.depth // 4 + self.keys // 2 + self.keys // 4 + self.values // 2 + _OTHER_REGISTERS
 
-    def fits(self, gpu: Gpu) -> bool:
-        """Whether a block can run."""
+    @property
+    def elements(self) -> int:
+        """Of the keys and values of a step that a thread brings."""
+        return self.keys * (self.depth + self.values) // self.threads
+
+    def fits(self, gpu: Gpu, *, singly: bool = False) -> bool:
+        """Whether a block can run; elements that come one by one are all on their way at a time."""
         return (
             self.threads <= min(gpu.threads, 256)
             and self.shared_bytes <= min(gpu.shared_bytes, STATIC_BYTES)
             and self.registers <= _REGISTER_SHARE * gpu.registers
+            and self.registers + (self.elements if singly else 0) <= gpu.registers
             and self.registers * self.threads <= gpu.registers_each
         )
 
@@ -126,8 +132,7 @@ def _step_cycles(sizes: AttentionSizes, tile: TensorAttentionTile, gpu: Gpu) -> 
     elements = tile.depth + tile.values
     matrices = tile.keys * elements // 256
     products = tile.keys * elements // 128
-    copied = tile.keys * elements / tile.threads
-    loading = GATHERING * copied if sizes.singly else 10 * copied / 8
+    loading = tile.keys * elements / tile.threads * (GATHERING if sizes.singly else 10 / 8)
     softmax = tile.keys // 2 * _SOFTMAX_INSTRUCTIONS + tile.values // 2
     return max(
         2.0 * tile.rows * tile.keys * elements / rate,
@@ -150,7 +155,11 @@ def best_tensor_attention_tile(sizes: AttentionSizes, gpu: Gpu) -> TensorAttenti
         for keys in (16, 32, 64)
         if warps <= most
     ]
-    seconds = {tile: estimate_tensor_attention(sizes, tile, gpu).seconds for tile in tiles if tile.fits(gpu)}
+    seconds = {
+        tile: estimate_tensor_attention(sizes, tile, gpu).seconds
+        for tile in tiles
+        if tile.fits(gpu, singly=sizes.singly)
+    }
     if not seconds:
         return None
     least = min(seconds.values())

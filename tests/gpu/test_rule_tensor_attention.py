@@ -197,6 +197,7 @@ COMPILED: dict[str, onnx.ModelProto] = {
     "ragged": model("float16", 64, sizes=(37, 53)),
     "heads_of_6": model("float16", 6),
     "heads_of_15": model("float16", 15),
+    "one_query_of_33": model("float16", 33, sizes=(1, 1000)),
     "heads_of_65": model("float16", 65, sizes=(2048, 2048), extra=", is_causal = 1"),
     "heads_of_192": model("float16", 192, extra=", is_causal = 1", mask="float16[b,1,s,t]"),
     "brain": model("bfloat16", 64),
@@ -229,6 +230,7 @@ def test_it_compiles_to_tensor_core_instructions(architecture: str) -> None:
             "heads_of_6_kernel": "cp.async.ca.shared.global",
             "heads_of_15_kernel": "ld.global",
             "heads_of_65_kernel": "ld.global",
+            "one_query_of_33_kernel": "ld.global",
         }
         assert copied.get(name, "cp.async.cg.shared.global") in text
 
