@@ -134,7 +134,9 @@ class ByteRows:
         most, self.vectors = tile_shape(nest.cpu.vector_registers, nest.vectors, total)
         self.tile_rows = -(-total // -(-total // most)) if total else most
         self.once = total is not None and total <= self.tile_rows
-        self.streamed = not self.once and nest.tiles.streamed(math.prod(int(size) for size in self.parts.words.shape))
+        self.streamed = not self.once and nest.tiles.streamed(
+            math.prod(int(size) for size in self.parts.words.shape), None
+        )
         self.block_rows = max(1, _BLOCK_ROWS // self.tile_rows) * self.tile_rows
         self.totals = local([self.tile_rows * self.parts.width], WIDE, "totals")
         self.sums = local([simplify(nest.total_rows * self.units)], _WHOLE, "sums")

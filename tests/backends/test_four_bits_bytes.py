@@ -114,7 +114,7 @@ def test_weights_beyond_the_second_level_cache(rows: int, declared: str) -> None
     cpu = Target.parse("cpu").cpu
     assert cpu is not None
     weight = quantized(2048, 2 * cpu.l2_bytes // 2048 + 100, 128)
-    assert Tiles(cpu).streamed(weight.matrix.size // 8)
+    assert Tiles(cpu).streamed(weight.matrix.size // 8, None)
     product(weight, rows, "blocks", 128, declared)
 
 
