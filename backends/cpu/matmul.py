@@ -43,8 +43,8 @@ from optimizer.target import Cpu
 
 __all__ = ["Cut", "lower"]
 
-_TASKS_A_CORE = 8
-"""With so many, it does not matter whether they divide evenly."""
+_MORE_GROUPS = 4
+"""Groups of panels that are tried, for each core, beyond the fewest that the caches allow."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,20 @@ class Cut:
         again = rows is None or rows > block
         row_blocks = 1 if rows is None else -(-rows // block)
         fewest = -(-panels // tiles.panels_together(block, steps, width, again=again))
-        even = (
-            g
-            for g in range(fewest, panels + 1)
-            if row_blocks * g % cores == 0 or row_blocks * g >= _TASKS_A_CORE * cores
-        )
-        together = -(-panels // next(even, panels))
+        heights = [block] if rows is None else [*[block] * (row_blocks - 1), rows - block * (row_blocks - 1)]
+        column_major = rows is not None and rows <= columns
+
+        def slowest(groups: int) -> int:
+            """What the thread with the most to do has, in rows times columns."""
+            each = -(-panels // groups) * width
+            widths = [min(each, columns - start) for start in range(0, columns, each)]
+            outer, inner = (widths, heights) if column_major else (heights, widths)
+            tasks = [o * i for o in outer for i in inner]
+            share = -(-len(tasks) // cores)
+            return max(sum(tasks[start : start + share]) for start in range(0, len(tasks), share))
+
+        groups = min(range(fewest, min(panels, fewest + _MORE_GROUPS * cores) + 1), key=lambda g: (slowest(g), g))
+        together = -(-panels // groups)
         return cls(depth, blocks, block, together, -(-panels // together))
 
 
@@ -179,7 +187,7 @@ class _DeepNest(Nest):
 
         def tiles(vectors: int, valid: int) -> Stmt:
             rows = min(self.cut.rows, self.tiles.tile_rows(known(self.total_rows), vectors, self.parts.apart))
-            number = known(simplify(tirx.floordiv(count, rows)))
+            number = self.cut.rows // rows  # of a whole block
 
             def between(place: list[Expr]) -> Stmt:
                 panel, following, start, whole = place

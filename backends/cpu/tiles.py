@@ -34,6 +34,8 @@ _DEPTH_SHARE = 0.32
 """Of the second-level cache: for a panel's block of the reduced axis; a panel that takes no more stays whole."""
 _ROWS_SHARE = 0.4
 """Of the second-level cache: for the rows of A beside it."""
+_SUMS_SHARE = 0.25
+"""Of the second-level cache: for the sums of a task that wait."""
 _GROUP_SHARE = 0.125
 """Of the third-level cache, which all cores share: for the panels of a task that other blocks of rows need again."""
 _ROWS_OF_BLOCKS = 32
@@ -148,7 +150,7 @@ class Tiles:
             width: columns in a panel of B.
             again: whether other blocks of rows need the same panels, which then should stay in the third-level cache.
         """
-        most = self.cpu.l2_bytes // (4 * rows * width)
+        most = int(_SUMS_SHARE * self.cpu.l2_bytes) // (4 * rows * width)
         if again:
             most = min(most, max(2, int(_GROUP_SHARE * self.cpu.l3_bytes) // (4 * depth * width)))
         return max(1, most)
