@@ -242,14 +242,14 @@ class Nest:
         lanes = self.lanes if lanes is None else lanes
         rows = self.tiles.tile_rows(known(self.total_rows), vectors, self.parts.apart)
 
-        tiles = known(simplify(tirx.floordiv(self.total_rows, rows)))
+        tiles = known(simplify(tirx.floordiv(tirx.floordiv(self.total_rows, rows), chunks)))  # of each chunk
 
         def tile(start: Expr, count: int, ahead: Asked = ()) -> Stmt:
             return self._tile(point, panel, first, start, count, vectors, lanes, valid, ahead)
 
-        def full(index: Expr) -> Stmt:
+        def full(index: Expr, place: Expr) -> Stmt:
             asks = self.streamed and rows >= _FEW_ROWS
-            return tile(index * rows, rows, asks_ahead(index, tiles, self.width, known(self.steps)) if asks else ())
+            return tile(index * rows, rows, asks_ahead(place, tiles, self.width, known(self.steps)) if asks else ())
 
         whole = simplify(tirx.floordiv(self.total_rows, rows))
         divided = known(chunks) != 1
@@ -261,7 +261,7 @@ class Nest:
 
         def between(bounds: list[Expr]) -> Stmt:
             begin, end = bounds
-            main = loop(simplify(end - begin), lambda t: full(begin + t), name="tile")
+            main = loop(simplify(end - begin), lambda t: full(begin + t, t), name="tile")
             return sequence([main, rest])
 
         return between([begin, end]) if known(whole) is not None else bind([begin, end], between)
