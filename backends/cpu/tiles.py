@@ -128,12 +128,14 @@ class Tiles:
     def depth_blocks(self, rows: int | None, depth: int, width: int) -> int:
         """Into how many blocks the reduced axis of a product with a constant is cut; see `backends.cpu.matmul`.
 
+        It stays whole where all rows fit in the second-level cache beside a panel.
+
         Args:
             rows: of A; `None` if that is symbolic.
             depth: K, in elements of four bytes.
             width: columns in a panel of B.
         """
-        if rows is not None and rows < _ROWS_OF_BLOCKS:
+        if rows is not None and (rows < _ROWS_OF_BLOCKS or 4 * depth * (rows + width) <= _L2_SHARE * self.cpu.l2_bytes):
             return 1
         return max(1, -(-depth * width * 4 // int(_DEPTH_SHARE * self.cpu.l2_bytes)))
 
