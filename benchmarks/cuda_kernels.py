@@ -5,7 +5,7 @@ Nothing runs: it needs nvcc or NVRTC, and no GPU. Times are estimates of the mod
     python -m benchmarks.cuda_kernels [--models NAME...] [--precisions NAME...] [--state FILE] [--write]
 
 It takes about a minute a case. With `--state`, what is done is kept in that file, and not done again. With `--write`,
-the models go to RESULTS.md, and the kernels, one by one, to CUDA.md.
+the models go to RESULTS.md, and the kernels, one by one, to CUDA.md; rows of what was not measured now stay there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ _LANGUAGE = ("bert-base", "bert-base-512", "minilm", "minilm-32", "gpt2", "vit-b
 """Models that have matrices for weights of 4 bits."""
 _PRODUCTS = ("matmul", "conv2d", "four_bits")
 _KIB = 1024
+_KEY = 4
+"""Columns that say which kernel a row is of."""
 
 
 def _precisions() -> tuple[str, ...]:
@@ -192,8 +194,30 @@ def kernel_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         for kernel in row.kernels:
             if kernel.kind in HEAVY:
                 found.setdefault((*kernel.key, row.architecture), []).append((row.model, kernel))
-    order = sorted(found, key=lambda key: (HEAVY.index(key[0]), key[2], _numbers(key[1]), key[3]))
-    return [_kernel_cells(key[3], found[key]) for key in order]
+    return in_order(_kernel_cells(key[3], users) for key, users in found.items())
+
+
+def in_order(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Rows of kernels by kind, type, sizes and architecture."""
+    return sorted(rows, key=lambda row: (HEAVY.index(row[0]), row[2], _numbers(row[1]), row[3]))
+
+
+def with_others(new: Sequence[tuple[str, ...]], held: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Rows of cases that were measured now, and those of other cases, in the order of `CASES`."""
+    done = {row[:3] for row in new}
+    rows = [*new, *(tuple(row) for row in held if tuple(row[:3]) not in done and tuple(row[:2]) in CASES)]
+    return sorted(rows, key=lambda row: (CASES.index((row[0], row[1])), row[2]))
+
+
+def with_other_kernels(new: Sequence[tuple[str, ...]], held: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Rows of kernels that were compiled now, with all models that use them, and those of other kernels."""
+    kept = {tuple(row[:_KEY]): tuple(row) for row in held}
+    rows = []
+    for row in new:
+        other = kept.pop(row[:_KEY], row)
+        users = sorted({*row[_KEY].split(", "), *other[_KEY].split(", ")})
+        rows.append((*row[:_KEY], ", ".join(users), *row[_KEY + 1 :]))
+    return in_order([*rows, *kept.values()])
 
 
 def _numbers(shape: str) -> list[tuple[int, str]]:
@@ -208,7 +232,7 @@ def _kernel_cells(architecture: str, users: Sequence[tuple[str, KernelRow]]) -> 
         kernel.shape,
         kernel.dtype,
         architecture,
-        names[0] if len(names) == 1 else f"{names[0]} + {len(names) - 1}",
+        ", ".join(names),
         "yes" if kernel.ours["tensor_cores"] else "",
         *_schedule_cells(kernel, kernel.ours),
         *_schedule_cells(kernel, kernel.theirs or {"fails": "not compiled"}),
@@ -267,8 +291,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console().print(SECTION.table(cells))
     if options.write:
         heading = f"{datetime.datetime.now(datetime.UTC).date()}, compiled by {compiler().name}."
-        SECTION.write(SECTION.markdown(heading, cells))
-        KERNELS.write(KERNELS.markdown(heading, kernel_cells(rows)), KERNELS_FILE)
+        kernels = with_other_kernels(kernel_cells(rows), KERNELS.rows(KERNELS_FILE))
+        SECTION.write(SECTION.markdown(heading, with_others(cells, SECTION.rows())))
+        KERNELS.write(KERNELS.markdown(heading, kernels), KERNELS_FILE)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,34 @@ def test_the_kernels_have_a_page_of_their_own() -> None:
     assert RESULTS.read_text().count(cuda_attention.SECTION.begin) == 1
 
 
+def test_rows_of_other_cases_stay() -> None:
+    def row(*first: str) -> tuple[str, ...]:
+        return (*first, *[""] * (len(cuda_kernels.SECTION.columns) - len(first)))
+
+    held = [
+        row("minilm", "int8", "sm_80", "old"),
+        row("bert-base", "int8", "sm_90", "old"),
+        row("gone", "int8", "sm_80"),
+    ]
+    new = [row("minilm", "int8", "sm_80", "new"), row("gpt2", "float32", "sm_80", "new")]
+    merged = cuda_kernels.with_others(new, [list(each) for each in held])
+    assert [each[0] for each in merged] == ["bert-base", "minilm", "gpt2"]
+    assert [each[3] for each in merged] == ["old", "new", "new"]
+
+
+def test_kernels_of_other_models_stay_with_all_that_use_them() -> None:
+    held = [
+        ["matmul", "8 x 4 x 2", "float16", "sm_80", "vit-b16", "a"],
+        ["attention", "2", "float16", "sm_80", "gpt2", "b"],
+    ]
+    new = [
+        ("matmul", "8 x 4 x 2", "float16", "sm_80", "minilm", "c"),
+        ("matmul", "16 x 4 x 2", "float16", "sm_80", "minilm", "d"),
+    ]
+    merged = cuda_kernels.with_other_kernels(new, held)
+    assert [each[4:] for each in merged] == [("minilm, vit-b16", "c"), ("minilm", "d"), ("gpt2", "b")]
+
+
 @pytest.mark.slow
 def test_a_model_has_a_row_for_each_architecture() -> None:
     nvidia()
