@@ -17,12 +17,10 @@ from backends.cpu.epilogue import Epilogue
 from backends.cpu.factors import add_product, last_steps
 from backends.cpu.heavy import with_epilogue
 from backends.cpu.product_nest import Asked, Nest, Product, take_apart
-from backends.cpu.register_tile import RegisterTile, asks_ahead, remainder, span
+from backends.cpu.register_tile import RegisterTile, asks_ahead, remainder
 from backends.cpu.tiles import Tiles
 from backends.relax.kernel import Kernel
 from backends.relax.loops import (
-    BufferLoad,
-    BufferStore,
     Expr,
     IfThenElse,
     Stmt,
@@ -57,6 +55,8 @@ class Cut:
         rows: in a block, whole tiles; the last block may have fewer.
         panels: of a task; the last task of a block of rows may have fewer.
         groups: tasks of a block of rows.
+        columns_first: whether a thread takes all rows of its panels before the next panels, rather than all panels of
+            its rows.
     """
 
     depth: int
@@ -64,10 +64,21 @@ class Cut:
     rows: int
     panels: int
     groups: int
+    columns_first: bool
+
+    @classmethod
+    def of_product(cls, parts: Product, tiles: Tiles) -> Cut | None:
+        """As the caches want it; `None` where the reduced axis stays whole: all but long sums with packed constants."""
+        columns, depth = known(parts.column.extent), known(parts.depth.extent)
+        if columns is None or depth is None or parts.width is None:
+            return None
+        rows = known(product([a.extent for a in parts.rows]))
+        steps = depth // tiles.together(str(parts.right.expr_ty()))
+        return cls.of(tiles, rows, columns, steps, parts.width, parts.apart)
 
     @classmethod
     def of(cls, tiles: Tiles, rows: int | None, columns: int, steps: int, width: int, apart: int = 0) -> Cut | None:
-        """As the caches want it; `None` where the reduced axis stays whole.
+        """The same, of sizes.
 
         Args:
             tiles: of the processor.
@@ -92,20 +103,24 @@ class Cut:
         row_blocks = 1 if rows is None else -(-rows // block)
         fewest = -(-panels // tiles.panels_together(block, steps, width, again=again))
         heights = [block] if rows is None else [*[block] * (row_blocks - 1), rows - block * (row_blocks - 1)]
-        column_major = rows is not None and rows <= columns
+        columns_first = rows is not None and rows <= columns
 
         def slowest(groups: int) -> int:
             """What the thread with the most to do has, in rows times columns."""
             each = -(-panels // groups) * width
             widths = [min(each, columns - start) for start in range(0, columns, each)]
-            outer, inner = (widths, heights) if column_major else (heights, widths)
+            outer, inner = (widths, heights) if columns_first else (heights, widths)
             tasks = [o * i for o in outer for i in inner]
             share = -(-len(tasks) // cores)
             return max(sum(tasks[start : start + share]) for start in range(0, len(tasks), share))
 
         groups = min(range(fewest, min(panels, fewest + _MORE_GROUPS * cores) + 1), key=lambda g: (slowest(g), g))
         together = -(-panels // groups)
-        return cls(depth, blocks, block, together, -(-panels // together))
+        return cls(depth, blocks, block, together, -(-panels // together), columns_first)
+
+    def row_blocks(self, rows: Expr) -> Expr:
+        """Into how many blocks so many rows are cut."""
+        return simplify(tirx.floordiv(rows + (self.rows - 1), self.rows))
 
 
 def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
@@ -114,14 +129,11 @@ def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
     if parts is None:
         return None
     tiles = Tiles(cpu)
+    cut = Cut.of_product(parts, tiles)
 
     def build(epilogue: Epilogue) -> Stmt:
-        nest = Nest(parts, epilogue, tiles)
-        columns, steps = nest.columns, known(nest.steps)
-        if columns is None or steps is None or parts.width is None:
-            return nest.build()
-        cut = Cut.of(tiles, known(nest.total_rows), columns, steps, nest.width, parts.apart)
-        return nest.build() if cut is None else _DeepNest(parts, epilogue, tiles, cut, columns, steps).build()
+        nest = Nest(parts, epilogue, tiles) if cut is None else _DeepNest(parts, epilogue, tiles, cut)
+        return nest.build()
 
     return with_epilogue(kernel, cpu, build)
 
@@ -129,25 +141,23 @@ def lower(kernel: Kernel, cpu: Cpu) -> Stmt | None:
 class _DeepNest(Nest):
     """Builds the loop nest of a product whose sums are long."""
 
-    def __init__(self, parts: Product, epilogue: Epilogue, tiles: Tiles, cut: Cut, columns: int, steps: int) -> None:
+    def __init__(self, parts: Product, epilogue: Epilogue, tiles: Tiles, cut: Cut) -> None:
         super().__init__(parts, epilogue, tiles)
         self.cut = cut
-        self.all_columns, self.all_steps = columns, steps
-        self.panels = -(-columns // self.width)
+        self.all_columns, self.all_steps = int(parts.column.extent), int(self.steps)
+        self.panels = -(-self.all_columns // self.width)
         self.staged = local([cut.panels * cut.rows * self.width], self.dtype, "sums")
 
     def build(self) -> Stmt:
         cut = self.cut
         batch_extents = [a.extent for a in self.parts.batch]
-        row_blocks = simplify(tirx.floordiv(self.total_rows + (cut.rows - 1), cut.rows))
-        rows = known(self.total_rows)
-        columns_apart = rows is not None and rows <= self.all_columns
-        inner = [i64(cut.groups), row_blocks] if columns_apart else [row_blocks, i64(cut.groups)]
+        row_blocks, rows = cut.row_blocks(self.total_rows), known(self.total_rows)
+        inner = [i64(cut.groups), row_blocks] if cut.columns_first else [row_blocks, i64(cut.groups)]
         tasks = simplify(product([*batch_extents, *inner]))
 
         def task(index: Expr) -> Stmt:
             first, second, third = unflatten(index, [product(batch_extents), *inner])
-            group, block = (second, third) if columns_apart else (third, second)
+            group, block = (second, third) if cut.columns_first else (third, second)
 
             def body(place: list[Expr]) -> Stmt:
                 group, begin, count, *batch = place
@@ -240,11 +250,6 @@ class _DeepNest(Nest):
         tile = RegisterTile(rows, vectors, self.lanes, self.dtype, add_product(self.factors.dtype, self.tiles.cpu))
         cut, first = self.cut, panel * self.width
         last = tirx.EQ(depth, i64(cut.blocks - 1))
-        accumulators = [
-            (row, [span(v * self.lanes, self.lanes)], [span(where + r * self.width + v * self.lanes, self.lanes)])
-            for r, row in enumerate(tile.buffers)
-            for v in range(vectors)
-        ]
 
         def step(k: Expr) -> Stmt:
             following, row, ahead = asked
@@ -260,9 +265,11 @@ class _DeepNest(Nest):
             sums = self._step(tile, point, panel, first, start, end, rest)
             return IfThenElse(last, sequence(sums), None)
 
-        go_on = sequence([BufferStore(row, BufferLoad(self.staged, sums), here) for row, here, sums in accumulators])
-        body = [IfThenElse(tirx.EQ(depth, i64(0)), sequence(tile.zero()), go_on), self._sum(self._steps(depth), step)]
+        go_on = IfThenElse(
+            tirx.EQ(depth, i64(0)), sequence(tile.zero()), sequence(tile.resume(self.staged, where, self.width))
+        )
+        body = [go_on, self._sum(self._steps(depth), step)]
         if self.factors.together > 1:
             body += last_steps(self.parts.depth.extent, self.factors.together, odd)
-        body += [BufferStore(self.staged, BufferLoad(row, here), sums) for row, here, sums in accumulators]
+        body += tile.leave(self.staged, where, self.width)
         return allocate(tile.buffers, sequence([*body, IfThenElse(last, loop(rows, finish, name="row"), None)]))

@@ -23,7 +23,7 @@ from backends.cpu.stage_work import parallel_rows, spilled, stage_cycles, stage_
 from backends.cpu.taps import Taps, edges
 from backends.cpu.tiles import Tiles
 from backends.relax.kernel import Kernel
-from backends.relax.loops import Expr, Var, known, loads_of, product, simplify
+from backends.relax.loops import Expr, Var, known, loads_of, product
 from backends.relax.plan import Work
 from backends.relax.size_formula import formula
 from backends.relax.size_value import Formula
@@ -153,15 +153,13 @@ def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
         scaled(deep, step_cycles / share / unit),
         scaled(scale, (tile_count * _TILE_CYCLES + outputs * _output_cycles(cpu)) / unit),
     )
-    steps = -(-depth // tiles.together(dtype))
-    fixed = parts.width is not None and None not in (known(parts.column.extent), known(parts.depth.extent))
-    cut = Cut.of(tiles, known(rows), columns, steps, width, parts.apart) if fixed else None
+    cut = Cut.of_product(parts, tiles)
     panel_bytes = (depth * itemsize if cut is None else 4 * cut.depth) * width
     again = panel_reads * itemsize / unit if panel_bytes > _L1_SHARE * cpu.l1_bytes else 0.0
     left = (panels - 1) * count * itemsize / unit
-    blocks = tiles.row_blocks(rows, known(parts.depth.extent), width)  # of rows that stay where all panels pass by
-    if cut is not None:
-        blocks = simplify(tirx.floordiv(rows + (cut.rows - 1), cut.rows))
+    whole = known(parts.depth.extent)
+    # Of rows that stay where all panels pass by.
+    blocks = tiles.row_blocks(rows, whole, width) if cut is None else cut.row_blocks(rows)
     left_bytes = count * depth * itemsize if blocks is None else 0
     near = far = 0.0
     for amount, size in ((again, panel_bytes), (left, left_bytes)):

@@ -21,7 +21,8 @@ from backends.cpu.operations import hidden
 from backends.cpu.quads import QUAD
 from backends.cpu.register_tile import RegisterTile, asks_ahead, remainder, wide
 from backends.cpu.tiles import Tiles
-from backends.relax.kernel import Axis, Stage
+from backends.relax import product_parts
+from backends.relax.kernel import Stage
 from backends.relax.loops import (
     BufferLoad,
     Expr,
@@ -42,7 +43,6 @@ from backends.relax.loops import (
     sequence,
     simplify,
     unflatten,
-    uses,
     vectorized,
 )
 
@@ -60,28 +60,8 @@ _FEW_ROWS = 4
 
 
 @dataclass(frozen=True)
-class Product:
-    """A matrix product taken apart.
-
-    Attributes:
-        batch: the axes on which B depends.
-        rows: the other ones, swept as rows of one matrix.
-        lead: both, in the order of the result.
-        column: the last spatial axis.
-        depth: the reduced axis.
-        left: an element of A, in the stage's axis variables.
-        right: the load of B.
-        width: the panel width, or `None` for a B that lies as [..., K, N].
-    """
-
-    batch: list[Axis]
-    rows: list[Axis]
-    lead: list[Axis]
-    column: Axis
-    depth: Axis
-    left: Expr
-    right: TensorLoad
-    width: int | None
+class Product(product_parts.Product[Expr]):
+    """A matrix product taken apart, with what the tile model asks of it."""
 
     @property
     def apart(self) -> int:
@@ -96,13 +76,7 @@ def take_apart(stage: Stage) -> Product | None:
     factors = factors_of(stage) if stage.kind == "matmul" else None
     if factors is None or not isinstance(factors[1], TensorLoad) or len(stage.reduction) != 1:
         return None
-    left, right = factors
-    *lead, column = stage.spatial
-    batch = [a for a in lead if any(uses(i, a.var) for i in right.indices)]
-    width = int(stage.annotations.get("tersor.width", 0)) or None  # type: ignore[call-overload]
-    if width is None and not right.indices[-1].same_as(column.var):
-        return None
-    return Product(batch, [a for a in lead if a not in batch], lead, column, stage.reduction[0], left, right, width)
+    return Product.of(stage, factors[0], factors[1])
 
 
 class Nest:

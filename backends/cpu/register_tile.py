@@ -208,6 +208,24 @@ class RegisterTile:
         value = total + a * b if self.add_product is None else self.add_product(total, a, b)
         return BufferStore(self.buffers[row], value, here)
 
+    def resume(self, waiting: Var, start: Expr, apart: int) -> list[Stmt]:
+        """Go on from sums that `leave` left."""
+        places = self._places(start, apart)
+        return [BufferStore(row, BufferLoad(waiting, there), here) for row, here, there in places]
+
+    def leave(self, waiting: Var, start: Expr | int, apart: int) -> list[Stmt]:
+        """Copy the accumulators; those of a row begin at `waiting[start]`, and those of the next `apart` further on."""
+        places = self._places(start, apart)
+        return [BufferStore(waiting, BufferLoad(row, here), there) for row, here, there in places]
+
+    def _places(self, start: Expr | int, apart: int) -> list[tuple[Var, list[Expr], list[Expr]]]:
+        """Of each accumulator the row, its place in that, and its place in a buffer for all."""
+        return [
+            (row, [span(v * self.lanes, self.lanes)], [span(start + r * apart + v * self.lanes, self.lanes)])
+            for r, row in enumerate(self.buffers)
+            for v in range(self.vectors)
+        ]
+
     def finish(self, staged: Var, body: Callable[[Expr, Expr], Stmt]) -> list[Stmt | None]:
         """Copy the accumulators to `staged`, then run `body(row, offset)` on each row.
 
@@ -215,13 +233,4 @@ class RegisterTile:
         operator can be long, and is generated once.
         """
         size = self.vectors * self.lanes
-        copies = [
-            BufferStore(
-                staged,
-                BufferLoad(b, [span(v * self.lanes, self.lanes)]),
-                [span(r * size + v * self.lanes, self.lanes)],
-            )
-            for r, b in enumerate(self.buffers)
-            for v in range(self.vectors)
-        ]
-        return [*copies, loop(self.rows, lambda r: body(r, r * size), name="row")]
+        return [*self.leave(staged, 0, size), loop(self.rows, lambda r: body(r, r * size), name="row")]

@@ -8,7 +8,6 @@ they read (`Order`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.tirx import BufferLoad
@@ -21,38 +20,12 @@ from backends.gpu.operands import Factor, Order, Result, element_bytes, singly
 from backends.gpu.tensor_tile import TensorTile
 from backends.gpu.threads import block_places
 from backends.gpu.tile_model import Sizes, row_group
-from backends.relax.kernel import Axis, Kernel, Stage
+from backends.relax.kernel import Kernel, Stage
 from backends.relax.loops import Expr, Stmt, TensorLoad, Var, i64, known, product, simplify, substitute, unflatten, uses
+from backends.relax.product_parts import Product
 from optimizer.gpus import Gpu
 
-__all__ = ["Product", "lower", "sizes_of", "take_apart"]
-
-
-@dataclass(frozen=True)
-class Product:
-    """A matrix product taken apart.
-
-    Attributes:
-        batch: the axes on which B depends.
-        rows: the other ones, swept as rows of one matrix.
-        lead: both, in the order of the result.
-        column: the last spatial axis.
-        depth: the reduced axis.
-        left: the load of A, in the stage's axis variables.
-        right: the load of B.
-        width: the panel width, or `None` for a B that lies as [..., K, N].
-        rows_together: how many rows of a panel lie side by side: [P, K / T, W * T].
-    """
-
-    batch: list[Axis]
-    rows: list[Axis]
-    lead: list[Axis]
-    column: Axis
-    depth: Axis
-    left: TensorLoad
-    right: TensorLoad
-    width: int | None
-    rows_together: int
+__all__ = ["lower", "sizes_of", "take_apart"]
 
 
 def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
@@ -63,7 +36,7 @@ def lower(kernel: Kernel, gpu: Gpu) -> list[Launch] | None:
     return with_epilogue(kernel, gpu, lambda epilogue: _launch(parts, epilogue, gpu))
 
 
-def take_apart(stage: Stage) -> Product | None:
+def take_apart(stage: Stage) -> Product[TensorLoad] | None:
     """The product that a stage is; `None` if it is none."""
     if stage.kind != "matmul" or len(stage.reduction) != 1:
         return None
@@ -71,19 +44,13 @@ def take_apart(stage: Stage) -> Product | None:
     if factors is None:
         return None
     left, right = factors
-    *lead, column = stage.spatial
     (depth,) = stage.reduction
     if not left.indices[-1].same_as(depth.var) or any(uses(i, depth.var) for i in left.indices[:-1]):
         return None
-    batch = [a for a in lead if any(uses(i, a.var) for i in right.indices)]
-    width = int(stage.annotations.get("tersor.width", 0)) or None  # type: ignore[call-overload]
-    if width is None and not right.indices[-1].same_as(column.var):
+    parts = Product.of(stage, left, right)
+    if parts is None or (parts.rows_together == 1 and not right.indices[-2].same_as(depth.var)):
         return None
-    rows_together = 1 if width is None else int(right.source.shape[-1]) // width
-    if rows_together == 1 and not right.indices[-2].same_as(depth.var):
-        return None
-    rows = [a for a in lead if a not in batch]
-    return Product(batch, rows, lead, column, depth, left, right, width, rows_together)
+    return parts
 
 
 def factors_of(stage: Stage) -> tuple[TensorLoad, TensorLoad] | None:
@@ -96,7 +63,7 @@ def factors_of(stage: Stage) -> tuple[TensorLoad, TensorLoad] | None:
     return factors[0], factors[1]
 
 
-def sizes_of(parts: Product) -> Sizes:
+def sizes_of(parts: Product[TensorLoad]) -> Sizes:
     """What the tile model needs to know."""
     dtype = str(parts.left.expr_ty())
     sizes = [known(product([a.extent for a in axes])) for axes in (parts.batch, parts.rows)]
@@ -107,7 +74,7 @@ def sizes_of(parts: Product) -> Sizes:
     return Sizes(sizes[0], sizes[1], columns, depth, element, dtype, singly=(left, right))
 
 
-def _launch(parts: Product, epilogue: Epilogue, gpu: Gpu) -> Launch:
+def _launch(parts: Product[TensorLoad], epilogue: Epilogue, gpu: Gpu) -> Launch:
     sizes = sizes_of(parts)
     tile = best_of(sizes, gpu, parts.rows_together)
     words = isinstance(tile, TensorTile)
@@ -133,7 +100,7 @@ def _launch(parts: Product, epilogue: Epilogue, gpu: Gpu) -> Launch:
     return Launch("matmul", (product([*batches, *order.extents]), i64(1), i64(1)), (tile.threads, 1, 1), body)
 
 
-def _left(parts: Product, rows: Expr, at: Callable[[Expr], dict[Var, Expr]]) -> Factor:
+def _left(parts: Product[TensorLoad], rows: Expr, at: Callable[[Expr], dict[Var, Expr]]) -> Factor:
     source, dtype = parts.left.source, str(parts.left.expr_ty())
 
     def place(row: Expr, _lanes: int) -> list[Expr]:
@@ -146,7 +113,7 @@ def _left(parts: Product, rows: Expr, at: Callable[[Expr], dict[Var, Expr]]) -> 
     return Factor(dtype, source.shape[-1], rows, place, load)
 
 
-def _right(parts: Product, point: dict[Var, Expr], *, words: bool) -> Factor:
+def _right(parts: Product[TensorLoad], point: dict[Var, Expr], *, words: bool) -> Factor:
     """B; of rows that lie side by side, `words` of all of them or single elements."""
     source, dtype, width, rows = parts.right.source, str(parts.right.expr_ty()), parts.width, parts.rows_together
     tail = 3 if width else 2
