@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optimizer.errors import ArtifactError
-from optimizer.large_pages import LARGE_PAGE, ask_for_large_pages
+from optimizer.large_pages import LARGE_PAGE, mapped
 
 __all__ = ["FORMAT", "ArtifactReader"]
 
@@ -49,8 +49,7 @@ class ArtifactReader:
         try:
             with path.open("rb") as file:
                 self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                self._own = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-                ask_for_large_pages(self._own)
+                self._own = mapped(file)
                 with zipfile.ZipFile(file) as archive:
                     self._places = {info.filename: self._place(info) for info in archive.infolist()}
                     self._manifest_crc = archive.getinfo(_MANIFEST).CRC

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from typing import BinaryIO
 
-__all__ = ["LARGE_PAGE", "ask_for_large_pages"]
+__all__ = ["LARGE_PAGE", "mapped"]
 
 LARGE_PAGE = 1 << 21
 """Bytes; a file is written in pieces of this length, each at a multiple of it."""
 
 
-def ask_for_large_pages(mapping: mmap.mmap) -> None:
-    """Let the system read what is not in memory yet in large pieces, where it can."""
+def mapped(file: BinaryIO) -> mmap.mmap:
+    """A file as it lies in memory, in large pages where the system has them; what is written to it stays here."""
+    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
         with contextlib.suppress(OSError):  # a kernel or a file system without them
             mapping.madvise(advice)
+    return mapping

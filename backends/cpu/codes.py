@@ -155,9 +155,9 @@ class CodesNest:
         """A vector of words."""
         return BufferLoad(self.parts.words, [panel, group, span(vector * self.lanes, self.lanes)])
 
-    def words_ahead(self, panel: Expr, group: Expr, vectors: Sequence[int]) -> list[Stmt]:
-        """Ask for words that are read soon, in this panel or at the beginning of the next."""
-        return [prefetch(self.words(panel, simplify(group + _AHEAD), v)) for v in vectors]
+    def words_ahead(self, panel: Expr, group: Expr, vectors: Sequence[int], rows: int = _AHEAD) -> list[Stmt]:
+        """Ask for the words that are `rows` further on, in this panel or at the beginning of the next."""
+        return [prefetch(self.words(panel, simplify(group + rows), v)) for v in vectors]
 
     def scales_ahead(self, panel: Expr, block: Expr, vectors: Sequence[int]) -> list[Stmt]:
         """Ask for the scales and zero points of these words."""

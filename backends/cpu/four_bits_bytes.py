@@ -286,7 +286,7 @@ class ByteRows:
             prefetch(BufferLoad(self.parts.words, [simplify(part.panel + 1), group, line])) for line in part.lines
         ]
         if self.once:
-            statements += [prefetch(nest.words(part.panel, simplify(group + _AHEAD), v)) for v in places]
+            statements += nest.words_ahead(part.panel, group, places, _AHEAD)
         for half in range(-(-size // QUAD)):
             codes = [self._codes(nest.words(part.panel, group, v), half) for v in places]
             k = simplify(group * GROUP + half * QUAD)

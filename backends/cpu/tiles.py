@@ -41,6 +41,7 @@ _GROUP_SHARE = 0.125
 _ROWS_OF_BLOCKS = 32
 """With fewer rows, a panel is used too few times for it to matter where it is."""
 _ROWS_WHILE_STREAMED = 256
+"""While more rows pass by a panel, the processor fetches the next one unasked."""
 _ROWS_APART_SHARE = 0.4
 """Of the second-level cache: for all weights, where rows are shared out among the threads."""
 _CODE_VECTORS = 4

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm import tirx
-from tvm.tirx import Expr, Stmt
+from tvm.tirx import Expr, Stmt, Var
 
 from backends.gpu.operands import divides
 from backends.gpu.tensor_instructions import pair
@@ -46,7 +46,10 @@ class Decoder:
 
     Attributes:
         places: the pair of columns of each part that the thread computes; int64.
+        held: no registers.
     """
+
+    held: tuple[Var, ...] = ()
 
     def __init__(self, factor: Computed, first: Expr, block: TensorProduct, thread: Expr) -> None:
         tile = block.tile
@@ -63,7 +66,10 @@ class Decoder:
             self.spots.append((group, group * (GROUP * tile.right_pitch) + own))
             self.exists.append(place < parts if begin + tile.threads > parts else None)
 
-    def copy(self, start: Expr, stage: Expr) -> Stmt:
+    def keep(self, stage: Expr) -> None:
+        """Nothing is left to do."""
+
+    def fetch(self, start: Expr, stage: Expr) -> Stmt:
         """Compute the elements of a step from `start` on, a multiple of its depth; zeros where there are none."""
         statements = []
         for (columns,), (group, word), own in zip(self.places, self.spots, self.exists, strict=True):

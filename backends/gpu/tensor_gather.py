@@ -29,7 +29,7 @@ class Gatherer:
 
     Attributes:
         places: what `Factor.place` gives for each line of which the thread loads elements, word by word.
-        held: the registers.
+        held: the registers that are elements' stop on the way.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class Gatherer:
         words = (size if along_depth else tile.right_rows) * across
         pitch = tile.left_pitch if along_depth else tile.right_pitch
         turns = -(-words // tile.threads)
-        self.held = registers(turns * self.count, factor.dtype, "left" if along_depth else "right")
+        self.elements = registers(turns * self.count, factor.dtype, "left" if along_depth else "right")
+        self.held = [self.elements]
         self.places: list[list[Expr]] = []
         self.spots: list[tuple[Expr, Expr]] = []
         self.exists: list[tuple[Expr | None, list[Expr | None]]] = []
@@ -60,8 +61,8 @@ class Gatherer:
             own = place < words if begin + tile.threads > words else None
             self.exists.append((own, [None if divides(size, factor.lines) else each < factor.lines for each in at]))
 
-    def fetch(self, start: Expr) -> Stmt:
-        """From memory, the elements of the step at `start`; zeros where there are none."""
+    def fetch(self, start: Expr, stage: Expr) -> Stmt:
+        """From memory to registers, the elements of the step at `start`; zeros where there are none."""
         statements = []
         for turn, (places, (along, _), (own, inside)) in enumerate(
             zip(self.places, self.spots, self.exists, strict=True)
@@ -73,15 +74,15 @@ class Gatherer:
                 element, conditions = self.factor.load(places[line * each : (line + 1) * each], k, 1)
                 at = turn * self.count + i
                 found = [own, inside[line], None if self.whole else k < self.depth, *conditions]
-                nothing = scatter(self.held, zeros(self.factor.dtype), at)
-                statements.append(holds(found, scatter(self.held, element, at), nothing))
+                nothing = scatter(self.elements, zeros(self.factor.dtype), at)
+                statements.append(holds(found, scatter(self.elements, element, at), nothing))
         return sequence(statements)
 
     def keep(self, stage: Expr) -> Stmt:
         """From registers to a stage in shared memory."""
         statements = []
         for turn, ((_, word), (own, _)) in enumerate(zip(self.spots, self.exists, strict=True)):
-            elements = [gather(self.held, turn * self.count + i) for i in range(self.count)]
+            elements = [gather(self.elements, turn * self.count + i) for i in range(self.count)]
             statements.append(holds([own], scatter(self.memory, self._word(elements), stage + word)))
         return sequence(statements)
 

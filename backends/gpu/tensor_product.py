@@ -20,7 +20,8 @@ copies cannot take goes through registers (`backends.gpu.tensor_gather`).
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Protocol
 
 from tvm import tirx
 from tvm.tirx import BufferLoad, Expr, Stmt, Var
@@ -54,6 +55,26 @@ _ROWS, _COLUMNS = 16, 8
 _DEPTH_BYTES = 32
 
 
+class Bringer(Protocol):
+    """Brings the tiles of one factor to shared memory, a step ahead of the products."""
+
+    places: list[list[Expr]]
+    """What does not depend on the step, for each line; computed once."""
+
+    @property
+    def held(self) -> Sequence[Var]:
+        """Registers in which elements wait."""
+        ...
+
+    def fetch(self, start: Expr, stage: Expr) -> Stmt:
+        """Begin to bring the tile of the step at `start`: to `stage` in shared memory, or to registers."""
+        ...
+
+    def keep(self, stage: Expr) -> Stmt | None:
+        """Bring what waits in registers to its stage; `None` if nothing does."""
+        ...
+
+
 class TensorProduct:
     """Builds what the threads of a block do."""
 
@@ -70,7 +91,7 @@ class TensorProduct:
         thread, tile = narrow(thread), self.tile
         row, column = simplify(block_row * tile.rows), simplify(block_column * tile.columns)
         left = self._bringing(self.left, row, tile.rows, thread, along_depth=True)
-        right = (
+        right: Bringer = (
             Decoder(self.right, column, self, thread)
             if isinstance(self.right, Computed)
             else self._bringing(self.right, column, tile.columns, thread, along_depth=False)
@@ -83,36 +104,31 @@ class TensorProduct:
             return self._run(row, column, thread, left, right)
 
         flat = [value for own in [*left.places, *right.places] for value in own]
-        held = [each.held for each in (left, right) if isinstance(each, Gatherer)]
-        return allocate([self.memory, self.sums, *held], named(flat, run))
+        return allocate([self.memory, self.sums, *left.held, *right.held], named(flat, run))
 
-    def _bringing(
-        self, factor: Factor, first: Expr, size: int, thread: Expr, *, along_depth: bool
-    ) -> _Copier | Gatherer:
+    def _bringing(self, factor: Factor, first: Expr, size: int, thread: Expr, *, along_depth: bool) -> Bringer:
         """How the tiles of a factor come."""
         in_words = along_depth or self.tile.element == 2 or factor.rows_together == 4
         if in_words and not singly(factor.run, factor.dtype):
             return _Copier(factor, first, size, self, thread, along_depth=along_depth)
         return Gatherer(factor, first, size, self, thread, along_depth=along_depth)
 
-    def _run(self, row: Expr, column: Expr, thread: Expr, left: _Left, right: _Left | Decoder) -> Stmt:
+    def _run(self, row: Expr, column: Expr, thread: Expr, left: Bringer, right: Bringer) -> Stmt:
         tile, steps = self.tile, narrow(self.steps)
         ahead, behind = tile.stages - 1, tile.rows * tile.left_pitch
-        places: list[tuple[_Left | Decoder, int]] = [(left, 0), (right, behind)]
+        places = [(left, 0), (right, behind)]
 
         def ring(step: Expr) -> Expr:
             return tirx.truncmod(step, i32(tile.stages)) * tile.stage_words
 
         def fetch(step: Expr) -> Stmt:
             start, stage = simplify(wide_index(step) * tile.depth), ring(step)
-            parts = [
-                each.fetch(start) if isinstance(each, Gatherer) else each.copy(start, stage + at) for each, at in places
-            ]
+            parts = [each.fetch(start, stage + at) for each, at in places]
             return sequence([holds([step < steps], sequence(parts)), commit()])
 
         def keep(step: Expr) -> Stmt | None:
             """What is held goes to a stage that all have multiplied: that of the step before this one."""
-            parts = [each.keep(ring(step) + at) for each, at in places if isinstance(each, Gatherer)]
+            parts = [kept for each, at in places if (kept := each.keep(ring(step) + at)) is not None]
             return holds([step < steps], sequence(parts)) if parts else None
 
         def step(index: Expr) -> Stmt:
@@ -205,7 +221,10 @@ class _Copier:
 
     Attributes:
         places: what `Factor.place` gives for each line that the thread copies.
+        held: no registers.
     """
+
+    held: tuple[Var, ...] = ()
 
     def __init__(
         self, factor: Factor, first: Expr, size: int, block: TensorProduct, thread: Expr, *, along_depth: bool
@@ -235,11 +254,14 @@ class _Copier:
             own = place < vectors if begin + tile.threads > vectors else None
             self.exists.append((own, None if divides(size, factor.lines) else at < factor.lines))
 
-    def copy(self, step: Expr, stage: Expr) -> Stmt:
+    def keep(self, stage: Expr) -> None:
+        """Nothing is left to do."""
+
+    def fetch(self, start: Expr, stage: Expr) -> Stmt:
         """Ask for the elements of a step to come; zeros come where there are none."""
         statements = []
         for place, (along, word), (own, inside) in zip(self.places, self.spots, self.exists, strict=True):
-            k = simplify(tirx.floordiv(step, i64(self.rows_together)) + wide_index(along))
+            k = simplify(tirx.floordiv(start, i64(self.rows_together)) + wide_index(along))
             element, conditions = self.factor.load(place, k, self.together)
             found = [c for c in (inside, k < self.depth, *conditions) if c is not None]
             ask = copy(
@@ -252,9 +274,6 @@ class _Copier:
             )
             statements.append(holds([own], ask))
         return sequence(statements)
-
-
-_Left: TypeAlias = _Copier | Gatherer
 
 
 def flat_index(element: BufferLoad) -> Expr:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import shutil
 import threading
 import weakref
@@ -22,7 +21,7 @@ from backends.relax.runtime import Hook, Machine, Partition
 from optimizer.activation_memory import ActivationMemory
 from optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from optimizer.executable import Executable, KernelTime, Part, TensorSpec
-from optimizer.large_pages import ask_for_large_pages
+from optimizer.large_pages import mapped
 from optimizer.ort_session import OrtSession
 from optimizer.tuning import Decision
 
@@ -190,18 +189,14 @@ def checked_weights(part: Path | Array, size: int) -> Array:
     found = part.stat().st_size if isinstance(part, Path) else part.nbytes
     if found != size:
         raise ArtifactError(f"the weights have {found} bytes where the manifest says {size}; save the model again")
-    weights = part if not isinstance(part, Path) else _mapped(part)
+    if isinstance(part, Path):
+        with part.open("rb") as file:
+            weights = np.frombuffer(mapped(file), np.uint8)
+    else:
+        weights = part
     if weights.ctypes.data % ALIGNMENT:
         raise ArtifactError("the weights are not aligned in memory; save the model again")
     return weights
-
-
-def _mapped(path: Path) -> Array:
-    """A file as it lies in memory; what is written to it stays in this process."""
-    with path.open("rb") as file:
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    ask_for_large_pages(mapping)
-    return np.frombuffer(mapping, np.uint8)
 
 
 def spec_of(value: Value) -> TensorSpec:

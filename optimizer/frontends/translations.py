@@ -1,4 +1,4 @@
-"""PyTorch's exporter lists its translations in a third of the time.
+"""PyTorch's exporter lists its translations without parsing them.
 
 It asks each of the 500 functions of onnxscript that translate an operator for the domain of its intermediate
 representation, and each parses its own source for the answer, again in every export: 0.3 of MobileNetV2's 2.3 seconds.
