@@ -72,14 +72,12 @@ def as_tensor(array: Array) -> Any:
     return _renamed(tensor, bits.shape, str(bits.dtype))
 
 
-def as_array(tensor: Any, dtype: str) -> Array:
+def as_array(tensor: Any, element: np.dtype[Any]) -> Array:
     """TVM's tensor as an array of that type, sharing its memory."""
-    if str(tensor.dtype) == dtype:
-        element = element_type(dtype)
-        if element.isbuiltin != USER_TYPE:
-            return np.from_dlpack(tensor)
-        return np.from_dlpack(_renamed(tensor, tensor.shape, "uint16")).view(element)
-    return np.from_dlpack(tensor).view(element_type(dtype))
+    if element.isbuiltin == USER_TYPE and str(tensor.dtype) == element.name:
+        tensor = _renamed(tensor, tensor.shape, "uint16")
+    array = np.from_dlpack(tensor)
+    return array if array.dtype == element else array.view(element)
 
 
 def _renamed(tensor: Any, shape: Sequence[int], dtype: str) -> Any:
@@ -109,6 +107,14 @@ class Machine:
         self._lock = threading.Lock()
         self._machine: Any = None if library is None else self._load(library)
         self._arguments = [self._weight_tuple(step) for step in plan.steps]
+        compiled = [step.outputs if step.engine == RELAX else [] for step in plan.steps]
+        leaving = {value.name for value in plan.outputs}
+        self._results = [[(element_type(v.dtype), v.name in leaving) for v in outputs] for outputs in compiled]
+        self._owned = {value.name for outputs in compiled for value in outputs}
+        self._symbolic = {
+            v.name for step in plan.steps for v in step.outputs if any(isinstance(d, str) for d in v.shape or ())
+        }
+        self._weights_span = _span(weights.ctypes.data, weights.nbytes)
         self._last_use = last_uses(plan)
         self._latest: list[Any] = [None] * len(plan.steps)  # the sizes of the last run, all of them, and their shape
         self._recent = [Recent[Any]() for _ in plan.steps]
@@ -142,13 +148,17 @@ class Machine:
                     results = run_partition(step, taken, partitions[step.entry], hook)
                 for value, array in zip(step.outputs, results, strict=True):
                     environment[value.name] = array
-                    learn_sizes(sizes, value, array)
+                    if value.name in self._symbolic:
+                        learn_sizes(sizes, value, array)
                 for name in self._last_use[index]:
                     environment.pop(name, None)
             first, self.sizes = self.sizes is None, sizes
         if first:  # kernels' workspaces have grown to their sizes: what was too small is free, but still held
             give_back_free_memory()
-        return [self._own(environment[v.name], inputs) for v in self.plan.outputs]
+        return [
+            environment[v.name] if v.name in self._owned else self._own(environment[v.name], inputs)
+            for v in self.plan.outputs
+        ]
 
     @property
     def arena_bytes(self) -> int:
@@ -176,8 +186,13 @@ class Machine:
         memory = self._storage.tensors(index, known)
         held = [self._storage.aligned(index, position, a) for position, a in enumerate(inputs)]
         arguments = [as_tensor(a) for a in held]
-        results = self._machine[step.entry](*arguments, shape, self._arguments[index], memory)
-        return [as_array(t, value.dtype) for t, value in zip(results, step.outputs, strict=True)]
+        tensors = self._machine[step.entry](*arguments, shape, self._arguments[index], memory)
+        lent = [self._weights_span, *(_span(t.data_ptr(), a.nbytes) for t, a in zip(arguments, held, strict=True))]
+        results = []
+        for tensor, (element, leaves) in zip(tensors, self._results[index], strict=True):
+            array = as_array(tensor, element)
+            results.append(array.copy() if leaves and _lies_in(lent, tensor.data_ptr()) else array)
+        return results
 
     def _sized(self, step: Step, sizes: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int], Any]:
         """The sizes, those that follow from them, and all as the compiled function takes them."""
@@ -215,6 +230,18 @@ class Machine:
         borrowed = [*inputs, self.weights]
         shared = any(isinstance(a, np.ndarray) and np.may_share_memory(output, a) for a in borrowed)
         return output.copy() if shared else output
+
+
+def _span(address: int, nbytes: int) -> range:
+    """Addresses."""
+    return range(address, address + nbytes)
+
+
+def _lies_in(spans: Sequence[range], address: int) -> bool:
+    for span in spans:  # noqa: SIM110 (once an output of every run, and `any` takes three times as long)
+        if address in span:
+            return True
+    return False
 
 
 def run_partition(step: Step, inputs: list[Any], partition: Partition, hook: Hook | None) -> list[Any]:
