@@ -11,6 +11,10 @@ larger score turns up (Milakov and Gimelshein, Online normalizer calculation for
                         is on its way from memory to registers
     weights[keys, rows] the exponentials, from the threads that compute them to those that multiply with them
 
+Of heads that are too large for that, keys and values come in pieces of 32 or 64 elements: scores are summed piece by
+piece, and the weights multiply one piece of the values after the other. Queries stay where there is room for them, or
+come in pieces, too, with those of each step's keys.
+
 A thread has some queries and, of these, some keys' scores and some elements of the results. The 16 threads that share
 queries exchange their largest scores through shared memory; sums stay apart until the end.
 

@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.tirx import BufferLoad, Expr, Stmt, Var
 
 from backends.gpu.operands import neighbours
-from backends.gpu.threads import cast, gather, holds, i32, ramp, registers, scatter, wide_index, zeros
+from backends.gpu.threads import Place, cast, gather, holds, i32, ramp, registers, scatter, wide_index, zeros
 from backends.relax.loops import TensorLoad, sequence, simplify, substitute
 
 __all__ = ["Rows"]
@@ -18,7 +18,7 @@ _SUM = "float32"
 
 
 class Rows:
-    """Brings rows of a tensor from memory to registers, and from there to shared memory.
+    """Brings rows of a tensor, or a piece of each, from memory to registers, and from there to shared memory.
 
     Attributes:
         held: the registers.
@@ -33,41 +33,42 @@ class Rows:
         size: int,
         threads: int,
         thread: Expr,
-        end: int | None = None,
+        end: int,
     ) -> None:
-        """`line` is the axis that counts the rows; of the `size` elements of a row, `end` exist."""
+        """`line` is the axis that counts the rows, which have `end` elements; pieces have `size`, but for the last."""
         self.load, self.line, self.point = load, line, point
-        self.end = size if end is None else end
+        self.size, self.end = size, end
         dtype = str(load.source.dtype)
         self.lanes = math.gcd(neighbours(self.end, dtype), size)
         across = size // self.lanes
         vectors = rows * across
         self.held = registers(-(-vectors // threads) * self.lanes, dtype, "held")
-        self.padded = self.end < size
         self.spots: list[tuple[Expr, Expr, Expr | None]] = []
         for begin in range(0, vectors, threads):
             place = thread + begin
             row, element = tirx.floordiv(place, i32(across)), tirx.floormod(place, i32(across)) * self.lanes
             self.spots.append((row, element, place < vectors if begin + threads > vectors else None))
 
-    def fetch(self, start: Expr, total: Expr) -> Stmt:
-        """From memory, the rows from `start` on; zeros where there are none."""
-        statements = []
+    def fetch(self, start: Expr, total: Expr, piece: Place = 0) -> Stmt:
+        """From memory, a piece of the rows from `start` on; zeros where there is none."""
+        statements: list[Stmt] = []
+        before = piece * self.size
+        ragged = self.end % self.size
         for turn, (row, element, exists) in enumerate(self.spots):
             at, line = turn * self.lanes, simplify(start + wide_index(row))
             lead = [substitute(i, {**self.point, self.line: line}) for i in self.load.indices[:-1]]
-            value = BufferLoad(self.load.source, [*lead, ramp(wide_index(element), self.lanes)])
+            value = BufferLoad(self.load.source, [*lead, ramp(wide_index(element + before), self.lanes)])
             nothing = scatter(self.held, zeros(str(self.held.dtype), self.lanes), at, self.lanes)
-            conditions = [exists, line < total, element < self.end if self.padded else None]
+            conditions = [exists, line < total, element + before < self.end if ragged else None]
             statements.append(holds(conditions, scatter(self.held, value, at, self.lanes), nothing))
         return sequence(statements)
 
-    def keep_transposed(self, memory: Var, pitch: int) -> Stmt:
-        """To shared memory, element by element: [elements, pitch]."""
+    def keep_transposed(self, memory: Var, pitch: int, first: int = 0) -> Stmt:
+        """To shared memory, element by element: [elements, pitch], behind the first `first` elements."""
         return self._kept(
             lambda at, row, element: sequence(
                 [
-                    scatter(memory, cast(gather(self.held, at + lane), _SUM), (element + lane) * pitch + row)
+                    scatter(memory, cast(gather(self.held, at + lane), _SUM), (element + (first + lane)) * pitch + row)
                     for lane in range(self.lanes)
                 ]
             )

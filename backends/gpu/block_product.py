@@ -171,14 +171,14 @@ class BlockProduct:
         return sequence(statements)
 
 
-def outer_product(sums: Var, a: Var, b: Var, rows: int, columns: int) -> list[Stmt]:
-    """`sums[rows, columns] += a[rows] x b[columns]`, all in registers."""
+def outer_product(sums: Var, a: Var, b: Var, rows: int, columns: int, first: int = 0) -> list[Stmt]:
+    """`sums[rows, columns] += a[rows] x b[columns]`, all in registers; the sums begin at `first`."""
     width = math.gcd(4, columns)
     statements = []
     for r in range(rows):
         factor = tirx.Broadcast(gather(a, r), width) if width > 1 else gather(a, r)
         for c in range(0, columns, width):
-            place = r * columns + c
+            place = first + r * columns + c
             total = gather(sums, place, width) + factor * gather(b, c, width)
             statements.append(scatter(sums, total, place, width))
     return statements

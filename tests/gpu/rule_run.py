@@ -19,6 +19,13 @@ def attend() -> None:
     agrees(parse(text), "attention", attention.lower, {"s": 37, "t": 53})
 
 
+def attend_in_pieces() -> None:
+    """Heads of 260, whose keys and values come in pieces."""
+    text = """g (float[1,s,260] q, float[1,t,260] k, float[1,t,260] v) => (float[1,s,260] y) {
+        y = Attention<q_num_heads = 1, kv_num_heads = 1>(q, k, v) }"""
+    agrees(parse(text), "attention", attention.lower, {"s": 5, "t": 37})
+
+
 def decode_weights() -> None:
     """Weights of 4 bits."""
     from tests.backends.four_bits import quantized
@@ -75,6 +82,7 @@ def attend_with_odd_heads() -> None:
 
 CASES = {
     "attention": attend,
+    "attention in pieces": attend_in_pieces,
     "attention on tensor cores": attend_on_tensor_cores,
     "attention of odd heads": attend_with_odd_heads,
     "four bits": decode_weights,

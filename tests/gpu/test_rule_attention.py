@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.cuda.source import cuda_target
 from backends.gpu import attention
-from backends.gpu.attention import AttentionParts, sizes_of
-from backends.gpu.attention_tile import AttentionSizes, best_attention_tile, estimate_attention
+from backends.gpu.attention import AttentionParts, sizes_of, tile_of
+from backends.gpu.attention_tile import AttentionSizes, AttentionTile, best_attention_tile, estimate_attention
+from backends.gpu.launch import scheduled
 from backends.relax.kernel import decode, inline
+from benchmarks.gpu_traffic import flat, traffic
 from optimizer.gpus import GPUS
 from tests.backends.running import parse
 from tests.gpu.rules import agrees, fused, launches
@@ -67,8 +70,54 @@ def test_heads_that_lie_apart() -> None:
     agrees(parse(text), "attention", attention.lower, {"s": 33, "t": 47})
 
 
-def test_heads_too_large_for_shared_memory_are_left_to_others() -> None:
-    kernel = decode(fused(model(1, 1, 1024)).one("attention"))
+@pytest.mark.parametrize("gpu", ["opencl", "sm_80", "sm_90"])
+@pytest.mark.parametrize("size", [192, 256, 257, 512])
+def test_large_heads_come_in_pieces(gpu: str, size: int) -> None:
+    found = model(2, 1, size, attributes=", is_causal = 1")
+    agrees(found, "attention", attention.lower, {"b": 1, "s": 37, "t": 53}, GPUS[gpu])
+
+
+@pytest.mark.parametrize("gpu", ["opencl", "sm_80"])
+@pytest.mark.parametrize(("size", "value_size"), [(300, 20), (20, 300), (576, 512), (1, 260)])
+def test_keys_and_values_of_different_sizes_come_in_pieces(gpu: str, size: int, value_size: int) -> None:
+    text = f"""g (float[1,2,s,{size}] q, float[1,1,t,{size}] k, float[1,1,t,{value_size}] v)
+        => (float[1,2,s,{value_size}] y) {{ y = Attention(q, k, v) }}"""
+    agrees(parse(text), "attention", attention.lower, {"s": 21, "t": 35}, GPUS[gpu])
+
+
+@pytest.mark.parametrize("stays", [True, False])
+@pytest.mark.parametrize("piece", [32, 64])
+@pytest.mark.parametrize("size", [40, 64, 100])
+def test_any_tile_in_pieces(monkeypatch: pytest.MonkeyPatch, piece: int, size: int, stays: bool) -> None:
+    vector = 1 if size % 4 else 4
+    tile = AttentionTile(4, 2, 1, size, size, piece, stays, vector)
+    monkeypatch.setattr(attention, "tile_of", lambda parts, gpu: tile)
+    agrees(model(2, 2, size, "bool[s,t]"), "attention", attention.lower, {"b": 2, "s": 19, "t": 50})
+
+
+def test_a_device_with_little_shared_memory_has_room_for_large_heads() -> None:
+    kernel = decode(fused(model(1, 1, 512)).one("attention"))
+    assert kernel is not None
+    parts = AttentionParts.of(inline(kernel))
+    assert parts is not None
+    tile = tile_of(parts, GPUS["opencl"])
+    assert isinstance(tile, AttentionTile) and tile.shared_bytes <= 32 << 10
+    assert all(not launch.scratch for launch in launches(kernel.function, attention.lower, GPUS["opencl"]))
+
+
+def test_pieces_pass_memory_once() -> None:
+    """As counted from the code: keys, values and the queries that come anew in every step stay in the cache."""
+    gpu = GPUS["sm_80"]
+    function = fused(model(2, 2, 512)).one("attention")
+    flattened = flat(scheduled(function, launches(function, attention.lower, gpu)), cuda_target(gpu))
+    for length in (64, 128):
+        found = traffic(flattened, [{"registers": 144, "shared_bytes": 8192}], gpu, {"b": 1, "s": length, "t": length})
+        assert not found.unknown
+        assert found.memory_bytes == 4 * 2 * length * 512 * 4
+
+
+def test_heads_too_large_for_registers_are_left_to_others() -> None:
+    kernel = decode(fused(model(1, 1, 2048)).one("attention"))
     assert kernel is not None and attention.lower(inline(kernel), GPUS["opencl"]) is None
 
 
@@ -79,7 +128,7 @@ def test_what_is_no_attention_is_left_to_others() -> None:
 
 
 @pytest.mark.parametrize("gpu", sorted(GPUS))
-@pytest.mark.parametrize("size", [32, 64, 80, 128])
+@pytest.mark.parametrize("size", [32, 64, 80, 128, 256, 512, 1024])
 @pytest.mark.parametrize("rows", [1, 128, 2048, None])
 def test_tiles_fit_the_architecture(gpu: str, size: int, rows: int | None) -> None:
     tile = best_attention_tile(AttentionSizes(12, rows, rows, size, size), GPUS[gpu])

@@ -55,6 +55,9 @@ CASES: dict[str, tuple[onnx.ModelProto, str, Rule]] = {
     "causal, of any length": (attend(12, 12, 64, attributes=", is_causal = 1"), "attention", attention.lower),
     "shared heads of 128": (attend(8, 2, 128, "bool[s,t]"), "attention", attention.lower),
     "heads of 80": (attend(8, 8, 80), "attention", attention.lower),
+    "heads of 256": (attend(8, 2, 256, "bool[s,t]"), "attention", attention.lower),
+    "heads of 257": (attend(2, 2, 257, attributes=", is_causal = 1"), "attention", attention.lower),
+    "a head of 512": (attend(1, 1, 512, sizes=(4096, 4096)), "attention", attention.lower),
     "one query": (attend(12, 12, 64, sizes=(1, 1024)), "attention", attention.lower),
 }
 
