@@ -1,15 +1,18 @@
-"""What TVM's generator of OpenCL does not know of the language: functions by their names there, and two constants.
+"""What TVM's generator of OpenCL does not know of the language: functions by their names there, and constants.
 
 * TVM calls `acosf` and the like, as C has them; OpenCL has one `acos` for all types.
 * float16 is an extension that few CPUs and not all GPUs have. Kernels compute in float32 (`computed_in_float32`); what
   lies in memory is read and written by `vload_half` and `vstore_half`, which every device has.
 * The least integers are no literals in C: `-2147483648` is a `long` there, and makes a call of `select` ambiguous.
+* It writes floats with seven decimal digits, where float32 takes nine and float64 seventeen: others are given by their
+  bits.
 """
 
 from __future__ import annotations
 
 import re
 
+import numpy as np
 import tvm
 import tvm_ffi
 from tvm import tirx
@@ -26,6 +29,8 @@ _FUNCTIONS = {**{name: name for name in _NAMES}, "nearbyint": "rint"}
 _ROUND = "tersor_rounded_to_half"
 _FLOATS = ("float32", "float64", "float16")
 _LEAST = {"int32": -(1 << 31), "int64": -(1 << 63)}
+_BITS = {"float32": ("int32", "as_float"), "float64": ("int64", "as_double")}
+"""The integer that has a type's bits, and OpenCL's function that takes it for a float."""
 
 
 def opencl_functions(module: tvm.IRModule) -> tvm.IRModule:
@@ -96,7 +101,10 @@ def _rounding(lanes: str) -> str:
 
 
 def opencl_literals(module: tvm.IRModule) -> tvm.IRModule:
-    """The least integers as differences; last, since TVM would compute them. And C's names that lowering brings in."""
+    """The least integers as differences, floats that would lose digits as bits; last, since TVM would compute them.
+
+    And C's names that lowering brings in.
+    """
 
     def function(node: Call) -> tirx.Expr:
         if not str(getattr(node.op, "name", "")).endswith("call_pure_extern"):
@@ -111,7 +119,19 @@ def opencl_literals(module: tvm.IRModule) -> tvm.IRModule:
             return node
         return tirx.Sub(tirx.const(int(node.value) + 1, dtype), tirx.const(1, dtype))
 
-    return _mapped(module, (tirx.IntImm, literal), (Call, function))
+    return _mapped(module, (tirx.IntImm, literal), (tirx.FloatImm, _exact), (Call, function))
+
+
+def _exact(node: tirx.FloatImm) -> tirx.Expr:
+    """A float as it is, or its bits where TVM would write another number."""
+    dtype = str(node.expr_ty())
+    if dtype not in _BITS:
+        return node
+    bits, function = _BITS[dtype]
+    value = np.array(node.value, dtype)
+    if not np.isfinite(value) or np.array(f"{value:.6e}", dtype) == value:
+        return node
+    return tirx.call_pure_extern(dtype, function, tirx.const(int(value.view(bits)), bits))
 
 
 def _mapped(module: tvm.IRModule, *rules: tuple[type, object]) -> tvm.IRModule:

@@ -74,6 +74,15 @@ def test_a_conversion_rounds_to_float16() -> None:
     assert np.array_equal(compiled(model).run([x], 1)[0], x.astype(np.float16).astype(np.float32))
 
 
+@pytest.mark.parametrize("dtype", ["float", "double"])
+@pytest.mark.parametrize("constant", [np.log(16), -1 / 3, 1 + 2.0**-23, 1e-30 / 3, 65504.0, -0.0, 2.0**-126])
+def test_constants_keep_all_digits(dtype: str, constant: float) -> None:
+    exact = np.array(constant, np.float32 if dtype == "float" else np.float64)
+    model = parse(f"g ({dtype}[n,5] x) => ({dtype}[n,5] y) {{ y = Mul(x, c) }}", {"c": exact})
+    (found,) = compiled(model).run([np.ones((3, 5), exact.dtype)], 1)
+    assert np.array_equal(found, np.broadcast_to(exact, (3, 5)))
+
+
 def test_functions_and_literals_of_the_language() -> None:
     names = ["Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Erf", "Round", "Sinh", "Tan", "Floor", "Ceil"]
     body = " ".join(f"y{i} = {name}(x)" for i, name in enumerate(names))
