@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
@@ -15,8 +16,9 @@ from backends.gpu.launch import scheduled
 from backends.relax.kernel import decode, inline
 from benchmarks.gpu_traffic import flat, traffic
 from optimizer.gpus import GPUS
-from tests.backends.running import parse
-from tests.gpu.rules import agrees, fused, launches
+from tests.backends.running import oracle, parse
+from tests.gpu.host_cuda import run_on_host
+from tests.gpu.rules import agrees, distance, fused, launches
 
 
 def model(
@@ -103,6 +105,19 @@ def test_a_device_with_little_shared_memory_has_room_for_large_heads() -> None:
     tile = tile_of(parts, GPUS["opencl"])
     assert isinstance(tile, AttentionTile) and tile.shared_bytes <= 32 << 10
     assert all(not launch.scratch for launch in launches(kernel.function, attention.lower, GPUS["opencl"]))
+
+
+@pytest.mark.without_device
+@pytest.mark.parametrize(("dtype", "error"), [("float", 1e-5), ("float16", 1.2e-3)])
+def test_large_heads_by_the_cuda_program(dtype: str, error: float) -> None:
+    """Of float16, too: heads of 256 are too large for tensor cores."""
+    text = f"""g ({dtype}[2,2,s,256] q, {dtype}[2,1,t,256] k, {dtype}[2,1,t,256] v) => ({dtype}[2,2,s,256] y) {{
+        y = Attention<is_causal = 1>(q, k, v) }}"""
+    kind, found = np.float32 if dtype == "float" else np.float16, parse(text)
+    shapes = [(2, 2, 37, 256), (2, 1, 53, 256), (2, 1, 53, 256)]
+    given = [np.random.default_rng(i).standard_normal(shape).astype(kind) for i, shape in enumerate(shapes)]
+    (ours,), (theirs,) = run_on_host(found, given), oracle(found, given)
+    assert distance(ours, theirs) <= error
 
 
 def test_pieces_pass_memory_once() -> None:
