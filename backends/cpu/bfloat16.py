@@ -14,7 +14,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, Op, StringImm
 
-from backends.cpu import tables
+from backends.cpu import byte_packing, tables
 from backends.cpu.amounts import element_bytes
 from backends.cpu.operations import OPAQUE, OPAQUE_IR, operation
 from backends.cpu.quads import definitions
@@ -111,7 +111,7 @@ def imported(body: Stmt) -> Stmt:
     tvm_ffi.structural_walk(body, (Call, lambda call: called.add(str(getattr(call.op, "name", "")))))
     needed = [_PRODUCT_IR] if _PRODUCT in called else []
     needed += [_round_ir(lanes) for lanes in _ROUNDED_LANES] if _ROUND in called else []
-    needed += definitions(called) + tables.definitions(called)
+    needed += definitions(called) + tables.definitions(called) + byte_packing.definitions(called)
     needed += [OPAQUE_IR] if OPAQUE in called else []
     if not needed:
         return body

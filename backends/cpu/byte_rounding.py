@@ -8,8 +8,9 @@ that is too large to be rounded this way lies beyond the bounds on the same side
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call
@@ -17,12 +18,27 @@ from tvm.ir import Call
 from backends.relax.kernel import Kernel
 from backends.relax.loops import Expr
 
-__all__ = ["rounded_quickly"]
+__all__ = ["Rounding", "rounded_quickly", "rounding_of"]
 
 _MAGIC = 12_582_912.0
 _BYTES = ("uint8", "int8")
 _MOST = 2.0**15
 """Of the bounds and the zero point."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A rounding to a byte in its short form.
+
+    Attributes:
+        value: the float32 that is rounded.
+        dtype: "uint8" or "int8".
+        zero: the zero point.
+    """
+
+    value: Expr
+    dtype: str
+    zero: int
 
 
 def rounded_quickly(kernel: Kernel) -> Kernel:
@@ -51,10 +67,35 @@ def _short(node: tirx.Cast) -> Expr:
     return tirx.Cast(str(node.expr_ty()), bits + tirx.const(int(zero), "int32") if zero else bits)
 
 
+def rounding_of(node: Expr) -> Rounding | None:
+    """What an expression in the short form rounds; `None` where it is not one, or has bounds besides the type's."""
+    if not isinstance(node, tirx.Cast) or str(node.expr_ty()) not in _BYTES:
+        return None
+    dtype, bits, zero = str(node.expr_ty()), node.value, 0
+    if isinstance(bits, tirx.Add) and isinstance(bits.b, tirx.IntImm):
+        bits, zero = bits.a, int(bits.b.value)
+    if not isinstance(bits, Call) or not _is_called(bits, "reinterpret") or not isinstance(bits.args[0], tirx.Max):
+        return None
+    bounded = bits.args[0]
+    if not isinstance(bounded.a, tirx.Min) or not isinstance(bounded.a.a, tirx.Add):
+        return None
+    info = np.iinfo(dtype)
+    numbers = [_value_of(each) for each in (bounded.a.a.b, bounded.a.b, bounded.b)]
+    if numbers != [_MAGIC, _MAGIC + info.max - zero, _MAGIC + info.min - zero]:
+        return None
+    return Rounding(bounded.a.a.a, dtype, zero)
+
+
 def _is_nearbyint(value: Expr) -> bool:
-    if not isinstance(value, Call) or str(value.expr_ty()) != "float32":
-        return False
-    return str(getattr(value.op, "name", "")).rpartition(".")[2] == "nearbyint"
+    return isinstance(value, Call) and str(value.expr_ty()) == "float32" and _is_called(value, "nearbyint")
+
+
+def _is_called(call: Call, name: str) -> bool:
+    return str(getattr(call.op, "name", "")).rpartition(".")[2] == name
+
+
+def _value_of(value: Expr) -> float | None:
+    return float(value.value) if isinstance(value, tirx.FloatImm) else None
 
 
 def _number(value: Expr) -> float | None:

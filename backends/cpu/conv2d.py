@@ -14,6 +14,7 @@ from functools import partial
 from tvm import tirx
 
 from backends.cpu.bfloat16 import neighbours
+from backends.cpu.byte_results import Results
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.factors import add_product, combined
 from backends.cpu.heavy import with_epilogue
@@ -76,6 +77,7 @@ class _Nest:
         self.factor = str(self.data.dtype)
         self.together = tiles.together(self.factor)
         self.width = int(self.weights.shape[4]) // self.together
+        self.results = Results.of(epilogue, tiles, self.width)
         self.depth = int(self.weights.shape[3]) // self.taps.kw
         self.channels = int(stage.reduction[-1].extent) // self.taps.kw
         self.rest = self.channels % self.together
@@ -94,7 +96,8 @@ class _Nest:
                 image, y, group, panel = unflatten(index, [n, rows, self.groups, self.panels])
             else:
                 image, group, panel, y = unflatten(index, [n, self.groups, self.panels, rows])
-            return allocate([self.staged], self._row(image, group, panel, y))
+            kept = self.results.buffers if self.results is not None else []
+            return allocate([self.staged, *kept], self._row(image, group, panel, y))
 
         return sequence([parallel(simplify(product([n, rows]) * (self.groups * self.panels)), task)])
 
@@ -111,14 +114,17 @@ class _Nest:
         vectors = -(-channels // self.lanes)
         out_width, width = self.stage.spatial[2].extent, known(self.data.shape[2])
         size = known(out_width)
-        tile = self.tiles.tile_rows(size, vectors)
+        short = self.tiles.is_short(self.taps.kh * self.taps.kw * self.depth, self.together)
+        tile = self.tiles.tile_rows(size, vectors, short=short)
+        first = group * self.out + panel * self.width
 
         def at(start: Expr | int, pixels: int, inside: Inside = Reach.INSIDE) -> Stmt:
             return self._tile(image, group, panel, y, start, pixels, vectors, channels, inside)
 
+        prepared = self.results.prepared(first, channels) if self.results is not None else []
         if size is None or width is None:
-            return self._open_row(out_width, tile, vectors, at)
-        statements = []
+            return sequence([*prepared, self._open_row(out_width, tile, vectors, at)])
+        statements = [*prepared]
         for start, count, interior in edges(self.taps, size, width, tile):
             if interior:
                 run = partial(self._interior, start, tile, at)
@@ -215,6 +221,9 @@ class _Nest:
             return self._finish(image, y, i64(start) + p, first, offset, channels)
 
         body = loop(taps_inside, window_row, start=begin, name="ry")
+        if self.results is not None and self.results.takes(channels):
+            ends = self.results.rows(tile, first, lambda p: [image, y, i64(start) + p])
+            return allocate(tile.buffers, sequence([*self.results.begin(tile), body, *ends]))
         return allocate(tile.buffers, sequence([*tile.zero(), body, *tile.finish(self.staged, finish)]))
 
     def _weights(self, row: list[Expr], column: Expr | int, lanes: int = 1) -> Expr:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from backends.cpu.amounts import element_bytes
+from backends.cpu.byte_results import Results
 from backends.cpu.epilogue import Epilogue
 from backends.cpu.factors import Factors, add_product, factors_of, last_steps
 from backends.cpu.operations import hidden
@@ -96,6 +97,7 @@ class Nest:
         self.steps = self.factors.steps
         self.width = parts.width or self._plain_width()
         weights = (self.columns or 0) * (known(self.steps) or 0)
+        self.results = self._results()
         self.streamed = parts.width is not None and tiles.streamed(weights, known(self.total_rows))
 
     def build(self) -> Stmt:
@@ -118,12 +120,17 @@ class Nest:
             def body(place: list[Expr]) -> Stmt:
                 panel, chunk, *batch = place
                 point = {a.var: b for a, b in zip(self.parts.batch, batch, strict=True)}
-                return allocate([self.staged], self._panel(point, panel, chunk, chunks))
+                kept = self.results.buffers if self.results is not None else []
+                return allocate([self.staged, *kept], self._panel(point, panel, chunk, chunks))
 
             place = [panel, chunk, *unflatten(first, batch_extents)]
             return body(place) if known(simplify(batches * panels * chunks)) is not None else bind(place, body)
 
         return sequence([parallel(simplify(batches * panels * chunks), task, worthwhile=self._worthwhile(batches))])
+
+    def _results(self) -> Results | None:
+        """What finishes the tiles, where that is not `_finish_row`."""
+        return Results.of(self.epilogue, self.tiles, self.width)
 
     def _plain_width(self) -> int:
         if self.columns is None:
@@ -214,7 +221,8 @@ class Nest:
     ) -> Stmt:
         """All rows of a chunk against `vectors` vectors of columns, of which `valid` columns exist."""
         lanes = self.lanes if lanes is None else lanes
-        rows = self.tiles.tile_rows(known(self.total_rows), vectors, self.parts.apart)
+        short = self.tiles.is_short(known(self.steps), self.factors.together)
+        rows = self.tiles.tile_rows(known(self.total_rows), vectors, self.parts.apart, short=short)
 
         tiles = known(simplify(tirx.floordiv(tirx.floordiv(self.total_rows, rows), chunks)))  # of each chunk
 
@@ -235,8 +243,9 @@ class Nest:
 
         def between(bounds: list[Expr]) -> Stmt:
             begin, end = bounds
+            prepared = self.results.prepared(first, valid) if self.results is not None else []
             main = loop(simplify(end - begin), lambda t: full(begin + t, t), name="tile")
-            return sequence([main, rest])
+            return sequence([*prepared, main, rest])
 
         return between([begin, end]) if known(whole) is not None else bind([begin, end], between)
 
@@ -271,6 +280,9 @@ class Nest:
         body = [self._sum(self.steps, step)]
         if self.factors.together > 1:
             body += last_steps(self.parts.depth.extent, self.factors.together, lambda n: step(self.steps, n))
+        if self.results is not None and self.results.takes(valid):
+            ends = self.results.rows(tile, first, lambda r: self._lead(point, simplify(start + r)))
+            return allocate(tile.buffers, sequence([*self.results.begin(tile), *body, *ends]))
         return allocate(tile.buffers, sequence([*tile.zero(), *body, *tile.finish(self.staged, finish)]))
 
     def _sum(self, steps: Expr, step: Callable[[Expr], Stmt]) -> Stmt | None:
@@ -300,11 +312,15 @@ class Nest:
         coordinates = unflatten(row, self.row_extents)
         return {**point, **{a.var: c for a, c in zip(self.parts.rows, coordinates, strict=True)}}
 
+    def _lead(self, point: dict[Var, Expr], row: Expr) -> list[Expr]:
+        """All indices of a row of the result but the last."""
+        at = self._at_row(point, row)
+        return [at[a.var] for a in self.parts.lead]
+
     def _finish_row(
         self, point: dict[Var, Expr], row: Expr, first: Expr, offset: Expr, valid: Expr, lanes: int
     ) -> Stmt:
-        at = self._at_row(point, row)
-        lead = [at[a.var] for a in self.parts.lead]
+        lead = self._lead(point, row)
 
         def vector(start: Expr, n: int) -> Stmt:
             def one(lane: Expr) -> Stmt:

@@ -44,6 +44,8 @@ _ROWS_WHILE_STREAMED = 256
 """While more rows pass by a panel, the processor fetches the next one unasked."""
 _ROWS_APART_SHARE = 0.4
 """Of the second-level cache: for all weights, where rows are shared out among the threads."""
+_SHORT_STEPS = 32
+"""Of four bytes: with so many, finishing a vector takes about a tenth as long as adding it up."""
 _CODE_VECTORS = 4
 """Vectors of words of 4-bit codes in a panel's row."""
 _SPILL_PENALTY = 1.25
@@ -111,19 +113,29 @@ class Tiles:
         shared = math.gcd(max(1, apart // _LINE_BYTES), lines)
         return max(1, int(_L1_SHARE * (self.cpu.l1_bytes // _PAGE_BYTES) * (lines // shared)))
 
-    def tile_rows(self, total: int | None, vectors: int, apart: int = 0) -> int:
+    def is_short(self, steps: int | None, together: int) -> bool:
+        """Whether what follows sums of so many steps takes a share of their time that matters; see `tile_rows`."""
+        return together == QUAD and steps is not None and steps <= _SHORT_STEPS
+
+    def tile_rows(self, total: int | None, vectors: int, apart: int = 0, *, short: bool = False) -> int:
         """The best number of rows for tiles of so many vectors.
 
         Args:
             total: of all tiles; `None` if that is symbolic.
             vectors: of columns.
             apart: bytes between the rows of A, 0 where they lie close together.
+            short: whether sums are short. Then the rows are no more than the multiply-adds need to hide their latency
+                twice over, if that takes no longer: the processor begins the next tile's sums while it finishes these.
         """
         wanted = _ROWS_WHEN_SYMBOLIC if total is None else max(total, 1)
         if apart:
             wanted = min(wanted, self.rows_together(apart))
         options = [r for r in range(1, self.cpu.vector_registers) if self.fits(r, vectors) and r <= wanted] or [1]
         wanted = _ROWS_WHEN_SYMBOLIC if total is None else max(total, 1)
+        if short:
+            enough = 2 * self.cpu.fma_latency * self.cpu.fma_pipes
+            small = [r for r in options if r * vectors >= enough] or options[-1:]
+            return min(small, key=lambda r: (self.sweep_cycles(wanted, r, vectors), r))
         return min(options, key=lambda r: (self.sweep_cycles(wanted, r, vectors), -r))
 
     def depth_blocks(self, rows: int | None, depth: int, width: int) -> int:
@@ -165,11 +177,12 @@ class Tiles:
         lanes = self.lanes(dtype)
         total = _ROWS_WHEN_SYMBOLIC if rows is None else max(rows, 1)
         apart, width = depth * 4, vectors * lanes
+        rows_of = partial(self.tile_rows, total, apart=apart, short=self.is_short(depth, self.together(dtype)))
         full, rest = divmod(columns, width)
-        sweep = full * self.sweep_cycles(total, self.tile_rows(total, vectors, apart), vectors)
+        sweep = full * self.sweep_cycles(total, rows_of(vectors), vectors)
         if rest:
             narrow = -(-rest // lanes)
-            sweep += self.sweep_cycles(total, self.tile_rows(total, narrow, apart), narrow)
+            sweep += self.sweep_cycles(total, rows_of(narrow), narrow)
         spilled = depth * width * 4 > _L2_SHARE * self.cpu.l2_bytes
         whole = taps > 1 or self.depth_blocks(rows, depth, width) == 1
         return sweep * (_SPILL_PENALTY if spilled and whole else 1.0)
@@ -187,6 +200,9 @@ class Tiles:
         lanes = self.lanes(dtype)
         cost = partial(self.panel_cycles, rows, columns, depth, dtype, taps=taps)
         options = [v for v in range(1, MAX_VECTORS + 1) if self.fits(1, v)]
+        if self.is_short(depth, self.together(dtype)):  # of those that take as long, the one with the smallest tile
+            sums = [v * self.tile_rows(rows, v, depth * 4, short=True) for v in options]
+            return lanes * min(options, key=lambda v: (cost(v), sums[v - 1], -v))
         return lanes * min(options, key=lambda v: (cost(v), -v))
 
     def rows_apart(self, weight_bytes: int | None, together: int) -> bool:

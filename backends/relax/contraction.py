@@ -59,7 +59,8 @@ class Panels:
             taps: how many matrices are summed over.
         """
         together = ctx.tiles.together(dtype)
-        width = ctx.tiles.panel_width(rows, columns, taps * -(-depth // together), taps=taps)
+        kind = dtype if dtype == "uint8" else "float32"
+        width = ctx.tiles.panel_width(rows, columns, taps * -(-depth // together), kind, taps)
         return cls(width, columns, depth, together)
 
     @property
