@@ -131,13 +131,16 @@ def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     itemsize, lanes = element_bytes(dtype), tiles.lanes(dtype)
     batches, rows = [a.extent for a in parts.batch], product([a.extent for a in parts.rows])
     count, columns = known(rows) or _SOME_ROWS, known(parts.column.extent) or 2 * lanes
-    depth = known(parts.depth.extent) or _SOME_DEPTH
+    whole = known(parts.depth.extent)
+    depth = whole or _SOME_DEPTH
     width = parts.width or tiles.panel_width(known(rows), columns, depth, dtype)
+    together = tiles.together(dtype)
+    short = tiles.is_short(None if whole is None else whole // together, together)
     step_cycles = tile_count = panel_reads = 0.0
     full, rest = divmod(columns, width)
     for panels, vectors in ((full, width // lanes), (1 if rest else 0, -(-rest // lanes))):
         if panels:
-            tile = tiles.tile_rows(known(rows), vectors, parts.apart)
+            tile = tiles.tile_rows(known(rows), vectors, parts.apart, short=short)
             step_cycles += panels * tiles.sweep_cycles(count, tile, vectors)
             tile_count += panels * -(-count // tile)
             panel_reads += panels * -(-count // tile) * min(vectors * lanes, columns)
@@ -157,7 +160,6 @@ def _matmul(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     panel_bytes = (depth * itemsize if cut is None else 4 * cut.depth) * width
     again = panel_reads * itemsize / unit if panel_bytes > _L1_SHARE * cpu.l1_bytes else 0.0
     left = (panels - 1) * count * itemsize / unit
-    whole = known(parts.depth.extent)
     # Of rows that stay where all panels pass by.
     blocks = tiles.row_blocks(rows, whole, width) if cut is None else cut.row_blocks(rows)
     left_bytes = count * depth * itemsize if blocks is None else 0
@@ -189,11 +191,12 @@ def _convolution(kernel: Kernel, tiles: Tiles) -> _Heavy | None:
     depth = int(weights.shape[3]) * taps.kh * together
     share = _at_once(weights.dtype, cpu) if together > 1 else 1
     size = width or _SOME_WIDTH
+    short = tiles.is_short(depth // together, together)
     step_cycles = tile_count = 0.0
     full, rest = divmod(int(channels) // groups, panel)
     for panels, vectors in ((full, panel // lanes), (1 if rest else 0, -(-rest // lanes))):
         if panels:
-            tile = tiles.tile_rows(width, vectors)
+            tile = tiles.tile_rows(width, vectors, short=short)
             runs = [(0, size, True)] if width is None or in_width is None else edges(taps, width, in_width, tile)
             for _, pixels, interior in runs:
                 pieces, one = (max(1, pixels // tile), tile) if interior else (1, pixels)
