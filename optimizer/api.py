@@ -217,7 +217,6 @@ def _fit(
         inputs=None if oracle is None else oracle.inputs,
         num_threads=cpu.cores,
         detail=detail,
-        scratch=cpu.cores * cpu.l2_bytes if fused else 0,  # their blocks share that cache
     )
     return fit(graph, budget, stage)
 

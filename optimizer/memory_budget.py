@@ -8,7 +8,6 @@ is far from what the finest pieces need is refused before anything is compiled.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -34,9 +33,6 @@ _ATTEMPTS = 4
 _STEP_BELOW = 0.98
 """How much finer than in proportion the next attempt is, so that it is the last one."""
 _RUNS = 3
-
-EXACTNESS = 1.05
-"""How many times what was predicted a compiled graph may allocate; what is further away is refused unseen."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,6 @@ class Stage:
         inputs: To measure the time with; `None` to measure nothing.
         num_threads: For measuring.
         detail: Is told what is being done.
-        scratch: Bytes that kernels may take for themselves beyond what is predicted.
     """
 
     cut: Callable[[ir.Model, int], PassesRun]
@@ -77,7 +72,6 @@ class Stage:
     inputs: Sequence[Any] | None
     num_threads: int
     detail: Callable[[str], None] = lambda text: None
-    scratch: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,7 +137,7 @@ def fit(model: ir.Model, budget: int, stage: Stage) -> Fitted:
     """
     whole = stage.predict(model)
     aim = min(budget, whole.peak - 1)
-    first = _cut(model, aim, stage, budget) if whole.peak > budget else None
+    first = _cut(model, aim, stage) if whole.peak > budget else None
     stage.detail("compiling it whole, to compare with" if first else "compiling")
     reference = stage.compile(model) if stage.inputs is not None or first is None else None
     if reference is not None and _allocated(reference, whole) <= budget:
@@ -165,19 +159,17 @@ def fit(model: ir.Model, budget: int, stage: Stage) -> Fitted:
     raise _refusal(budget, reached)
 
 
-def _cut(model: ir.Model, aim: int, stage: Stage, budget: int | None = None) -> tuple[ir.Model, PassesRun, bool]:
-    """The graph cut to an aim in bytes, or as fine as it can be, and which of the two.
+def _cut(model: ir.Model, aim: int, stage: Stage) -> tuple[ir.Model, PassesRun, bool]:
+    """The graph cut to an aim in bytes, or as fine as it can be, and whether it is the latter.
 
-    Raises:
-        BudgetError: A budget is given that the finest pieces are so far from that nothing has to be compiled to know.
+    Pieces that are predicted to need far more than a budget are compiled all the same: what kernels take for themselves
+    is not predicted, and a refusal has to name a budget that can be met.
     """
     stage.detail(f"looking for pieces that need {size(aim)}" if aim > 1 else "looking for the finest pieces")
     candidate = model.clone()
     try:
         return candidate, stage.cut(candidate, aim), aim == 1
     except BudgetError as error:
-        if budget is not None and error.smallest > budget * EXACTNESS:
-            raise _refusal(budget, math.ceil(error.smallest * EXACTNESS) + stage.scratch) from error
         candidate = model.clone()
         return candidate, stage.cut(candidate, error.smallest), True
 

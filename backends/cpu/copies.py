@@ -25,13 +25,21 @@ def copies(kernel: Kernel) -> list[Range] | None:
     sizes = [size for size in shape if size is not None]
     if len(sizes) != len(shape) or 0 in sizes:
         return None
-    outer = next((place for place, size in enumerate(sizes) if size != 1), None)
+    outer = _outermost(stage, sizes)
     if outer is None:
         return None
     ranges = [_range(kernel, part, outer, sizes, start, known(length)) for start, length, part in _pieces(stage, outer)]
     found = [each for each in ranges if each is not None]
     alone = len(kernel.function.params) == len({source for source, *_ in found}) + 1
     return found if len(found) == len(ranges) and alone else None
+
+
+def _outermost(stage: Stage, sizes: list[int]) -> int | None:
+    """The first axis that is longer than one, in the result or in the one tensor that a single row is cut out of."""
+    given = list(sizes)
+    if isinstance(stage.value, TensorLoad) and len(stage.value.source.shape) == len(sizes):
+        given = [known(size) or 0 for size in stage.value.source.shape]
+    return next((place for place, each in enumerate(zip(sizes, given, strict=True)) if each != (1, 1)), None)
 
 
 def _pieces(stage: Stage, outer: int) -> list[tuple[int, int | Expr, Stage]]:
