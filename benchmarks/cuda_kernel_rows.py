@@ -16,7 +16,7 @@ from backends.gpu.conv2d import Convolution
 from backends.relax.kernel import Kernel, Stage, decode, inline
 from backends.relax.stage_window import StageWindow
 from benchmarks.cuda_schedules import Kernels, Scheduled
-from benchmarks.gpu_traffic import buffer_bytes
+from benchmarks.gpu_traffic import SECTOR, buffer_bytes
 
 __all__ = ["HEAVY", "KernelRow", "described"]
 
@@ -33,7 +33,8 @@ class KernelRow:
         shape: what it computes, in words of its sizes; "n" is known at run time.
         dtype: of its factors.
         calls: of a run.
-        minimum: bytes, if each input, weight and output passed once; without the padding of packed weights.
+        minimum: bytes, if the sectors of each input, weight and output passed once; without the padding of packed
+            weights.
         ours, theirs: `Scheduled` as plain data; `None` where it was not looked at.
     """
 
@@ -64,11 +65,12 @@ def described(name: str, kernels: Kernels, ours: Scheduled, theirs: Scheduled | 
     kind, shape, dtype, padding = ("", name, "", 0.0) if kernel is None else _what(kernel, kernels.sizes)
     parameters = [p for p in function.params if isinstance(p.ty, tirx.BufferType)]
     try:
-        minimum = sum(buffer_bytes(p, kernels.sizes) for p in parameters) - padding
+        sectors = sum(math.ceil(buffer_bytes(p, kernels.sizes) / SECTOR) for p in parameters)
+        minimum = SECTOR * (sectors - int(padding / SECTOR))
     except KeyError:  # a length that only the run knows
         minimum = 0
     plain = None if theirs is None else asdict(theirs)
-    return KernelRow(kind, shape or name, dtype, kernels.calls[name], int(minimum), asdict(ours), plain)
+    return KernelRow(kind, shape or name, dtype, kernels.calls[name], minimum, asdict(ours), plain)
 
 
 def kind_of(function: tirx.PrimFunc) -> str:

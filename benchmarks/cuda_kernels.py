@@ -108,14 +108,13 @@ class Row:
         if self.refused:
             return (*first, self.refused, *[""] * (len(SECTION.columns) - 4))
         heavy = [row for row in self.kernels if row.kind in HEAVY]
-        tensor = [row for row in heavy if row.ours["tensor_cores"]]
         others = [row.theirs for row in heavy if row.theirs is not None]
         fails = [each for each in others if each["fails"]]
         spills = sum(each["spilled_bytes"] for each in others)
         return (
             *first,
             str(len(self.kernels)),
-            f"{len(tensor)} of {sum(row.kind != 'depthwise' for row in heavy)}",
+            _on_tensor_cores([row for row in heavy if row.kind != "depthwise"]),
             str(max(row.ours["registers"] for row in self.kernels)),
             _kib(max(row.ours["shared_bytes"] for row in self.kernels)),
             f"{sum(row.ours['spilled_bytes'] for row in self.kernels)} B",
@@ -127,6 +126,14 @@ class Row:
             _seconds(self.estimate),
             _seconds(self.optimize_seconds),
         )
+
+
+def _on_tensor_cores(rows: Sequence[KernelRow]) -> str:
+    """Of the kernels of 16 bits or bytes, and how many others there are; of all, where there are no such kernels."""
+    full = [row for row in rows if row.dtype in ("float32", "int4")]
+    low = [row for row in rows if row not in full] or rows
+    others = f", {len(full)} float32" if full and low is not rows else ""
+    return f"{sum(bool(row.ours['tensor_cores']) for row in low)} of {len(low)}{others}"
 
 
 def _total(rows: Sequence[KernelRow], whose: str) -> float | None:
@@ -291,7 +298,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console().print(SECTION.table(cells))
     if options.write:
         heading = f"{datetime.datetime.now(datetime.UTC).date()}, compiled by {compiler().name}."
-        kernels = with_other_kernels(kernel_cells(rows), KERNELS.rows(KERNELS_FILE))
+        kernels = kernel_cells(rows)
+        if wanted != list(CASES):
+            kernels = with_other_kernels(kernels, KERNELS.rows(KERNELS_FILE))
         SECTION.write(SECTION.markdown(heading, with_others(cells, SECTION.rows())))
         KERNELS.write(KERNELS.markdown(heading, kernels), KERNELS_FILE)
 

@@ -132,6 +132,7 @@ class TensorProduct:
             return holds([step < steps], sequence(parts)) if parts else None
 
         def step(index: Expr) -> Stmt:
+            """NVIDIA's compiler would write out a known number of them, and spill the addresses of them all."""
             multiplied = self._multiply(ring(index), thread)
             return sequence([wait(ahead - 1), barrier(), fetch(index + ahead), multiplied, keep(index + ahead)])
 
@@ -140,7 +141,7 @@ class TensorProduct:
             [
                 *(scatter(self.sums, zeros(self.dtype), i) for i in range(count)),
                 *(part for s in range(ahead) for part in (fetch(i32(s)), keep(i32(s)))),
-                repeat(steps, step, "step"),
+                repeat(steps, step, "step", rolled=True),
                 barrier(),
                 self._finish(row, column, thread),
             ]

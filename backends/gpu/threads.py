@@ -135,8 +135,10 @@ def zeros(dtype: str, lanes: int = 1, value: float = 0) -> Expr:
     return tirx.Broadcast(nothing, lanes) if lanes > 1 else nothing
 
 
-def repeat(count: Place, body: Callable[[Expr], Stmt], name: str = "i", *, unrolled: bool = False) -> Stmt | None:
-    """A loop over [0, count) with an int32 counter."""
+def repeat(
+    count: Place, body: Callable[[Expr], Stmt], name: str = "i", *, unrolled: bool = False, rolled: bool = False
+) -> Stmt | None:
+    """A loop over [0, count) with an int32 counter; `rolled`: no compiler writes out its turns."""
     size = known(count)
     if size == 0:
         return None
@@ -145,7 +147,9 @@ def repeat(count: Place, body: Callable[[Expr], Stmt], name: str = "i", *, unrol
     if unrolled and size is not None:
         return sequence([body(i32(i)) for i in range(size)])
     var = Var(name, "int32")
-    return For(var, i32(0), i32(count), ForKind.SERIAL, body(var))
+    return For(
+        var, i32(0), i32(count), ForKind.SERIAL, body(var), annotations={"disable_unroll": True} if rolled else None
+    )
 
 
 def repeat_in_groups(count: int, body: Callable[[Expr], Stmt], name: str = "i") -> Stmt | None:

@@ -101,3 +101,17 @@ def test_no_spills(architecture: str) -> None:
         code = cuda_source(function, rule, GPUS[architecture])
         (resources,) = nvidia().compile(code.source, architecture).kernels.values()
         assert resources.spilled_bytes == 0
+
+
+@pytest.mark.without_device
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_a_few_long_steps_are_not_written_out(architecture: str) -> None:
+    """Nine steps of a large tile: written out one behind the other, they would need more registers than there are."""
+    filters = RNG.integers(-128, 128, (64, 64, 3, 3)).astype(np.int8)
+    text = """g (uint8[8,64,56,56] x) => (float[8,64,56,56] y) {
+        a = DequantizeLinear(x, one, zero) b = DequantizeLinear(w, other) y = Conv<pads=[1,1,1,1]>(a, b) }"""
+    function = fused(parse(text, {"w": filters, **SCALES}), Words()).one("conv2d")
+    compiled = nvidia().compile(cuda_source(function, conv2d.lower, GPUS[architecture]).source, architecture)
+    (resources,) = compiled.kernels.values()
+    assert resources.spilled_bytes == 0
+    assert resources.registers <= 168
