@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.errors import InputError, UnsupportedError
+from optimizer.frontends.attention_forms import attention_forms
 from optimizer.frontends.one_trace import exported_once
 from optimizer.frontends.single_sizes import Arguments, examples
 from optimizer.frontends.translations import parsed_when_needed
@@ -109,6 +110,7 @@ def _exported(model: Any, example: Arguments, dynamic_shapes: Any) -> torch.onnx
                 opset_version=OPSET,
                 optimize=False,
                 verbose=False,
+                custom_translation_table=attention_forms(),
             )
     except (torch.onnx.OnnxExporterError, *_FAILURES) as error:
         return error

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.backends.emitted import agrees, emitted, normal
-from tests.backends.running import parse
+from tests.backends.running import check, parse
 
 OUT = "(float[1,4,3,8] y)"
 
@@ -70,6 +70,19 @@ def test_a_short_mask_hides_the_rest() -> None:
         opset=24,
     )
     agrees(model, [*heads(), np.ones((3, 2), bool)])
+
+
+@pytest.mark.parametrize(("own", "wanted"), [("1,1,1,5", [1, 1, 3, 5]), ("1,5", [1, 4, 3, 5]), ("3,1", [3, 5])])
+def test_a_mask_is_read_as_it_was_before_it_was_stretched(own: str, wanted: list[int]) -> None:
+    """But not one whose keys were: a mask of fewer keys hides the others."""
+    model = parse(
+        f"g (float[1,4,3,8] q, float[1,4,5,8] k, float[1,4,5,8] v, float[{own}] m) => {OUT}"
+        " { e = Expand(m, sizes) y = Attention(q, k, v, e) }",
+        {"sizes": np.array(wanted)},
+    )
+    executable = check(model, [*heads(), normal(*map(int, own.split(",")))])
+    kernels = executable.manifest()["steps"][0]["memory"]["kernels"]  # type: ignore[index]
+    assert any("expand" in name for name in kernels) == (own == "3,1")
 
 
 def test_lengths_of_a_cache_outside() -> None:

@@ -32,7 +32,8 @@ from backends.relax.byte_attention import attended_bytes
 from backends.relax.checks import require, require_same_shape
 from backends.relax.contraction import product
 from backends.relax.emitter import Emitter
-from backends.relax.forms import dtype_name
+from backends.relax.forms import dtype_name, is_known
+from backends.relax.known import same
 from backends.relax.registry import emits
 from backends.relax.scalars import cast, wider
 from backends.relax.stages import reduce_rows, row_of, table
@@ -202,10 +203,22 @@ def _heads(ctx: Emitter, value: ir.Value | None, heads: int | None) -> Heads:
 
 
 def _mask(ctx: Emitter, value: ir.Value) -> relax.Var:
+    value = _unstretched(ctx, value)
     missing = 4 - ctx.rank(value)
     if missing == 0:
         return ctx.x(value)
     return ctx.emit(relax.op.reshape(ctx.x(value), relax.ShapeExpr([prim(1)] * missing + ctx.shape(value))))
+
+
+def _unstretched(ctx: Emitter, mask: ir.Value) -> ir.Value:
+    """A mask before Expand repeated its rows, heads or batches: the kernel reads them again, and none are stored."""
+    node = mask.producer()
+    if node is None or node.op_type != "Expand" or node.domain not in ("", "ai.onnx"):
+        return mask
+    source = node.inputs[0]
+    if source is None or not is_known(ctx, source) or ctx.rank(source) == 0:
+        return mask
+    return source if same(ctx, ctx.shape(source)[-1], ctx.shape(mask)[-1]) else mask
 
 
 def _check_heads(q: Heads, k: Heads) -> None:
