@@ -15,11 +15,12 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 from transformers import MobileNetV2Config, ResNetConfig
 
 import models
@@ -104,7 +105,8 @@ def _within(case: models.ModelCase, asked: int | None) -> _Within:
 
 def measure(case: models.ModelCase, parts: Sequence[float], threads: int, rounds: int) -> list[tuple[str, ...]]:
     """A row for the model as it is, and one for each part of what it allocates."""
-    inputs = [np.asarray(value) for value in case.example_inputs]
+    given = case.example_inputs
+    inputs = [np.asarray(value) for value in (given.values() if isinstance(given, dict) else given)]
     whole = _within(case, None)
     found = [whole, *(_within(case, int(whole.allocated * part)) for part in parts)]
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +140,22 @@ def merged(new: Sequence[Sequence[str]], kept: Sequence[Sequence[str]]) -> list[
 
 
 def _load(name: str) -> models.ModelCase:
-    return _LARGER[name]() if name in _LARGER else models.load(name)
+    return fixed(_LARGER[name]() if name in _LARGER else models.load(name))
+
+
+def fixed(case: models.ModelCase) -> models.ModelCase:
+    """The model of an ONNX file with the sizes of its example: a budget needs known ones."""
+    if not isinstance(case.model, Path) or not isinstance(case.example_inputs, dict):
+        return case
+    model = onnx.load(case.model)
+    for value in model.graph.input:
+        array = case.example_inputs[value.name]
+        elements = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        value.type.CopyFrom(onnx.helper.make_tensor_type_proto(elements, array.shape))
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return replace(case, model=model)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -157,15 +174,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.models:
         with out.status(name):
             rows += measure(_load(name), options.parts, options.threads, options.rounds)
+        if options.write:
+            _write(rows)
     out.print(SECTION.table(rows))
     if options.write:
-        heading = (
-            f"`python -m benchmarks.memory_budget`: float32, {THREADS} threads. "
-            "A budget is a part of what a run allocates without one; where it cannot be met, the smallest that can be "
-            "is taken. Predicted: intermediate results and outputs; allocated: with what kernels take for themselves."
-        )
-        SECTION.write(SECTION.markdown(heading, merged(rows, SECTION.rows())))
         out.print("written to RESULTS.md")
+
+
+def _write(rows: Sequence[Sequence[str]]) -> None:
+    heading = (
+        f"`python -m benchmarks.memory_budget`: float32, {THREADS} threads. "
+        "A budget is a part of what a run allocates without one; where it cannot be met, the smallest that can be "
+        "is taken. Predicted: intermediate results and outputs; allocated: with what kernels take for themselves."
+    )
+    SECTION.write(SECTION.markdown(heading, merged(rows, SECTION.rows())))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import onnx
 import pytest
 
-from benchmarks.memory_budget import SECTION, main, measure, merged
+from benchmarks.memory_budget import SECTION, fixed, main, measure, merged
 from benchmarks.results import RESULTS
-from models import unet
+from models import ppocr, unet
 
 
 @pytest.mark.slow
@@ -14,6 +15,15 @@ def test_a_small_network_at_half_of_its_memory() -> None:
     assert float(half[2]) < float(whole[2])
     assert float(half[3]) < float(whole[3])
     assert float(half[8]) < 1e-5
+
+
+def test_sizes_of_a_file_are_those_of_its_example() -> None:
+    case = ppocr.recognition()
+    model = fixed(case).model
+    assert isinstance(model, onnx.ModelProto)
+    (given,) = model.graph.input
+    assert [dim.dim_value for dim in given.type.tensor_type.shape.dim] == [1, 3, 48, 320]
+    onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
 def test_the_results_have_a_place_for_the_table() -> None:
