@@ -6,9 +6,10 @@
    `passes.quantization.policy_search`.
 3. The nodes that do a layer's work in its form take the place of the layer. The mixed model is run once more.
 
-In a large model, GPTQ and its like take minutes for each form. Under a bound of bytes the search needs to know little
-more than which layers are sensitive: there, 4-bit weights are rounded to nearest for the search, and those of the mix
-that was found are made as the policy asks, each layer once.
+In a large model, GPTQ and its like take minutes for each form. Under a bound of bytes, only the form of 4 bits that the
+mix will have most of is made as the policy asks before the search: what it loses decides what eight bits are worth
+instead. Others are rounded to nearest for the search, where they look worse than they will be, and those of the mix
+that was found are made afterwards, each layer once.
 
 Layers that read one weight take one form. A layer whose weight something else reads stays as it is.
 """
@@ -41,6 +42,7 @@ from optimizer.target import detect_cpu
 from optimizer.text import size
 from passes.quantization.knapsack import Choice, Offer, size_of, steps
 from passes.quantization.policy_amount import makes_later, split_sets
+from passes.quantization.policy_bound import Bound
 from passes.quantization.policy_forms import in_form, int4_form
 from passes.quantization.policy_search import Search, relative_error
 from passes.quantization.writer import drop_orphans, unused_constants
@@ -93,6 +95,10 @@ class MixPrecision(Pass):
                 forms[form], missed = in_form(model, form, searched, self.kernels, learned, self.progress)
                 misses += [dataclasses.replace(miss, reason=f"{form}: {miss.reason}") for miss in missed]
         units, alone = find_units(model, forms)
+        ahead = Bound(self.policy, units, _kept(units, self.policy), weight_bytes(model)).fullest_four_bits()
+        if later and ahead is not None:
+            forms[ahead], _ = in_form(model, ahead, self.policy, self.kernels, learned, self.progress)
+            units, alone = find_units(model, forms)
         nodes = {label(node): node for node in model.graph}
         misses += [NearMiss(name, reason, origins(nodes[name])) for name, reason in alone.items()]
         if not units:
@@ -100,7 +106,7 @@ class MixPrecision(Pass):
         choosing = _Choosing(self, self.policy, model, units, measured, runs)
         choice = choosing.choose()
         outputs = _outputs(model, measured)
-        made = [form if later and block_size(form) is not None else FLOAT for form in choice]
+        made = [form if later and form != ahead and block_size(form) is not None else FLOAT for form in choice]
         modified = _take(
             model, units, [FLOAT if form != FLOAT else now for form, now in zip(made, choice, strict=True)]
         )
@@ -139,8 +145,7 @@ class _Choosing:
         self._specs = specs_of(model.graph.inputs)
         self._kept = _kept(units, policy)
         allowed = [_allowed(unit, self._kept.get(unit.weight), policy) for unit in units]
-        self._bytes = weight_bytes(model)
-        self._rest = self._bytes - sum(unit.sizes[FLOAT] for unit in units)
+        self._bound = Bound(policy, units, self._kept, weight_bytes(model))
         self._board = LayerBoard(model, units)
         self._search = Search(self._board, units, allowed, sets, pass_.progress, runs)
         self._metrics: dict[Choice, float] = {}
@@ -155,19 +160,15 @@ class _Choosing:
         policy = self._policy
         if policy.metric is not None or policy.max_error is not None:
             return self._smallest()
-        if policy.max_bits is not None:
-            bound = int(policy.max_bits * self._free_elements / 8) + self._kept_bytes
-        else:
-            bound = (policy.max_bytes or 0) - self._rest
-        found = self._search.within_bytes(bound)
+        found = self._search.within_bytes(self._bound.layer_bytes)
         if found is None:
             last = size_of(self._search.problem, steps(self._search.problem)[-1])
             if policy.max_bits is not None:
-                least = 8 * (last - self._kept_bytes) / max(1, self._free_elements)
+                least = self._bound.bits(last)
                 reason = f"the smallest forms of its layers have {least:.4g} bits a weight"
             else:
-                least = last + self._rest
-                reason = f"the smallest that can be reached is {least} bytes, {self._rest} of them not in its layers"
+                least, rest = last + self._bound.rest, self._bound.rest
+                reason = f"the smallest that can be reached is {least} bytes, {rest} of them not in its layers"
             raise PolicyError(f"{policy.budget} cannot be met: {reason}", smallest=least)
         return found
 
@@ -187,12 +188,11 @@ class _Choosing:
         metric = None
         if self._policy.metric is not None:
             metric = self._metric(choice), self._metric(self._floats)
-        bits = 8 * (layers - self._kept_bytes) / max(1, self._free_elements)
         return PolicyOutcome(
             self._policy.budget,
-            layers + self._rest,
-            self._bytes,
-            bits,
+            layers + self._bound.rest,
+            self._bound.model_bytes,
+            self._bound.bits(layers),
             search.predicted(choice),
             error,
             metric,
@@ -202,15 +202,6 @@ class _Choosing:
     @property
     def _floats(self) -> Choice:
         return tuple(FLOAT for _ in self._units)
-
-    @property
-    def _free_elements(self) -> int:
-        """Of the weights that the policy chooses for."""
-        return sum(unit.elements for unit in self._units if unit.weight not in self._kept)
-
-    @property
-    def _kept_bytes(self) -> int:
-        return sum(unit.sizes[self._kept[unit.weight][1]] for unit in self._units if unit.weight in self._kept)
 
     def _smallest(self) -> Choice:
         policy = self._policy
