@@ -19,7 +19,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -45,18 +45,24 @@ from passes.quantize_int4 import QuantizeInt4
 __all__ = [
     "METHODS",
     "SECTION",
+    "Logarithms",
     "Row",
     "calibration_tokens",
     "cells",
+    "divergence",
+    "logarithms",
     "main",
     "measured_tokens",
     "ordered",
     "perplexity",
+    "perplexity_of",
     "plain_session",
+    "predictions",
     "text_of",
 ]
 
 Tokens = npt.NDArray[np.int64]
+Logarithms = npt.NDArray[np.floating[Any]]
 METHODS = ("rtn", "hqq", "awq", "auto", "nf4", "onnxruntime-rtn", "onnxruntime-gptq")
 """Those of `quantize-int4`, and peers: the quantizer of MatMulNBits, and Neural Compressor's GPTQ, which it brings."""
 
@@ -133,19 +139,6 @@ def plain_session(model: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model, options)
 
 
-def perplexity(model: Path, tokens: Tokens, threads: int) -> float:
-    """E to the mean negative logarithm of the probability of each token after those before it."""
-    session = plain_session(model, threads)
-    total = 0.0
-    for text in tokens:
-        (logits,) = session.run(None, inputs_of(text))
-        scores = logits[0, :-1].astype(np.float64)
-        scores -= scores.max(axis=1, keepdims=True)
-        right = scores[np.arange(len(text) - 1), text[1:]]
-        total += float((np.log(np.exp(scores).sum(axis=1)) - right).sum())
-    return math.exp(total / (tokens.size - len(tokens)))
-
-
 def float_model() -> ir.Model:
     """SmolLM2 as an optimized graph."""
     example = torch.zeros((2, 8), dtype=torch.int64)
@@ -158,6 +151,38 @@ def float_model() -> ir.Model:
     )
     PassManager(default_pipeline("onnx")).run(model)
     return model
+
+
+def perplexity(model: Path, tokens: Tokens, threads: int) -> float:
+    """E to the mean negative logarithm of the probability of each token after those before it."""
+    return perplexity_of(predictions(model, tokens, threads), tokens)
+
+
+def perplexity_of(found: Iterable[Logarithms], tokens: Tokens) -> float:
+    """The same, of what a model predicts for each text."""
+    pairs = zip(found, tokens, strict=True)
+    right = np.concatenate([logs[np.arange(len(text) - 1), text[1:]] for logs, text in pairs])
+    return math.exp(-float(right.mean(dtype=np.float64)))
+
+
+def predictions(model: Path, tokens: Tokens, threads: int) -> Iterator[Logarithms]:
+    """For each text, the logarithms of the probabilities of all tokens `[S - 1, V]`, from its second place on."""
+    session = plain_session(model, threads)
+    return (logarithms(session.run(None, inputs_of(text))[0][0, :-1]) for text in tokens)
+
+
+def logarithms(logits: npt.NDArray[Any]) -> Logarithms:
+    """Of the probabilities that logits `[S, V]` stand for."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max(axis=1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return scores
+
+
+def divergence(found: Sequence[Logarithms], exact: Sequence[Logarithms]) -> float:
+    """The mean of Kullback and Leibler's divergence from what the float32 model predicts, in nats for each token."""
+    pairs = zip(found, exact, strict=True)
+    return float(np.concatenate([(np.exp(right) * (right - logs)).sum(axis=1) for logs, right in pairs]).mean())
 
 
 def quantize(model: Path, method: str, block_size: int, symmetric: bool, tokens: Tokens, result: Path) -> None:

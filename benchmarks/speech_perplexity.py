@@ -34,7 +34,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import WhisperFeatureExtractor
 
-from benchmarks.perplexity import Row, ordered, plain_session, text_of
+from benchmarks.perplexity import Logarithms, Row, divergence, logarithms, ordered, plain_session, text_of
 from benchmarks.perplexity import cells as perplexity_cells
 from benchmarks.results import Section, console, versions
 from models import whisper_base
@@ -48,7 +48,6 @@ __all__ = [
     "SECTION",
     "Utterance",
     "cells",
-    "divergence",
     "main",
     "perplexity",
     "predictions",
@@ -57,7 +56,6 @@ __all__ = [
     "transcripts",
 ]
 
-Logarithms = npt.NDArray[np.float64]
 Inputs = dict[str, npt.NDArray[np.generic]]
 METHODS = ("rtn", "hqq", "awq", "auto")
 _START = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
@@ -107,9 +105,7 @@ def predictions(model: Path, utterances: Sequence[Utterance], threads: int) -> l
     found = []
     for each in utterances:
         (logits,) = session.run(None, each.inputs)
-        scores = logits[0, each.prefix - 1 :].astype(np.float64)
-        scores -= scores.max(axis=1, keepdims=True)
-        found.append(scores - np.log(np.exp(scores).sum(axis=1, keepdims=True)))
+        found.append(logarithms(logits[0, each.prefix - 1 :]))
     return found
 
 
@@ -118,12 +114,6 @@ def perplexity(found: Sequence[Logarithms], utterances: Sequence[Utterance]) -> 
     pairs = zip(found, utterances, strict=True)
     right = np.concatenate([logs[np.arange(len(each.targets)), each.targets] for logs, each in pairs])
     return math.exp(-float(right.mean()))
-
-
-def divergence(found: Sequence[Logarithms], exact: Sequence[Logarithms]) -> float:
-    """The mean of Kullback and Leibler's divergence from what the float32 model predicts, in nats for each token."""
-    pairs = zip(found, exact, strict=True)
-    return float(np.concatenate([(np.exp(right) * (right - logs)).sum(axis=1) for logs, right in pairs]).mean())
 
 
 def sentences(half: int) -> list[str]:

@@ -9,7 +9,8 @@
 In a large model, GPTQ and its like take minutes for each form. Under a bound of bytes, only the form of 4 bits that the
 mix will have most of is made as the policy asks before the search: what it loses decides what eight bits are worth
 instead. Others are rounded to nearest for the search, where they look worse than they will be, and those of the mix
-that was found are made afterwards, each layer once.
+that was found are made afterwards, each layer once. Where sets were kept to measure with, all 4-bit weights are made
+anew then, from all sets: the error that is told is the one from before, on data that nothing was learned from.
 
 Layers that read one weight take one form. A layer whose weight something else reads stays as it is.
 """
@@ -41,7 +42,7 @@ from optimizer.signature import bind
 from optimizer.target import detect_cpu
 from optimizer.text import size
 from passes.quantization.knapsack import Choice, Offer, size_of, steps
-from passes.quantization.policy_amount import makes_later, split_sets
+from passes.quantization.policy_amount import learns_again, makes_later, split_sets
 from passes.quantization.policy_bound import Bound
 from passes.quantization.policy_forms import in_form, int4_form
 from passes.quantization.policy_search import Search, relative_error
@@ -105,17 +106,20 @@ class MixPrecision(Pass):
             return RewriteResult(model, False, tuple(dict.fromkeys(misses)))
         choosing = _Choosing(self, self.policy, model, units, measured, runs)
         choice = choosing.choose()
-        outputs = _outputs(model, measured)
-        made = [form if later and form != ahead and block_size(form) is not None else FLOAT for form in choice]
+        again = learns_again(self.policy, self.samples, learned)
+        anew = {form for form in wanted if block_size(form) is not None and (again or (later and form != ahead))}
+        outputs = [] if again else _outputs(model, measured)
+        made = [form if form in anew else FLOAT for form in choice]
         modified = _take(
             model, units, [FLOAT if form != FLOAT else now for form, now in zip(made, choice, strict=True)]
         )
         for form in dict.fromkeys(form for form in made if form != FLOAT):
             values = {n.outputs[0].name or "" for u, f in zip(units, made, strict=True) if f == form for n in u.nodes}
-            pass_ = int4_form(form, self.policy, self.kernels, learned, self.progress)
+            pass_ = int4_form(form, self.policy, self.kernels, self.samples if again else learned, self.progress)
             modified |= call_pass(dataclasses.replace(pass_, values=frozenset(values)), model)[0].modified
         if self.chosen is not None:
-            self.chosen(choosing.outcome(choice, relative_error(_outputs(model, measured), outputs)))
+            error = choosing.error(choice) if again else relative_error(_outputs(model, measured), outputs)
+            self.chosen(choosing.outcome(choice, error))
         return RewriteResult(model, modified, tuple(dict.fromkeys(misses)))
 
 
@@ -171,6 +175,10 @@ class _Choosing:
                 reason = f"the smallest that can be reached is {least} bytes, {rest} of them not in its layers"
             raise PolicyError(f"{policy.budget} cannot be met: {reason}", smallest=least)
         return found
+
+    def error(self, choice: Choice) -> float:
+        """The relative error of a mix, measured."""
+        return self._search.error(choice)
 
     def outcome(self, choice: Choice, error: float) -> PolicyOutcome:
         """What was chosen, for the report.

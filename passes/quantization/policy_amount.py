@@ -12,7 +12,7 @@ from optimizer.ir.query import is_op
 from optimizer.layer_slices import LAYERS
 from optimizer.precision_policy import PrecisionPolicy
 
-__all__ = ["makes_later", "split_sets"]
+__all__ = ["learns_again", "makes_later", "split_sets"]
 
 _MANY_SETS = 8
 """From so many sets on, a quarter is kept from what learns, to measure with."""
@@ -21,6 +21,8 @@ _MOST_FLOPS = 1e13
 """For the runs with one layer in another form: some two minutes on two cores. One set is measured with in any case."""
 _SAME_SIZE = ("auto", "gptq", "hqq")
 """Methods whose codes and scales have the sizes of those that are rounded to nearest."""
+_LEARNING = ("auto", "gptq")
+"""Those of them that learn from data, each layer by itself."""
 
 
 def split_sets(model: ir.Model, samples: Samples) -> tuple[Samples, list[list[Any]], float]:
@@ -40,3 +42,11 @@ def makes_later(policy: PrecisionPolicy, model: ir.Model, forms: int, runs: floa
     """Whether 4-bit weights are rounded to nearest for the search, and made as the policy asks only after it."""
     large = runs < forms * sum(is_op(node, *LAYERS) for node in model.graph)
     return large and policy.bounds_bytes and policy.method in _SAME_SIZE
+
+
+def learns_again(policy: PrecisionPolicy, samples: Samples, learned: Samples) -> bool:
+    """Whether the 4-bit weights of a mix are made once more when it is found, from the sets it was measured with, too.
+
+    A budget that is an error or a metric was met by the weights as they were; these stay.
+    """
+    return len(learned) < len(samples) and policy.bounds_bytes and policy.method in _LEARNING

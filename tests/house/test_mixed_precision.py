@@ -26,8 +26,8 @@ def contest() -> Contest:
     model = model_of(text, weights)
     sets = [RNG.standard_normal((32, 256)).astype(np.float32) for _ in range(8)]
 
-    def judge(of: ir.Model) -> float:
-        return relative_error([run_reference(of, [x]) for x in sets], [run_reference(model, [x]) for x in sets])
+    def judge(of: ir.Model) -> tuple[float, None]:
+        return relative_error([run_reference(of, [x]) for x in sets], [run_reference(model, [x]) for x in sets]), None
 
     forms = ("float32", "int8-dynamic", "int4-32", "int4-64", "int4-128", "int4")
     return Contest(model, Samples.of(model.graph, sets), "MatMul+Gemm", forms, "relative error", judge)

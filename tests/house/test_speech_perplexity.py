@@ -9,13 +9,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from benchmarks.perplexity import Row
+from benchmarks.perplexity import Row, divergence
 from benchmarks.results import RESULTS
 from benchmarks.speech_perplexity import (
     SECTION,
     Utterance,
     cells,
-    divergence,
     perplexity,
     predictions,
     sentences,
