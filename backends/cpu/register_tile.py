@@ -51,11 +51,12 @@ def lines_ahead(tile: Expr, tiles: int | None, elements: int) -> list[Expr]:
 
     Args:
         tile: which of the tiles.
-        tiles: how many sweep the panel before the next one is needed; `None` if that is symbolic.
+        tiles: how many sweep the panel before the next one is needed; `None` if that is symbolic. Where there are fewer
+            than tasks, that is none in the mean, and one in some.
         elements: in a row of the panel.
     """
     lines = -(-elements // LINE_ELEMENTS)
-    share = 1 if tiles is None else -(-lines // tiles)
+    share = 1 if tiles is None else -(-lines // max(1, tiles))
     return [tirx.Min(tile * share + i, i64(lines - 1)) * LINE_ELEMENTS for i in range(share)]
 
 

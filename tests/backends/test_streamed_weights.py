@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from backends.cpu.register_tile import LINE_ELEMENTS, asks_ahead, lines_ahead
@@ -18,9 +18,9 @@ def normal(*shape: int) -> np.ndarray:
     return (RNG.standard_normal(shape) * 0.1).astype(np.float32)
 
 
-@given(tiles=st.integers(1, 40), elements=st.integers(1, 96))
+@given(tiles=st.integers(0, 40), elements=st.integers(1, 96))
 def test_all_tiles_together_ask_for_every_line(tiles: int, elements: int) -> None:
-    asked = {known(simplify(e)) for t in range(tiles) for e in lines_ahead(i64(t), tiles, elements)}
+    asked = {known(simplify(e)) for t in range(max(1, tiles)) for e in lines_ahead(i64(t), tiles, elements)}
     assert asked == set(range(0, elements, LINE_ELEMENTS))
 
 
@@ -69,6 +69,14 @@ def test_large_filters(size: int, stride: int, group: int, target: str) -> None:
 def test_large_matrices(rows: int, declared: str, target: str) -> None:
     text = f"g (float[{declared or rows},700] a) => (float[{declared or rows},800] y) {{ y = MatMul(a, b) }}"
     check(parse(text, {"b": normal(700, 800)}), [normal(rows, 700)], target)
+
+
+@settings(max_examples=12, deadline=None)
+@given(rows=st.integers(1, 64), depth=st.integers(500, 2300), width=st.integers(300, 1100))
+@example(rows=16, depth=700, width=800)  # one whole tile for two tasks
+def test_few_rows_of_large_matrices(rows: int, depth: int, width: int) -> None:
+    text = f"g (float[{rows},{depth}] a) => (float[{rows},{width}] y) {{ y = MatMul(a, b) }}"
+    check(parse(text, {"b": normal(depth, width)}), [normal(rows, depth)], "cpu")
 
 
 @given(rows=st.integers(1, 10_000), depth=st.integers(1, 10_000), width=st.sampled_from([16, 48, 64]))
