@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from optimizer.errors import InputError, UnsupportedError
 from optimizer.frontends.attention_forms import attention_forms
+from optimizer.frontends.expert_products import expert_products
 from optimizer.frontends.one_trace import exported_once
 from optimizer.frontends.single_sizes import Arguments, examples
 from optimizer.frontends.translations import parsed_when_needed
@@ -30,7 +31,7 @@ __all__ = ["from_torch", "is_torch_model"]
 OPSET = 23
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 _KEPT_METADATA = "namespace"
-_FAILURES = (RuntimeError, TypeError, ValueError, AssertionError)
+_FAILURES = (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError)
 """What PyTorch's exporter raises beside its own errors."""
 
 
@@ -110,7 +111,7 @@ def _exported(model: Any, example: Arguments, dynamic_shapes: Any) -> torch.onnx
                 opset_version=OPSET,
                 optimize=False,
                 verbose=False,
-                custom_translation_table=attention_forms(),
+                custom_translation_table={**attention_forms(), **expert_products()},
             )
     except (torch.onnx.OnnxExporterError, *_FAILURES) as error:
         return error
