@@ -14,6 +14,7 @@ from tvm import relax, sym, te, tirx
 from backends.relax.emitter import Emitter
 from backends.relax.scalars import cast, wider
 from backends.relax.stages import broadcast_index, reduce_rows, row_of, table
+from backends.relax.tensor_call import ALONE
 from backends.relax.values import prim, static_int
 
 __all__ = ["AttentionSpec", "Heads", "biased", "capped", "emit_one_pass", "heads_first", "in_one_pass", "sizes_of"]
@@ -229,7 +230,12 @@ def _stages(
             mean = mean * tirx.const(spec.v.scale, "float32")
         return cast(tirx.Select(tirx.EQ(weight, zero), zero, mean), spec.dtype)
 
-    attrs = {"tersor.kernel": f"{KERNEL}.output", "tersor.packed": int(spec.packed), "tersor.scale": spec.v.scale}
+    attrs = {
+        "tersor.kernel": f"{KERNEL}.output",
+        "tersor.packed": int(spec.packed),
+        "tersor.scale": spec.v.scale,
+        ALONE: 1,
+    }
     if spec.packed:
         return te.compute(
             (batch, rows, heads, value_size), lambda b, i, h, e: result(b, h, i, e), name="output", attrs=attrs

@@ -14,6 +14,8 @@ from tvm import ir, relax, s_tir, te, tirx
 
 TAIL = "tersor.tail"
 """An attribute of a result that element-wise operations may be fused behind, where TVM does not see it by itself."""
+ALONE = "tersor.alone"
+"""An attribute of a result that nothing may be fused behind: its schedule stores it as it is."""
 _BEFORE_ELEMENTWISE = 4
 _OPAQUE = 8
 """TVM's `OpPatternKind` of a kernel that element-wise ones are fused behind, and of one that is fused with nothing."""
@@ -59,10 +61,11 @@ def tensor_call(
     inspect(outputs)
     sizes = _untold(params, outputs)
     kernel = s_tir.renew_defs(te.create_prim_func([*params, *sizes, *outputs], "int64"))
-    if sizes:
+    attributes = {key for out in outputs if isinstance(out.op, te.ComputeOp) for key in out.op.attrs}
+    if sizes or ALONE in attributes:
         # TVM's FuseTIR takes a size that is passed for defined twice, and fails.
         kernel = kernel.with_attr("op_pattern", _OPAQUE)
-    elif any(TAIL in out.op.attrs for out in outputs if isinstance(out.op, te.ComputeOp)):
+    elif TAIL in attributes:
         kernel = kernel.with_attr("op_pattern", _BEFORE_ELEMENTWISE)
     var = builder.add_func(kernel.without_attr("global_symbol"), name)
     types = [relax.TensorType(list(out.shape), str(out.dtype)) for out in outputs]

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer.executable import Executable
+from optimizer.reference import run_reference
 from tests.backends.running import compiled, distance, parse
 
 Array = npt.NDArray[Any]
@@ -176,3 +178,31 @@ def test_every_vector_width_gives_the_same(target: str) -> None:
     text = """g (float[b,s,40] q, float[b,t,40] k, float[b,t,40] v) => (float[b,s,40] y) {
         y = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, v) }"""
     check(compiled(parse(text), target), arrays, expected(arrays, 2, 2))
+
+
+@pytest.mark.parametrize("rows", [4, 33])
+@pytest.mark.parametrize(
+    ("behind", "shape"),
+    [
+        ("y = Relu(a)", "1,2,{rows},16"),
+        ("r = Relu(a)  y = Transpose<perm = [0, 2, 1, 3]>(r)", "1,{rows},2,16"),
+        ("t = Transpose<perm = [0, 2, 1, 3]>(a)  y = Relu(t)", "1,{rows},2,16"),
+        ("c = QuantizeLinear(a, s, z)  t = Transpose<perm = [0, 2, 1, 3]>(c)  y = DequantizeLinear(t, s, z)",
+         "1,{rows},2,16"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float", "uint8"])
+def test_what_follows_heads_that_stay_apart(dtype: str, behind: str, shape: str, rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    scale: dict[str, Array] = {"s": np.array(0.02, np.float32), "z": np.array(128, np.uint8)}
+    names = ("q", "k", "v")
+    heads = ", ".join(f"{dtype}[1,2,{rows},16] {name}{'8' if dtype == 'uint8' else ''}" for name in names)
+    opened = "".join(f"{n} = DequantizeLinear({n}8, s, z)  " for n in names) if dtype == "uint8" else ""
+    text = f"g ({heads}) => (float[{shape.format(rows=rows)}] y) {{ {opened}a = Attention(q, k, v)  {behind} }}"
+    values: list[Array] = [rng.standard_normal((1, 2, rows, 16), dtype=np.float32) for _ in names]
+    if dtype == "uint8":
+        values = [rng.integers(60, 200, x.shape).astype(np.uint8) for x in values]
+    graph = parse(text, scale if "Dequantize" in text else {})
+    found, wanted = compiled(graph).run(values, num_threads=1)[0], run_reference(ir.from_proto(graph), values)[0]
+    allowed = 0.021 if "Quantize" in behind else 0.01 if dtype == "uint8" else 1e-5  # a step of the result; of weights
+    assert np.abs(found - wanted).max() <= allowed * max(1.0, np.abs(wanted).max())
