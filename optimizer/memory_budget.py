@@ -2,7 +2,7 @@
 
 The passes predict what a graph needs; what a compiled one allocates is known when it was compiled. So a graph is cut
 until the prediction fits, compiled, and cut finer where the compiler allocates more than was predicted. A budget that
-is far from what the finest pieces need is refused before anything is compiled.
+cannot be met is refused when the finest pieces were compiled: what they allocate is the smallest that can be.
 """
 
 from __future__ import annotations

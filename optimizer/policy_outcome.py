@@ -72,7 +72,7 @@ class PolicyOutcome:
         bits: Of a weight in the mean, over the layers that were chosen for, scales counted.
         predicted: The relative error that the layers' own effects add up to.
         error: That of the mixed model, measured in a run of it: on sets that nothing was learned from, if there are
-            enough; then before its 4-bit weights were made from all sets.
+            enough; then with the weights of the search, before those of 4 bits were made from all sets.
         metric: What the user's metric gives for the mixed model, and for the float32 model before it; `None` without.
         layers: In the order of the graph.
     """

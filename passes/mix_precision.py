@@ -4,7 +4,7 @@
    `int4-64` and its like by `quantize-int4`.
 2. What each layer costs in each form is measured, and a mix is searched for that keeps to the budget: see
    `passes.quantization.policy_search`.
-3. The nodes that do a layer's work in its form take the place of the layer. The mixed model is run once more.
+3. The nodes that do a layer's work in its form take the place of the layer.
 
 In a large model, GPTQ and its like take minutes for each form. Under a bound of bytes, only the form of 4 bits that the
 mix will have most of is made as the policy asks before the search: what it loses decides what eight bits are worth
@@ -96,8 +96,10 @@ class MixPrecision(Pass):
                 forms[form], missed = in_form(model, form, searched, self.kernels, learned, self.progress)
                 misses += [dataclasses.replace(miss, reason=f"{form}: {miss.reason}") for miss in missed]
         units, alone = find_units(model, forms)
-        ahead = Bound(self.policy, units, _kept(units, self.policy), weight_bytes(model)).fullest_four_bits()
-        if later and ahead is not None:
+        ahead = None
+        if later:
+            ahead = Bound(self.policy, units, _kept(units, self.policy), weight_bytes(model)).fullest_four_bits()
+        if ahead is not None:
             forms[ahead], _ = in_form(model, ahead, self.policy, self.kernels, learned, self.progress)
             units, alone = find_units(model, forms)
         nodes = {label(node): node for node in model.graph}
@@ -109,12 +111,9 @@ class MixPrecision(Pass):
         again = learns_again(self.policy, self.samples, learned)
         anew = {form for form in wanted if block_size(form) is not None and (again or (later and form != ahead))}
         outputs = [] if again else _outputs(model, measured)
-        made = [form if form in anew else FLOAT for form in choice]
-        modified = _take(
-            model, units, [FLOAT if form != FLOAT else now for form, now in zip(made, choice, strict=True)]
-        )
-        for form in dict.fromkeys(form for form in made if form != FLOAT):
-            values = {n.outputs[0].name or "" for u, f in zip(units, made, strict=True) if f == form for n in u.nodes}
+        modified = _take(model, units, [FLOAT if form in anew else form for form in choice])
+        for form in dict.fromkeys(form for form in choice if form in anew):
+            values = {n.outputs[0].name or "" for u, f in zip(units, choice, strict=True) if f == form for n in u.nodes}
             pass_ = int4_form(form, self.policy, self.kernels, self.samples if again else learned, self.progress)
             modified |= call_pass(dataclasses.replace(pass_, values=frozenset(values)), model)[0].modified
         if self.chosen is not None:

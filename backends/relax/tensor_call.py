@@ -62,8 +62,8 @@ def tensor_call(
     sizes = _untold(params, outputs)
     kernel = s_tir.renew_defs(te.create_prim_func([*params, *sizes, *outputs], "int64"))
     attributes = {key for out in outputs if isinstance(out.op, te.ComputeOp) for key in out.op.attrs}
+    # TVM's FuseTIR takes a size that is passed for defined twice, and fails.
     if sizes or ALONE in attributes:
-        # TVM's FuseTIR takes a size that is passed for defined twice, and fails.
         kernel = kernel.with_attr("op_pattern", _OPAQUE)
     elif TAIL in attributes:
         kernel = kernel.with_attr("op_pattern", _BEFORE_ELEMENTWISE)

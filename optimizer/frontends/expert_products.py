@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx_ir as ir
+
+from optimizer.errors import UnsupportedError
+
 __all__ = ["expert_products"]
 
 _TRANSFORMERS = "grouped_mm_fallback"
@@ -33,7 +37,7 @@ def _of_pytorch(rows: Any, weights: Any, offs: Any = None, bias: Any = None, out
     elif len(rows.shape) == 2 and len(weights.shape) == 3:
         result = _of_experts(rows, weights, offs)
     else:
-        raise NotImplementedError("a grouped product with offsets is only known for rows [S, K] and weights [E, K, N]")
+        raise UnsupportedError("a grouped product with offsets is only known for rows [S, K] and weights [E, K, N]")
     if bias is not None:
         result = op.Add(result, bias)
     return result if out_dtype in (None, -1) else op.Cast(result, to=out_dtype)
@@ -47,8 +51,8 @@ def _of_experts(rows: Any, weights: Any, offs: Any) -> Any:
     op = _operators()
     experts, _, width = weights.shape
     if not (isinstance(experts, int) and isinstance(width, int)):
-        raise NotImplementedError("a grouped product is only known for weights of a fixed shape")
-    ends = op.Cast(offs, to=7)
+        raise UnsupportedError("a grouped product is only known for weights of a fixed shape")
+    ends = op.Cast(offs, to=int(ir.DataType.INT64))
     bounds = [op.Constant(value_ints=[0])]
     bounds += [op.Slice(ends, [each], [each + 1], [0]) for each in range(experts)]
     # In one node, which folds into as many constants: one by one, each would stand beside all weights for a while.

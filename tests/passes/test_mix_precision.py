@@ -86,10 +86,10 @@ def test_a_board_computes_what_the_models_do(kernels: str) -> None:
 def test_a_size_is_kept_to_and_counted_to_the_byte() -> None:
     model = network()
     bound = weight_bytes(model) // 6
-    outcome = mixed(model, max_size=bound)
+    outcome = mixed(model, max_size=bound, method="rtn")  # which learns nothing: it is the model that was measured
     assert weight_bytes(model) == outcome.size <= bound
     assert outcome.size > 0.8 * bound, "what is left could have made a layer better"
-    assert 0.9 * outcome.error < error_of(model) < 1.01 * outcome.error  # its codes then learn from these sets, too
+    assert outcome.error == pytest.approx(error_of(model), rel=1e-3)
     assert outcome.error == pytest.approx(outcome.predicted, rel=0.5)
     assert outcome.size_before == weight_bytes(network())
 
@@ -259,7 +259,9 @@ def test_codes_of_a_large_model_are_made_as_the_policy_asks(monkeypatch: pytest.
     models = {method: network() for method in ("rtn", "gptq")}
     outcomes = {m: mixed(model, max_bits=4.7, method=m, forms=FORMS[2:]) for m, model in models.items()}
     assert outcomes["gptq"].error < outcomes["rtn"].error
-    assert error_of(models["gptq"], SETS[:1]) < error_of(models["rtn"], SETS[:1])
+    errors = {method: error_of(model, SETS[:1]) for method, model in models.items()}
+    assert errors["rtn"] == pytest.approx(outcomes["rtn"].error, rel=1e-3)
+    assert errors["gptq"] < outcomes["gptq"].error  # its other weights were rounded to nearest for the search
 
 
 @pytest.mark.parametrize("large", [False, True])
